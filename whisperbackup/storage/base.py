@@ -1,0 +1,96 @@
+"""What every storage driver promises: the Driver protocol, the objects it lists, the errors it raises.
+
+A driver keeps objects (bytes under a key) in one bucket.  It knows nothing about metrics, backups or
+options.  Keys are non-empty Unicode strings; their order is that of their UTF-8 bytes, which is also
+the order of Python's strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+
+class StoredObject(NamedTuple):
+    """One line of a listing: `size` in bytes as stored, `md5` of the content in lower-case hex, or None if unknown."""
+
+    key: str
+    size: int
+    md5: str | None
+
+
+class StorageError(Exception):
+    """The store could not do what was asked; the text names the thing and the remedy."""
+
+
+class NotFound(StorageError):
+    """The bucket or the key does not exist."""
+
+
+class AccessDenied(StorageError):
+    """The store knows who asks, or not, and refuses."""
+
+
+class Unavailable(StorageError):
+    """The store did not answer, or not usefully, also after the client library's retries."""
+
+
+class Driver(Protocol):
+    """One open bucket.  Safe to use from `threads` threads at once, never from two processes."""
+
+    threads: int
+    """How many requests the service likes in flight from one process; 1 where more gain nothing."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """The objects whose key begins with `prefix` (a plain string, not a folder), ascending, streaming."""
+
+    def get(self, key: str) -> bytes:
+        """The content of `key`.  Raises NotFound."""
+
+    def put(self, key: str, body: bytes) -> None:
+        """Store `body`, replacing what was there.
+
+        Durable when it returns, and all or nothing: no reader ever sees half an object.
+        """
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove `keys`, in as few requests as the service allows; a missing key is no error.
+
+        Tries all of them before it raises a StorageError that names the first that stayed and counts the rest.
+        """
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+
+
+Opener = Callable[[str, bool, list[str]], Driver]
+"""`open(bucket, create, arguments)`, which every driver's module has.
+
+`create` says whether an absent bucket is to be made; without it an absent bucket raises NotFound.
+`arguments` are the words after the driver's name on the command line: `name=value`, or one bare value.
+Raises UsageError for arguments that the driver does not know.
+"""
+
+
+class UsageError(Exception):
+    """A storage argument that the driver does not understand."""
+
+
+def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) -> dict[str, str]:
+    """`words` of the form `name=value` as a dict; one word without `=` is the value of the name `bare`.
+
+    Raises UsageError for a name that is not in `known`, and for a name given twice.
+    """
+    names = sorted(known)
+    values: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals and bare:
+            name, value = bare, word
+        if name not in names:
+            takes = f"it takes {', '.join(f'{n}=' for n in names)}" if names else "it takes none"
+            raise UsageError(f"unknown storage argument '{word}': {takes}")
+        if name in values:
+            raise UsageError(f"storage argument '{name}' is given twice")
+        values[name] = value
+    return values
