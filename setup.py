@@ -26,8 +26,7 @@ setup(
         "filelock>=4",
         "isal>=1.5; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
         "numpy>=1.26",
-        "python-dateutil>=2.8",
-        "python-snappy>=0.7",
+        "python-snappy>=0.7.1,!=0.7.3",  # `python -m snappy -d` of 0.7.3 fails: no restore by hand
         "tqdm>=4.64",
         "whisper>=1.1.10",
         "zstandard>=0.22",

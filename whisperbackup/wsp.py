@@ -12,7 +12,12 @@ go-carbon's compressed files begin with a magic word instead; they are opaque to
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import stat
 import struct
+import time
 from typing import NamedTuple
 
 COMPRESSED_MAGIC = b"whisper_compressed"
@@ -24,6 +29,10 @@ MAX_ARCHIVES = 1024  # far above any schema; keeps a hostile count from costing 
 
 class CorruptFile(Exception):
     """Bytes that are not a whisper file; the text says why."""
+
+
+class ShortFile(CorruptFile):
+    """Fewer bytes than the header declares, or than a header has: cut off, or being created."""
 
 
 class Archive(NamedTuple):
@@ -49,29 +58,29 @@ class Header(NamedTuple):
         return last.offset + last.points * POINT_SIZE
 
 
-def is_compressed(content: bytes) -> bool:
+def is_compressed(content: bytes | bytearray) -> bool:
     """Whether this is (the beginning of) a file in go-carbon's compressed format."""
     return content.startswith(COMPRESSED_MAGIC)
 
 
-def header_size(beginning: bytes) -> int:
+def header_size(beginning: bytes | bytearray) -> int:
     """Bytes of metadata and archive infos, told from the first METADATA.size bytes.  Raises CorruptFile."""
     if len(beginning) < METADATA.size:
-        raise CorruptFile(f"only {len(beginning)} bytes, a whisper header has at least {METADATA.size}")
+        raise ShortFile(f"only {len(beginning)} bytes, a whisper header has at least {METADATA.size}")
     count: int = METADATA.unpack_from(beginning)[3]
     if not 1 <= count <= MAX_ARCHIVES:
         raise CorruptFile(f"its header counts {count} archives")
     return METADATA.size + count * ARCHIVE_INFO.size
 
 
-def parse_header(beginning: bytes) -> Header:
+def parse_header(beginning: bytes | bytearray) -> Header:
     """The header at the start of `beginning`, which may hold more.  Raises CorruptFile.
 
     Archives must follow one another without a gap, from the finest to the coarsest, as whisper lays them out.
     """
     size = header_size(beginning)
     if len(beginning) < size:
-        raise CorruptFile(f"only {len(beginning)} bytes, its header alone would have {size}")
+        raise ShortFile(f"only {len(beginning)} bytes, its header alone would have {size}")
     aggregation, max_retention, x_files_factor, count = METADATA.unpack_from(beginning)
     if not 0 <= x_files_factor <= 1:
         raise CorruptFile(f"its header has an xFilesFactor of {x_files_factor}")
@@ -90,10 +99,146 @@ def parse_header(beginning: bytes) -> Header:
     return Header(aggregation, max_retention, x_files_factor, tuple(archives))
 
 
-def check(content: bytes) -> None:
+def check(content: bytes | bytearray) -> None:
     """Raises CorruptFile unless `content` is a whole whisper file, or a compressed one."""
     if is_compressed(content):
         return
     expected = parse_header(content).file_size
     if len(content) != expected:
-        raise CorruptFile(f"{len(content)} bytes, its header says {expected}")
+        kind = ShortFile if len(content) < expected else CorruptFile
+        raise kind(f"{len(content)} bytes, its header says {expected}")
+
+
+def declared_size(beginning: bytes, ceiling: int) -> int:
+    """Bytes that the file with this beginning may have; `ceiling` for a compressed one.
+
+    Raises CorruptFile for a broken header, or one that declares more than `ceiling`.
+    """
+    if is_compressed(beginning):
+        return ceiling
+    size = parse_header(beginning).file_size
+    if size > ceiling:
+        raise CorruptFile(f"its header declares {size} bytes, more than --max-file-size ({ceiling})")
+    return size
+
+
+LOCK_TIMEOUT = 30.0  # seconds; carbon holds a file for milliseconds
+CREATION_AGE = 60.0  # seconds; a short file younger than this is being created
+READINGS = 3
+TICK = 20_000_000  # nanoseconds; a file's times move in steps of up to a kernel tick
+
+
+class TooNew(Exception):
+    """The file is being created at this moment."""
+
+
+class Locked(OSError):
+    """Somebody kept the file's lock for longer than LOCK_TIMEOUT."""
+
+
+class Reading(NamedTuple):
+    """A file's content, and whether it still changed while it was read the last time."""
+
+    content: bytearray
+    is_torn: bool
+
+
+def acquire(fd: int, operation: int, timeout: float = LOCK_TIMEOUT) -> None:
+    """Take `flock(fd, operation)`, waiting at most `timeout` seconds.  Raises Locked."""
+    deadline = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        try:
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Locked(errno.EAGAIN, f"another process has kept it locked for {timeout:.0f} seconds") from None
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def open_regular(path: bytes, flags: int) -> int:
+    """A descriptor of the regular file `path`; never of a link, and never hangs on a FIFO.  Raises OSError."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
+
+
+def read(path: bytes, max_size: int) -> Reading:
+    """The whole whisper file at `path`, read under the shared lock that excludes a locking carbon.
+
+    Raises CorruptFile for what is no whisper file or has more than `max_size` bytes, TooNew for a file that
+    carbon is just creating, Locked, and OSError.
+    """
+    fd = open_regular(path, os.O_RDONLY)
+    try:
+        try:
+            return _read(fd, max_size)
+        except ShortFile:
+            if not _is_young(fd):
+                raise
+            time.sleep(0.2)
+            try:
+                return _read(fd, max_size)
+            except ShortFile as error:
+                if _is_young(fd):
+                    raise TooNew(str(error)) from None
+                raise
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, max_size: int) -> Reading:
+    for number in range(1, READINGS + 1):
+        content, is_torn = _read_once(fd, max_size)
+        if not is_torn or number == READINGS:
+            break
+        time.sleep(TICK / 1e9)
+    check(content)
+    return Reading(content, is_torn)
+
+
+def _read_once(fd: int, max_size: int) -> Reading:
+    """One reading under the lock; the disk is waited for before the lock is taken, since carbon may wait for us."""
+    flags = getattr(os, "RWF_NOWAIT", 0)  # first look whether the page cache holds it all
+    while True:
+        acquire(fd, fcntl.LOCK_SH)
+        try:
+            began = time.time_ns()
+            before = os.fstat(fd)
+            if before.st_size > max_size:
+                raise CorruptFile(f"{before.st_size} bytes, more than --max-file-size ({max_size})")
+            content = bytearray(before.st_size)
+            length = _read_into(fd, content, flags)
+            after = os.fstat(fd)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        if length == before.st_size:
+            moved = (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
+            # A write in the same tick as the one before it leaves no trace in the file's times.
+            return Reading(content, moved or abs(began - after.st_mtime_ns) < TICK)
+        if not flags:
+            return Reading(content[:length], True)  # it shrank
+        _read_into(fd, content, 0)
+        flags = 0
+
+
+def _read_into(fd: int, content: bytearray, flags: int) -> int:
+    """How many bytes from the file's start could be read into `content`."""
+    length = 0
+    view = memoryview(content)
+    try:
+        while length < len(content) and (more := os.preadv(fd, [view[length:]], length, flags)):
+            length += more
+    except BlockingIOError:
+        pass  # the rest would have to come from the disk
+    except OSError as error:
+        if not flags or error.errno != errno.EOPNOTSUPP:
+            raise
+    return length
+
+
+def _is_young(fd: int) -> bool:
+    return abs(time.time() - os.fstat(fd).st_mtime) < CREATION_AGE

@@ -7,7 +7,9 @@ the order of Python's strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 
@@ -94,3 +96,16 @@ def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) 
             raise UsageError(f"storage argument '{name}' is given twice")
         values[name] = value
     return values
+
+
+def silence(*libraries: str) -> None:
+    """Keep what client libraries log below WARNING out of our logs at every level: it holds tokens and signatures."""
+    for name in libraries:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def batches(keys: Iterable[str], size: int) -> Iterator[Sequence[str]]:
+    """`keys` in portions of at most `size`."""
+    remaining = iter(keys)
+    while batch := tuple(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,110 @@
+"""What every test may use: the program as a process, trees of real whisper files, hypothesis' settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import whisper
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
+hypothesis.settings.load_profile("ci")
+
+SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Program:
+    """whisper-backup as its users start it; lock, stamp and log below a folder of the test's own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.lock, self.stamp, self.log = home / "lock", home / "stamp", home / "log"
+        self.prefix, self.store = home / "tree", home / "store"
+        self.prefix.mkdir()
+
+    def words(self, command: str, *options: object) -> list[str]:
+        """The command line; a driver other than disk is named by `driver=`."""
+        files = ["--lockfile", self.lock, "--stampfile", self.stamp, "--logfile", self.log]
+        words = [sys.executable, "-m", "whisperbackup", *files, "-p", self.prefix, "-b", self.store, command]
+        return [str(word) for word in [*words, *(options or ["disk"])]]
+
+    def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
+        """The program, running."""
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
+        return subprocess.Popen(self.words(command, *options), **settings)  # type: ignore[call-overload,no-any-return]
+
+    def __call__(self, command: str, *options: object, status: int = 0) -> str:
+        """Run to the end, expect the exit `status`; stdout and stderr together."""
+        done = subprocess.run(self.words(command, *options), capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout + done.stderr
+
+    def write(self, metric: str, number: int = 0) -> Path:
+        """A new whisper file, with points up to now, by the whisper library itself."""
+        path = self.prefix / (metric.replace(".", "/") + ".wsp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whisper.create(str(path), SCHEMAS[number % len(SCHEMAS)], xFilesFactor=0.0)
+        now = int(time.time())
+        whisper.update_many(str(path), [(now - 60 * age, float(number * 1000 + age)) for age in range(50)])
+        return path
+
+    def objects(self) -> dict[str, bytes]:
+        """Everything in the directory store."""
+        return {str(p.relative_to(self.store)): p.read_bytes() for p in sorted(self.store.rglob("*")) if p.is_file()}
+
+    def stamps(self, metric: str) -> list[str]:
+        """The stamps of a metric's complete backups, the oldest first."""
+        folder = self.store / metric
+        payloads = {p.name.partition(".wsp.")[0] for p in folder.glob("*.wsp.*")}
+        return sorted(p.name.removesuffix(".sha1") for p in folder.glob("*.sha1") if p.name[:-5] in payloads)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """The program with a tree and a store of its own."""
+    return Program(tmp_path)
+
+
+def add_point(path: Path, value: float = 1.0) -> None:
+    """One newer point, as carbon would write it."""
+    whisper.update(str(path), value, int(time.time()))
+
+
+def contents(prefix: Path) -> dict[str, str]:
+    """SHA-1 of every file below `prefix`."""
+    return {
+        str(p.relative_to(prefix)): hashlib.sha1(p.read_bytes()).hexdigest() for p in prefix.rglob("*") if p.is_file()
+    }
+
+
+def wait_for(claim: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until `claim` is true; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes whose parent is `pid`."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            yield int(stat.parent.name)
+
+
+def unprivileged() -> list[str]:
+    """A command's prefix under which root, too, may do only what permission bits allow."""
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"] if os.geteuid() == 0 else []

@@ -1,0 +1,163 @@
+"""The command line: every mistake gets one clear line and the right status."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Program, unprivileged
+
+from whisperbackup.options import LOGFILE, parse, parse_date
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "no command"),
+        (["bakup", "disk"], "unknown command 'bakup'"),
+        (["backup"], "no storage driver"),
+        (["backup", "tape"], "unknown storage driver 'tape'"),
+        (["backup", "disk", "-r", "0"], "-r 0"),
+        (["backup", "disk", "-f", "0"], "-f 0"),
+        (["backup", "disk", "-x", "-2"], "-x -2"),
+        (["backup", "disk", "-a", "lzma"], "-a lzma"),
+        (["restore", "disk", "-c", "yesterday"], "yesterday"),
+        (["restore", "disk", "-m", "a.[b"], "a.[b"),
+        (["restore", "disk", "-m", "a/b"], "slashes"),
+        (["backup", "disk", "--splay", "-1"], "--splay"),
+        (["backup", "disk", "--max-file-size", "big"], "--max-file-size"),
+        (["backup", "disk", "--frobnicate"], "--frobnicate"),
+        (["backup", "disk", "x=1"], "x=1"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(program: Program, words: list[str], says: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "whisperbackup", "--nolog", "--nolock", "--nostamp", "-q", "-p", program.prefix, *words],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert says in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["backup", "disk", "-p", "/nowhere/at/all"], "does not exist"),
+        (["backup", "disk", "-p", "/etc/passwd"], "not a directory"),
+        (["backup", "disk", "-b", "/proc/no"], "/proc/no"),
+        (["backup", "disk", "-b", "/etc/passwd"], "not a directory"),
+        (["restore", "disk", "-b", "/nowhere"], "/nowhere"),
+        (["restore", "disk", "-m", "no.such.*"], "no metric"),
+        (["backup", "disk"], "no whisper file"),
+        (["backup", "disk", "--logfile", "/proc/x"], "--logfile"),
+        (["backup", "disk", "--lockfile", "/etc/passwd/x"], "--lockfile"),
+    ],
+)
+def test_what_cannot_run_says_why_with_status_1(program: Program, words: list[str], says: str) -> None:
+    program.store.mkdir()
+    command, *options = words
+    told = program(command, "-q", *options, status=1)
+    assert says in told
+    assert len(told.splitlines()) == 1
+    assert not program.stamp.exists()
+
+
+def test_an_unwritable_store_is_told_in_one_line(program: Program) -> None:
+    program.write("a.b")
+    program.store.mkdir(mode=0o555)
+    ran = subprocess.run([*unprivileged(), *program.words("backup", "disk", "-q")], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "may not write" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_options_and_arguments_come_in_any_order() -> None:
+    one = parse(["-p", "/x", "backup", "-n", "s3", "-r", "3", "eu-west-1"])
+    assert (one.command, one.driver, one.storage_arguments, one.retention, one.noop) == (
+        "backup",
+        "s3",
+        ["eu-west-1"],
+        3,
+        True,
+    )
+    assert parse(["backup", "s3", "eu-west-1", "-r", "3", "-n", "-p", "/x"]) == one
+
+
+def test_defaults_are_those_of_the_older_tool() -> None:
+    options = parse(["backup", "disk"])
+    assert options.prefix == b"/opt/graphite/storage/whisper"
+    assert (options.processes, options.retention, options.purge_days, options.bucket) == (4, 5, 45, "graphite-backups")
+    assert (options.algorithm, options.storage_path, options.lock_timeout, options.splay) == ("gz", "", 90, 0)
+    assert options.lockfile == "/var/lock/whisperbackup.py"
+    assert options.stampfile == "/var/tmp/whisperbackup.py.success"
+    assert options.logfile == "/var/log/whisperbackup.py.log"
+
+
+def test_a_storage_path_gets_its_slash_and_keeps_a_leading_one() -> None:
+    assert [parse(["list", "disk", "--storage-path", path]).storage_path for path in ("", "a", "a/b/", "/")] == [
+        "", "a/", "a/b/", "/",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "stamp"),
+    [
+        ("2026-11-23", "2026-11-23T00:00:00+00:00"),
+        ("20261123", "2026-11-23T00:00:00+00:00"),
+        ("2026-11-23T18:30", "2026-11-23T18:30:00+00:00"),
+        ("2026-11-23 18:30:05", "2026-11-23T18:30:05+00:00"),
+        ("2026-11-23T18:30:05Z", "2026-11-23T18:30:05+00:00"),
+        ("2026-11-23t18:30:05z", "2026-11-23T18:30:05+00:00"),
+        ("2026-11-23 18:30:05 UTC", "2026-11-23T18:30:05+00:00"),
+        ("2026-11-23T18:30:05+02:00", "2026-11-23T16:30:05+00:00"),
+        ("2026-11-23 18:30:05 -0130", "2026-11-23T20:00:05+00:00"),
+        ("20261123T183005Z", "2026-11-23T18:30:05+00:00"),
+        ("2026-11-23T18:30:05.9", "2026-11-23T18:30:05+00:00"),
+    ],
+)
+def test_dates_in_any_common_spelling(text: str, stamp: str) -> None:
+    assert parse_date(text) == stamp
+
+
+def test_help_shows_usage_and_every_default() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "whisperbackup", "-h"], capture_output=True, text=True, check=True
+    ).stdout
+    usage = "whisper-backup [options] backup|restore|purge|list|verify disk|gcs|noop|s3|swift [storage args]"
+    assert usage in re.sub(r"\s+", " ", shown)
+    names = ("/var/log/whisperbackup.py.log", "/var/lock/whisperbackup.py", "/var/tmp/whisperbackup.py.success")
+    values = ("/opt/graphite/storage/whisper", "[4]", "[5]", "[45]", "[graphite-backups]", "[gz]", "[90]", "[0]")
+    for default in (*names, *values):
+        assert default in re.sub(r"\s+", "", shown), default
+
+
+def test_version_is_printed() -> None:
+    from whisperbackup import __version__
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "whisperbackup", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == f"whisper-backup {__version__}"
+
+
+def test_a_default_log_that_cannot_be_opened_is_one_warning(program: Program) -> None:
+    program.write("a.b")
+    words = program.words("backup", "disk")
+    at = words.index("--logfile")
+    Path(LOGFILE).touch(mode=0o444)
+    ran = subprocess.run([*unprivileged(), *words[:at], *words[at + 2 :]], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("WARNING") == 1
+    assert "/var/log/whisperbackup.py.log" in ran.stderr
+
+
+def test_list_imports_no_client_library(program: Program) -> None:
+    program.store.mkdir()
+    words = program.words("list", "disk")
+    ran = subprocess.run([words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, check=True)
+    assert not re.search(r"boto|swiftclient|google|numpy|tqdm", ran.stderr)

@@ -1,0 +1,197 @@
+"""Runs beside one another, stopped, and killed: the lock, the workers, the signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import whisper
+from conftest import Program, children, contents, wait_for
+
+from whisperbackup.workers import Budget, Outcome, Pool, WorkerLost
+
+
+@pytest.fixture
+def big(program: Program) -> Program:
+    """A tree whose backup takes a few seconds."""
+    first = program.prefix / "m0.wsp"
+    whisper.create(str(first), [(1, 86400 * 2)])
+    noise = os.urandom(first.stat().st_size)
+    with first.open("r+b") as file:
+        file.seek(28)
+        file.write(noise[28:])
+    for number in range(1, 150):
+        (program.prefix / f"m{number}.wsp").write_bytes(first.read_bytes())
+    return program
+
+
+def begun(program: Program) -> bool:
+    return any(program.store.rglob("*.sha1"))
+
+
+def test_a_second_run_waits_says_who_holds_the_lock_and_gives_up(big: Program) -> None:
+    first = big.start("backup", "disk", "-f", "1")
+    wait_for(lambda: begun(big))
+    began = time.monotonic()
+    said = big("backup", "disk", "--locktimeout", "1", status=1)
+    assert 0.9 < time.monotonic() - began < 10
+    assert re.search(rf"process {first.pid} since \d{{4}}-\d\d-\d\dT", said), said
+    first.kill()
+    first.communicate()
+
+
+def test_a_killed_run_frees_the_lock_and_leaves_nobody(big: Program) -> None:
+    first = big.start("backup", "disk")
+    wait_for(lambda: begun(big))
+    workers = list(children(first.pid))
+    assert len(workers) == 4
+    first.kill()
+    began = time.monotonic()
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 5)
+    first.communicate()
+    second = big.start("backup", "disk", "--locktimeout", "1")
+    _, said = second.communicate()
+    assert second.returncode == 0, said
+    assert "150 examined" in said
+    assert not re.search(r", 0 unchanged", said)  # what was complete when the first one died is not done again
+    assert time.monotonic() - began < 60
+    assert len(list(big.store.rglob("*.sha1"))) == 150
+
+
+def test_a_killed_worker_ends_the_run_with_an_error(big: Program) -> None:
+    run = big.start("backup", "disk")
+    wait_for(lambda: begun(big))
+    os.kill(next(children(run.pid)), signal.SIGKILL)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "was killed by signal 9" in said
+    assert "backup ended early" in said
+    assert not big.stamp.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_far_it_came(big: Program, number: signal.Signals) -> None:
+    run = big.start("backup", "disk", "-f", "2")
+    wait_for(lambda: begun(big))
+    workers = list(children(run.pid))
+    run.send_signal(number)
+    _, said = run.communicate(timeout=12)
+    assert run.returncode == 128 + number, said
+    counted = re.search(
+        rf"backup stopped by {number.name}: (\d+) examined, 0 unchanged, (\d+) backed up.* 0 failed", said
+    )
+    assert counted, said
+    assert int(counted[2]) == len(list(big.store.rglob("*.sha1")))
+    assert not big.stamp.exists()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert "complete" in big("backup")
+
+
+def test_a_stop_while_waiting_for_the_lock_or_in_splay_is_heard(program: Program) -> None:
+    program.write("a.b")
+    with program.lock.open("w") as holder:
+        import fcntl
+
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        for options in (["disk"], ["disk", "--splay", "1000000"]):
+            run = program.start("backup", *options)
+            time.sleep(1)
+            run.terminate()
+            _, said = run.communicate(timeout=5)
+            assert run.returncode == 143, said
+            assert "stopped by SIGTERM" in said
+
+
+def test_ctrl_c_in_a_terminals_process_group_is_one_stop(big: Program) -> None:
+    run = big.start("backup", "disk", start_new_session=True)
+    wait_for(lambda: begun(big))
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=12)
+    assert run.returncode == 130
+    assert "was killed" not in said
+
+
+def test_concurrent_restores_without_a_lock_make_one_whole_tree(big: Program) -> None:
+    big("backup")
+    target = big.home / "target"
+    target.mkdir()
+    runs = [big.start("restore", "disk", "-p", target, "--nolock") for _ in range(2)]
+    for run in runs:
+        assert run.wait(60) == 0
+    assert contents(target) == contents(big.prefix)
+
+
+# -- the pool on its own ---------------------------------------------------------------------------
+
+
+def prepare_echo():  # type: ignore[no-untyped-def]
+    def work(job: tuple[str, str]) -> Outcome:
+        name, wish = job
+        if wish == "raise":
+            raise ValueError("no such luck")
+        if wish == "unpicklable":
+
+            class Local(Exception):
+                pass
+
+            raise Local(lambda: None)
+        if wish == "exit":
+            os._exit(7)
+        return Outcome(name, {"done": 1})
+
+    return work
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_every_job_has_one_outcome_and_failures_come_back(threads: int) -> None:
+    jobs = [(f"m{number}", {3: "raise", 500: "unpicklable"}.get(number, "")) for number in range(1000)]
+    with Pool(3, threads, prepare_echo) as pool:
+        outcomes = {outcome.metric: outcome for outcome in pool.run(jobs)}
+        again = list(pool.run([("x", "")]))
+    assert len(outcomes) == 1000
+    assert {name for name, outcome in outcomes.items() if outcome.errors} == {"m3", "m500"}
+    assert outcomes["m3"].errors == ("no such luck",)
+    assert len(again) == 1
+
+
+def test_a_worker_that_exits_is_a_lost_worker_not_a_hang() -> None:
+    with Pool(2, 1, prepare_echo) as pool, pytest.raises(WorkerLost, match="status 7"):
+        list(pool.run([("a", ""), ("b", "exit")]))
+
+
+def test_a_worker_that_cannot_prepare_fails_its_jobs() -> None:
+    def prepare():  # type: ignore[no-untyped-def]
+        raise RuntimeError("no driver today")
+
+    with Pool(1, 1, prepare) as pool:
+        assert [outcome.errors for outcome in pool.run([("a", "")])] == [("no driver today",)]
+
+
+def test_the_budget_lets_one_big_file_through_alone() -> None:
+    budget = Budget(100)
+    with budget.take(500):
+        import threading
+
+        entered = threading.Event()
+
+        def other() -> None:
+            with budget.take(1):
+                entered.set()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(5)
+    thread.join()
+
+
+def test_no_process_is_left_after_a_run(program: Program) -> None:
+    program.write("a.b")
+    run = program.start("backup", stderr=subprocess.DEVNULL)
+    run.wait(30)
+    assert not list(children(run.pid))

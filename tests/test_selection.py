@@ -1,0 +1,51 @@
+"""Globs over dotted names."""
+
+from __future__ import annotations
+
+import pytest
+
+from whisperbackup.selection import BadGlob, expand_braces, select
+
+
+@pytest.mark.parametrize(
+    ("glob", "name", "matches"),
+    [("*", "a.b.c", True), ("servers.*", "servers.web1.cpu", True), ("servers.*", "server", False),
+     ("*.cpu", "a.b.cpu", True), ("a.?", "a.b", True), ("a.?", "a.bc", False), ("a.[bc]", "a.c", True),
+     ("a.[!bc]", "a.c", False), ("a.{b,c}.d", "a.c.d", True), ("a.{b,c}.d", "a.x.d", False),
+     ("a.{b,c{1,2}}", "a.c2", True), ("a", "a", True), ("a", "a.b", False), ("A", "a", False)],
+)  # fmt: skip
+def test_globs_match_as_operators_expect(glob: str, name: str, matches: bool) -> None:
+    assert (name in select([glob])) is matches
+
+
+@pytest.mark.parametrize("glob", ["", "[", "a.[b", "{a", "a}", "a}{b", "servers/web1", "{a,b", "[!]", "{{a}"])
+def test_bad_globs_are_named(glob: str) -> None:
+    with pytest.raises(BadGlob, match="glob"):
+        select([glob])
+
+
+def test_braces_expand_like_a_shell() -> None:
+    assert expand_braces("a.{b,c{d,}}.e") == ["a.b.e", "a.cd.e", "a.c.e"]
+    with pytest.raises(BadGlob, match="1000"):
+        expand_braces("{a,b}" * 12)
+
+
+@pytest.mark.parametrize(
+    ("globs", "heads"),
+    [(["*"], ("",)), (["servers.web1.*"], ("servers.web1.",)), (["servers.web1"], ("servers.web1/",)),
+     (["b.*", "a.x"], ("a.x/", "b.")), (["a.*", "a.b.c"], ("a.",)), (["s.{w1,w2}.cpu"], ("s.w1.cpu/", "s.w2.cpu/")),
+     (["a[12].*"], ("a",))],
+)  # fmt: skip
+def test_literal_heads_are_sorted_and_disjoint(globs: list[str], heads: tuple[str, ...]) -> None:
+    assert select(globs).heads == heads
+
+
+def test_excluded_metrics_are_not_meant_and_wholly_excluded_folders_not_entered() -> None:
+    selection = select(["*"], ["carbon.*", "a.b"])
+    assert "carbon.agents.x" not in selection
+    assert "a.b" not in selection
+    assert "a.b.c" in selection
+    assert not selection.may_hold("carbon.")
+    assert not selection.may_hold("carbon.agents.")
+    assert selection.may_hold("a.")
+    assert select(["*"], ["carbon.*.cpu"]).may_hold("carbon.")

@@ -1,0 +1,142 @@
+"""Reading one whisper file beside those who write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import whisper
+
+from whisperbackup import wsp
+
+CEILING = 1 << 30
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "a.wsp"
+    whisper.create(str(path), [(10, 100), (60, 100)])
+    whisper.update(str(path), 1.0, int(time.time()))
+    os.utime(path, (time.time() - 3600,) * 2)
+    return path
+
+
+def read(path: Path) -> wsp.Reading:
+    return wsp.read(os.fsencode(path), CEILING)
+
+
+def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
+    assert read(path) == (path.read_bytes(), False)
+
+
+def test_header_is_what_whisper_says(path: Path) -> None:
+    header = wsp.parse_header(path.read_bytes())
+    theirs = whisper.info(str(path))
+    assert [archive.step for archive in header.archives] == [a["secondsPerPoint"] for a in theirs["archives"]]
+    assert [archive.offset for archive in header.archives] == [a["offset"] for a in theirs["archives"]]
+    assert header.max_retention == theirs["maxRetention"]
+    assert header.file_size == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "header cut", "truncated", "random", "too long", "offsets", "xff", "count"]
+)
+def test_what_is_no_whisper_file_is_refused_with_a_reason(path: Path, damage: str) -> None:
+    good = path.read_bytes()
+    bad = {
+        "empty": b"",
+        "header cut": good[:20],
+        "truncated": good[:-1],
+        "random": os.urandom(len(good)),
+        "too long": good + b"x",
+        "offsets": good[:16] + struct.pack(">L", 41) + good[20:],
+        "xff": good[:8] + struct.pack(">f", 7.0) + good[12:],
+        "count": good[:12] + struct.pack(">L", 0xFFFFFFFF) + good[16:],
+    }[damage]
+    path.write_bytes(bad)
+    os.utime(path, (time.time() - 3600,) * 2)
+    with pytest.raises(wsp.CorruptFile):
+        read(path)
+
+
+def test_a_short_young_file_is_too_new(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(wsp.TooNew):
+        read(path)
+
+
+def test_a_file_being_created_is_read_again(path: Path) -> None:
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    threading.Timer(0.1, path.write_bytes, [good]).start()
+    assert read(path).content == good
+
+
+def test_random_content_is_not_excused_by_its_youth(path: Path) -> None:
+    path.write_bytes(b"\xff" * 5000)
+    with pytest.raises(wsp.CorruptFile):
+        read(path)
+
+
+def test_a_compressed_file_passes_as_opaque(path: Path) -> None:
+    path.write_bytes(wsp.COMPRESSED_MAGIC + b"anything at all")
+    os.utime(path, (time.time() - 3600,) * 2)
+    assert read(path).content == wsp.COMPRESSED_MAGIC + b"anything at all"
+
+
+def test_a_locked_file_is_waited_for(path: Path) -> None:
+    with path.open("r+b") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, [holder, fcntl.LOCK_UN]).start()
+        began = time.monotonic()
+        read(path)
+        assert time.monotonic() - began > 0.25
+
+
+def test_a_file_that_stays_locked_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with path.open("r+b") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        fd = os.open(path, os.O_RDONLY)
+        with pytest.raises(wsp.Locked, match="locked"):
+            wsp.acquire(fd, fcntl.LOCK_SH, timeout=0.2)
+        os.close(fd)
+
+
+def test_a_file_that_keeps_changing_is_taken_and_told(path: Path) -> None:
+    stop, started = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not stop.is_set():
+                file.seek(-8, os.SEEK_END)
+                file.write(struct.pack(">d", time.time()))
+                started.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    started.wait()
+    try:
+        assert read(path).is_torn
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_file_that_came_to_rest_is_not_called_torn(path: Path) -> None:
+    whisper.update(str(path), 2.0, int(time.time()))
+    assert not read(path).is_torn
+
+
+def test_links_fifos_and_oversized_files_are_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.wsp").symlink_to(path)
+    os.mkfifo(tmp_path / "fifo.wsp")
+    for name in ("link.wsp", "fifo.wsp"):
+        with pytest.raises(OSError):
+            read(tmp_path / name)
+    with pytest.raises(wsp.CorruptFile, match="max-file-size"):
+        wsp.read(os.fsencode(path), 100)

@@ -1,0 +1,5 @@
+"""`python -m whisperbackup`."""
+
+from whisperbackup.main import run
+
+run()

@@ -1,0 +1,96 @@
+"""One backup in the store: put it there, mark last; bring it back, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from whisperbackup import compression, wsp
+from whisperbackup.catalog import Backup
+from whisperbackup.storage.base import Driver, NotFound
+
+_DIGEST = re.compile(r"[0-9a-f]{40}")
+
+
+class BadBackup(Exception):
+    """A backup that cannot be used; the text says why."""
+
+
+def sha1_of(content: bytes | bytearray) -> str:
+    """The 40 hex digits that a mark holds."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def mark_md5(sha1: str) -> str:
+    """The MD5 that a listing shows for a mark with this content."""
+    return hashlib.md5(sha1.encode(), usedforsecurity=False).hexdigest()
+
+
+def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
+    """Put a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup."""
+    driver.put(f"{key}{stamp}.wsp.{codec}", payload)
+    driver.put(f"{key}{stamp}.sha1", sha1.encode())
+
+
+def read_mark(driver: Driver, key: str, backup: Backup) -> str:
+    """The SHA-1 in a backup's mark.  Raises BadBackup, also when the mark is gone."""
+    try:
+        text = driver.get(f"{key}{backup.stamp}.sha1")[:256].decode("ascii", "replace").strip().lower()
+    except NotFound:
+        raise BadBackup("its mark is gone") from None
+    if not _DIGEST.fullmatch(text):
+        raise BadBackup(f"its mark holds '{text[:60]!a}' instead of a SHA-1")
+    return text
+
+
+def has_digest(driver: Driver, key: str, backup: Backup, sha1: str) -> bool:
+    """Whether `backup` was made from content with this SHA-1; asks the store only where the listing is no proof.
+
+    What cannot be read is a no: it costs an upload, never a missed change.
+    """
+    if backup.mark_md5 == mark_md5(sha1):
+        return True
+    try:
+        return read_mark(driver, key, backup) == sha1
+    except BadBackup:
+        return False
+
+
+def content_of(driver: Driver, key: str, backup: Backup) -> str:
+    """A string that is equal for backups of equal content: the MD5 of the mark, read if the listing lacks it."""
+    if backup.mark_md5 is not None:
+        return backup.mark_md5
+    try:
+        return mark_md5(read_mark(driver, key, backup))
+    except BadBackup:
+        return f"unreadable {backup.stamp}"
+
+
+def load(driver: Driver, key: str, backup: Backup, max_size: int) -> bytes:
+    """The whisper file that `backup` holds, checked: SHA-1, header, size.
+
+    Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded.
+    """
+    sha1 = read_mark(driver, key, backup)
+    reasons = []
+    for codec, size in backup.payloads:
+        if codec not in compression.installed():
+            reasons.append(f"this machine has no library for {codec}")
+        elif size > max_size:
+            reasons.append(f"its {codec} payload has {size} bytes, more than --max-file-size ({max_size})")
+        else:
+            try:
+                return _expand(driver.get(f"{key}{backup.stamp}.wsp.{codec}"), codec, sha1, max_size)
+            except NotFound:
+                reasons.append(f"its {codec} payload is gone")
+            except (compression.CorruptPayload, wsp.CorruptFile) as error:
+                reasons.append(f"its {codec} payload is damaged: {error}")
+    raise BadBackup("; ".join(reasons))
+
+
+def _expand(payload: bytes, codec: str, sha1: str, max_size: int) -> bytes:
+    content = compression.decompress(codec, payload, lambda beginning: wsp.declared_size(beginning, max_size))
+    if sha1_of(content) != sha1:
+        raise wsp.CorruptFile("its content does not have the SHA-1 of its mark")
+    wsp.check(content)
+    return content

@@ -1,0 +1,153 @@
+"""backup: store every metric whose file changed since its newest backup, then purge what is gone."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from whisperbackup import backups, compression, tree, wsp
+from whisperbackup.catalog import Catalog, Metric, next_stamp
+from whisperbackup.commands import open_store
+from whisperbackup.commands.purge import Purge
+from whisperbackup.merge import Pair, join
+from whisperbackup.options import Options
+from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.storage.base import Driver
+from whisperbackup.tree import Found
+from whisperbackup.util import CannotRun, Generation, retain
+from whisperbackup.workers import Budget, Outcome, Pool, Work
+
+logger = logging.getLogger(__name__)
+
+FIGURES = ("examined", "unchanged", "backed up", "read bytes", "stored bytes", "removed")
+KEYS_AT_ONCE = 1000  # what one request can delete where the service is at its best
+
+
+class Job(NamedTuple):
+    """A file to back up if it changed; `metric` is what the store holds of it."""
+
+    name: str
+    path: bytes
+    metric: Metric | None
+
+
+class Deletion(NamedTuple):
+    """Keys that go together; `name` stands for them in an error."""
+
+    name: str
+    keys: list[str]
+
+
+def run(options: Options) -> int:
+    """Back up what changed; the exit status."""
+    tree.check_prefix(options.prefix)
+    tally = Tally("backup", FIGURES)
+    with (
+        open_store(options, create=True) as driver,
+        Pool(options.processes, driver.threads, functools.partial(prepare, options)) as pool,
+        told(tally, options.quiet),
+    ):
+        catalog = Catalog(driver, options.storage_path, options.selection)
+        purge = Purge(options, tally)
+        pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
+        surplus: list[str] = []
+        for outcome in work_through(pool, _jobs(pairs, surplus), tally):
+            surplus += outcome.surplus
+        for _ in work_through(pool, _deletions(surplus, at_least=1), tally):
+            pass
+        catalog.report_foreign()
+    if not tally.figures["examined"] and not tally.failed:
+        raise CannotRun(f"no whisper file below {os.fsdecode(options.prefix)} is meant; is it the right folder?")
+    return tally.finish()
+
+
+def _jobs(pairs: Iterable[Pair], surplus: list[str]) -> Iterator[Job | Deletion]:
+    """A job for each file that is there; between them deletions, as soon as `surplus` is worth a request."""
+    for pair in pairs:
+        if isinstance(pair.local, Found):
+            yield Job(pair.local.name, pair.local.path, pair.metric)
+        yield from _deletions(surplus, KEYS_AT_ONCE)
+
+
+def _deletions(surplus: list[str], at_least: int) -> Iterator[Deletion]:
+    """Empties `surplus` in portions for as long as it holds `at_least` that many keys."""
+    while len(surplus) >= at_least:
+        keys, surplus[:KEYS_AT_ONCE] = surplus[:KEYS_AT_ONCE], []
+        yield Deletion("removing old backups", keys)
+
+
+def prepare(options: Options) -> Work:
+    """What a worker does with a job, with a driver of its own."""
+    # The parent has created the bucket by now; only under --noop may it be absent still.
+    driver = open_store(options, create=options.noop).__enter__()  # for as long as the worker lives
+    compress = compression.compressor(options.algorithm)
+    budget = Budget()
+
+    def work(job: Job | Deletion) -> Outcome:
+        if isinstance(job, Deletion):
+            driver.delete(job.keys)
+            return Outcome(job.name, {})
+        try:
+            with budget.take(os.stat(job.path).st_size):
+                return backup_metric(job, options, driver, compress)
+        except FileNotFoundError:
+            return Outcome(job.name, {"examined": 1, "vanished": 1})
+        except wsp.TooNew as error:
+            logger.info("%s: too new: %s", job.name, error)
+            return Outcome(job.name, {"examined": 1, "too new": 1})
+        except wsp.CorruptFile as error:
+            return Outcome(job.name, {"examined": 1}, (f"not a whisper file, not backed up: {error}",))
+        except OSError as error:
+            return Outcome(job.name, {"examined": 1}, (f"{os.fsdecode(job.path)}: {error.strerror}",))
+
+    return work
+
+
+def backup_metric(job: Job, options: Options, driver: Driver, compress: compression.Compress) -> Outcome:
+    """Back up one file unless its newest backup holds the same content, then see what retention no longer keeps.
+
+    Raises what `wsp.read` and the driver raise.
+    """
+    key = f"{options.storage_path}{job.name}/"
+    content, is_torn = wsp.read(job.path, options.max_file_size)
+    now = datetime.now(UTC)
+    figures = {"examined": 1, "read bytes": len(content)}
+    if is_torn:
+        figures["changing while read"] = 1
+    sha1 = backups.sha1_of(content)
+    existing = job.metric.backups if job.metric else ()
+    if existing and backups.has_digest(driver, key, existing[-1], sha1):
+        return Outcome(job.name, figures | {"unchanged": 1})
+    stamp = next_stamp(now, job.metric.last_stamp if job.metric else None)
+    payload = compress(content)
+    backups.store(driver, key, stamp, options.algorithm, payload, sha1)
+    logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
+    figures |= {"backed up": 1, "stored bytes": len(payload)}
+    surplus, counts = _surplus(job, key, options, driver, Generation(stamp, options.algorithm, len(payload), sha1))
+    return Outcome(job.name, figures | counts, (), surplus)
+
+
+def _surplus(
+    job: Job, key: str, options: Options, driver: Driver, latest: Generation
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The keys that retention gives up now that `latest` is complete, and the figures to count."""
+    existing = job.metric.backups if job.metric else ()
+    if len(existing) < options.retention:
+        return (), {}
+    generations = [
+        Generation(backup.stamp, *backup.payloads[0], backups.content_of(driver, key, backup)) for backup in existing
+    ]
+    kept = retain([*generations, latest._replace(content=backups.mark_md5(latest.content))], options.retention)
+    surplus = tuple(key + suffix for backup in existing if backup.stamp in kept.dropped for suffix in backup.suffixes())
+    counts = {"removed": len(kept.dropped)}
+    if kept.guarded:
+        counts["kept, all newer being much smaller"] = len(kept.guarded)
+        logger.warning(
+            "%s: kept beyond -r %d, every newer backup being much smaller: %s",
+            job.name, options.retention, ", ".join(kept.guarded),
+        )  # fmt: skip
+    return surplus, counts

@@ -1,0 +1,190 @@
+"""The command line: what may be said, its defaults, and its checks."""
+
+from __future__ import annotations
+
+import optparse
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from whisperbackup import __version__, compression, storage
+from whisperbackup.catalog import stamp_of
+from whisperbackup.selection import BadGlob, Selection, select
+
+COMMANDS = ("backup", "restore", "purge", "list", "verify")
+USAGE = "whisper-backup [options] backup|restore|purge|list|verify disk|gcs|noop|s3|swift [storage args]"
+EPILOG = (
+    "Exit status: 0 all done; 1 could not run; 2 usage; 3 ran, but some metrics failed, each named on stderr; "
+    "128+N stopped by signal N.  Storage args are name=value, or one bare value, a region."
+)
+LOGFILE = "/var/log/whisperbackup.py.log"
+LOCKFILE = "/var/lock/whisperbackup.py"
+STAMPFILE = "/var/tmp/whisperbackup.py.success"
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Options:
+    """A checked command line."""
+
+    command: str
+    driver: str
+    storage_arguments: list[str]
+    prefix: bytes
+    processes: int
+    retention: int
+    purge_days: int
+    noop: bool
+    bucket: str
+    selection: Selection
+    date: str | None  # a stamp; None: the newest
+    algorithm: str
+    storage_path: str  # empty, or ending in a slash
+    max_file_size: int  # bytes
+    overwrite: bool
+    json: bool
+    debug: bool
+    quiet: bool
+    logfile: str | None
+    logfile_is_default: bool
+    syslog: bool
+    lockfile: str | None
+    lock_timeout: float  # seconds
+    splay: float  # seconds
+    stampfile: str | None
+
+
+class _Parser(optparse.OptionParser):
+    def error(self, msg: str) -> NoReturn:
+        self.exit(2, f"whisper-backup: {msg}; see whisper-backup --help\n")
+
+
+def parse_date(text: str) -> str:
+    """The stamp of a moment in ISO 8601: a date alone is 00:00, no zone is UTC.  Raises ValueError."""
+    compact = re.sub(r"\s+(?=[+-]\d\d|Z$)", "", re.sub(r"\s*(UTC|GMT)$", "Z", text.strip(), flags=re.I))
+    moment = datetime.fromisoformat(compact.upper())
+    return stamp_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text, re.I)
+    if not match or int(match[1]) == 0:
+        raise ValueError
+    return int(match[1]) * SIZE_UNITS[match[2].upper()]
+
+
+def _parser() -> _Parser:
+    parser = _Parser(usage=USAGE, version=f"whisper-backup {__version__}", epilog=EPILOG, add_help_option=False)
+    parser.remove_option("--version")
+
+    def add(*names: str, text: str, **settings: Any) -> None:
+        shown = f"{text} [%default]" if "default" in settings else text
+        parser.add_option(*names, help=shown, **settings)
+
+    add("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
+    add("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
+    add("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
+    add("-x", "--purge", type="int", default=45, metavar="DAYS",
+        text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
+    add("-n", "--noop", action="store_true", text="read and report everything, change nothing")
+    add("-b", "--bucket", default="graphite-backups", metavar="NAME",
+        text="bucket or container; for disk the directory")  # fmt: skip
+    add("-m", "--metrics", action="append", metavar="GLOB",
+        text="metrics to work on, as 'servers.web1.*' or 'a.{b,c}'; * crosses dots; may be repeated [*]")  # fmt: skip
+    add("--exclude", action="append", metavar="GLOB", text="metrics to leave out; may be repeated")
+    add("-c", "--date", metavar="DATE",
+        text="restore as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 [the newest]")  # fmt: skip
+    add("-a", "--algorithm", default="gz", metavar="CODEC",
+        text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
+    add("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
+    add("--max-file-size", default="1G", metavar="SIZE",
+        text="larger files are refused, in the tree and in the store")  # fmt: skip
+    add("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
+    add("--json", action="store_true", text="list: one JSON object a line")
+    add("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
+    add("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
+    add("--nolog", action="store_true", text="no log file")
+    add("--logfile", metavar="FILE", text=f"log file [{LOGFILE}]")
+    add("--syslog", action="store_true", text="log to syslog, too")
+    add("--nolock", action="store_true", text="do not exclude other runs on this machine")
+    add("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
+    add("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
+    add("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
+    add("--nostamp", action="store_true", text="no stamp file")
+    add("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
+    add("-h", "--help", action="help", text="show this and exit")
+    add("--version", action="version", text="show the version and exit")
+    return parser
+
+
+def parse(words: list[str]) -> Options:
+    """The checked command line; exits with status 2 and one line for one that cannot be meant."""
+    parser = _parser()
+    values, arguments = parser.parse_args(words)
+    if not arguments:
+        parser.error(f"no command; one of {', '.join(COMMANDS)}")
+    command, *arguments = arguments
+    if command not in COMMANDS:
+        parser.error(f"unknown command '{command}'; one of {', '.join(COMMANDS)}")
+    if not arguments:
+        parser.error(f"no storage driver; one of {', '.join(storage.names())}")
+    driver, *arguments = arguments
+    if not storage.is_known(driver):
+        parser.error(f"unknown storage driver '{driver}'; one of {', '.join(storage.names())}")
+    if values.processes < 1:
+        parser.error(f"-f {values.processes}: at least one process is needed")
+    if values.retention < 1:
+        parser.error(f"-r {values.retention}: at least one backup must be kept")
+    if values.purge < -1:
+        parser.error(f"-x {values.purge}: days, 0 for at once, or -1 for never")
+    if values.algorithm not in compression.installed():
+        parser.error(f"-a {values.algorithm}: this machine has {', '.join(compression.installed())}")
+    for name in ("splay", "locktimeout"):
+        if not 0 <= getattr(values, name) < float("inf"):
+            parser.error(f"--{name} {getattr(values, name):g}: a number of seconds, 0 or more")
+    date = None
+    if values.date is not None:
+        try:
+            date = parse_date(values.date)
+        except (ValueError, OverflowError):
+            parser.error(f"-c '{values.date}' is no date in ISO 8601, as 2026-11-23 or 2026-11-23T18:00:00+01:00")
+    try:
+        max_file_size = _parse_size(values.max_file_size)
+    except ValueError:
+        parser.error(f"--max-file-size '{values.max_file_size}': a number of bytes, as 500M or 2G")
+    try:
+        selection = select(values.metrics or ["*"], values.exclude or [])
+    except BadGlob as error:
+        parser.error(str(error))
+    path = values.storage_path
+    if not path.isprintable():  # also what argv holds that is not UTF-8
+        parser.error(f"--storage-path {path!a}: printable UTF-8 only")
+    return Options(
+        command=command,
+        driver=driver,
+        storage_arguments=arguments,
+        prefix=os.fsencode(os.path.abspath(values.prefix)),
+        processes=values.processes,
+        retention=values.retention,
+        purge_days=values.purge,
+        noop=bool(values.noop),
+        bucket=values.bucket,
+        selection=selection,
+        date=date,
+        algorithm=values.algorithm,
+        storage_path=path if not path or path.endswith("/") else path + "/",
+        max_file_size=max_file_size,
+        overwrite=bool(values.overwrite),
+        json=bool(values.json),
+        debug=bool(values.debug),
+        quiet=bool(values.quiet),
+        logfile=None if values.nolog else values.logfile or LOGFILE,
+        logfile_is_default=values.logfile is None,
+        syslog=bool(values.syslog),
+        lockfile=None if values.nolock else values.lockfile,
+        lock_timeout=values.locktimeout,
+        splay=values.splay,
+        stampfile=None if values.nostamp else values.stampfile,
+    )

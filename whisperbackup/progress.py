@@ -1,0 +1,135 @@
+"""The story of a run: figures added up, failures named, progress, the last line."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from whisperbackup.signals import Stopped
+from whisperbackup.workers import Outcome, Pool
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 60.0  # seconds between progress lines where there is no terminal
+BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
+
+
+class Tally:
+    """The figures of one run.  `always` are printed even when they are zero, in this order, before all others."""
+
+    def __init__(self, command: str, always: Sequence[str]) -> None:
+        self.command = command
+        self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(always, 0))
+        self.failed = 0
+        self.is_complete = True
+        self._started = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what became of a metric, and name it if it failed."""
+        self.figures.update(outcome.figures)
+        for error in outcome.errors:
+            logger.error("%s: %s", outcome.metric, error)
+        self.failed += bool(outcome.errors)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Count and name a failure outside of any worker."""
+        self.add(Outcome(name, {}, (reason,)))
+
+    def summary(self) -> str:
+        """Figures, failures and seconds, as the last line says them."""
+        parts = [_figure(name, count) for name, count in self.figures.items()]
+        return ", ".join([*parts, f"{self.failed} failed", f"{time.monotonic() - self._started:.1f} s"])
+
+    def finish(self) -> int:
+        """Print the last line; the exit status: 0, or 3 if anything failed."""
+        if self.failed:
+            logger.error("%s incomplete: %s", self.command, self.summary())
+            return 3
+        logger.info("%s complete: %s", self.command, self.summary())
+        return 0
+
+
+def _figure(name: str, count: int) -> str:
+    if not name.endswith(BYTES):
+        return f"{count} {name}"
+    return f"{shown_size(count)} {name.removesuffix(BYTES)}"
+
+
+def shown_size(size: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+@contextlib.contextmanager
+def told(tally: Tally, quiet: bool) -> Iterator[Tally]:
+    """Print the last line also for a run that ends early, and keep progress on the screen meanwhile."""
+    try:
+        with _bar(tally, quiet):
+            yield tally
+    except Stopped as stop:
+        logger.error("%s %s: %s", tally.command, stop, tally.summary())
+        raise
+    except Exception:
+        logger.error("%s ended early: %s", tally.command, tally.summary())
+        raise
+
+
+def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally) -> Iterator[Outcome]:
+    """Have `pool` do `jobs`; adds every outcome to `tally` and passes it on.
+
+    When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
+    """
+    try:
+        for outcome in pool.run(jobs):
+            tally.add(outcome)
+            yield outcome
+            _tick(tally)
+    except Stopped:
+        for outcome in pool.drain():
+            tally.add(outcome)
+        raise
+
+
+class _Display:
+    """The progress bar of this process, or the time of the last progress line."""
+
+    bar: Any = None
+    last = 0.0
+
+
+@contextlib.contextmanager
+def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
+    _Display.last = time.monotonic()
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    tqdm.tqdm.monitor_interval = 0  # no thread beside ours
+    with (
+        tqdm.tqdm(desc=tally.command, unit=" metrics", dynamic_ncols=True, leave=False) as bar,
+        logging_redirect_tqdm(),
+    ):
+        _Display.bar = bar
+        try:
+            yield
+        finally:
+            _Display.bar = None
+
+
+def _tick(tally: Tally) -> None:
+    if _Display.bar is not None:
+        _Display.bar.update(tally.figures["examined"] - _Display.bar.n)
+    elif time.monotonic() - _Display.last > INTERVAL:
+        _Display.last = time.monotonic()
+        logger.info("%s so far: %s", tally.command, tally.summary())

@@ -1,0 +1,121 @@
+"""Which metrics are meant: globs over dotted names, and the literal heads that spare looking at the rest."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_ALTERNATIVES = 1000
+WILDCARD = re.compile(r"[*?[]")
+
+
+class BadGlob(ValueError):
+    """A glob that cannot be meant; the text says why."""
+
+
+def expand_braces(glob: str) -> list[str]:
+    """`a.{b,c}` as `a.b`, `a.c`; braces nest, as in a shell.  Raises BadGlob."""
+    start = glob.find("{")
+    if start < 0:
+        if "}" in glob:
+            raise BadGlob(f"glob '{glob}': a '}}' without its '{{'")
+        return [glob]
+    if "}" in glob[:start]:
+        raise BadGlob(f"glob '{glob}': a '}}' without its '{{'")
+    depth, begin, choices = 0, start + 1, []
+    for position in range(start, len(glob)):
+        character = glob[position]
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+        if (character == "," and depth == 1) or depth == 0:
+            choices.append(glob[begin:position])
+            begin = position + 1
+        if depth == 0:
+            break
+    else:
+        raise BadGlob(f"glob '{glob}': a '{{' without its '}}'")
+    globs = [one for choice in choices for one in expand_braces(glob[:start] + choice + glob[begin:])]
+    if len(globs) > MAX_ALTERNATIVES:
+        raise BadGlob(f"glob '{glob}': its braces make more than {MAX_ALTERNATIVES} alternatives")
+    return globs
+
+
+def check_glob(glob: str) -> None:
+    """Raises BadGlob for a glob over dotted names that could match nothing."""
+    if not glob:
+        raise BadGlob("an empty glob matches nothing; '*' matches every metric")
+    if "/" in glob:
+        raise BadGlob(f"glob '{glob}': metrics are named with dots, as in 'servers.web1.*', not with slashes")
+    if re.search(r"\[(?!!?+.[^]]*+\])", glob):
+        raise BadGlob(f"glob '{glob}': a '[' without its ']'")
+
+
+def literal_head(glob: str) -> str:
+    """What every `name/` begins with whose name matches `glob`; the whole `name/` if there is no wildcard."""
+    wildcard = WILDCARD.search(glob)
+    return glob[: wildcard.start()] if wildcard else glob + "/"
+
+
+def disjoint(heads: Sequence[str]) -> tuple[str, ...]:
+    """`heads` sorted, without those that another one covers."""
+    kept: list[str] = []
+    for head in sorted(heads):
+        if not kept or not head.startswith(kept[-1]):
+            kept.append(head)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The metrics that match one of the wanted globs and none of the excluded ones.
+
+    `heads` are sorted and disjoint; each `name/` in the selection begins with one of them.
+    """
+
+    heads: tuple[str, ...]
+    wanted: re.Pattern[str] | None  # None: all
+    excluded: re.Pattern[str] | None  # None: none
+    folders_excluded: re.Pattern[str] | None
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the metric `name` is meant."""
+        return (self.wanted is None or self.wanted.match(name) is not None) and (
+            self.excluded is None or self.excluded.match(name) is None
+        )
+
+    def may_hold(self, folder: str) -> bool:
+        """Whether a metric may be meant whose name begins with `folder` (which is empty or ends in a dot)."""
+        return self.reaches(folder) and not (folder and self.folders_excluded and self.folders_excluded.match(folder))
+
+    def reaches(self, folder: str) -> bool:
+        """Whether `folder` lies on the way to one of the heads, or below one."""
+        return any(folder.startswith(head) or head.startswith(folder) for head in self.heads)
+
+
+def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
+    """The selection that `-m` and `--exclude` describe.  Raises BadGlob.
+
+    `*` and `?` match any character, dots too; `[abc]` and `{a,b}` are Graphite's.
+    """
+    includes, excludes = _expanded(wanted), _expanded(excluded)
+    return Selection(
+        heads=disjoint([literal_head(glob) for glob in includes]),
+        wanted=None if "*" in includes else _any_of(includes),
+        excluded=_any_of(excludes),
+        # a trailing `*` that may stand for nothing: what matches the folder's own prefix matches all below it
+        folders_excluded=_any_of([glob for glob in excludes if glob.endswith("*")]),
+    )
+
+
+def _expanded(globs: Sequence[str]) -> list[str]:
+    for glob in globs:
+        check_glob(glob)
+    return [one for glob in globs for one in expand_braces(glob)]
+
+
+def _any_of(globs: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs)) if globs else None

@@ -1,0 +1,53 @@
+"""Stop signals: the first one becomes an exception where the run can bear it, the second ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A stop signal came.  Not an Exception, so that no library takes it for a failure to retry."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class _State:
+    received: int | None = None
+    is_shielded = False
+
+
+def install() -> None:
+    """Turn the stop signals into Stopped, raised in the main thread."""
+    _State.received = None
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, _handle)
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    if _State.received is not None:
+        os._exit(128 + number)  # the workers die with their parent
+    _State.received = number
+    if not _State.is_shielded:
+        raise Stopped(number)
+
+
+@contextlib.contextmanager
+def shield() -> Iterator[None]:
+    """Do something short that an exception in the middle would spoil; a signal that comes meanwhile is raised after."""
+    before = _State.received
+    _State.is_shielded = True
+    try:
+        yield
+    finally:
+        _State.is_shielded = False
+    if _State.received is not None and before is None:
+        raise Stopped(_State.received)

@@ -1,0 +1,62 @@
+"""The registry of storage drivers: a name on the command line to an open bucket."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from whisperbackup.storage.base import Driver, NotFound, Opener, StorageError
+from whisperbackup.storage.noop import Noop
+from whisperbackup.storage.readonly import ReadOnly
+
+ENTRY_POINTS = "whisperbackup.storage"
+BUILT_IN = ("disk", "gcs", "noop", "s3", "swift")
+
+
+class MissingLibrary(StorageError):
+    """The service's client library is not installed."""
+
+
+def names() -> list[str]:
+    """Every driver there is, the built-in ones first."""
+    from importlib.metadata import entry_points
+
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - set(BUILT_IN))]
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a driver of this name; looks beyond the built-in ones only if it has to."""
+    return name in BUILT_IN or name in names()
+
+
+def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop: bool) -> Driver:
+    """An open bucket.  With `noop` it reads as ever, what is written to it is lost, and one to create is empty.
+
+    Raises StorageError, and UsageError for storage arguments that the driver does not know.
+    """
+    opener = _opener(name)
+    if not noop:
+        return opener(bucket, create, arguments)
+    try:
+        return ReadOnly(opener(bucket, False, arguments), absent_is_empty=create)
+    except NotFound:
+        if not create:
+            raise
+        return Noop()
+
+
+def _opener(name: str) -> Opener:
+    """The `open` of the driver `name`; its module, and with it the client library, is imported only here."""
+    if name not in BUILT_IN:
+        from importlib.metadata import entry_points
+
+        (point,) = entry_points(group=ENTRY_POINTS, name=name)
+        return cast(Opener, point.load())
+    try:
+        module = importlib.import_module(f"whisperbackup.storage.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingLibrary(
+            f"the driver {name} needs the library '{error.name}', which is not installed: "
+            f"pip install 'whisper-backup[{name}]'"
+        ) from error
+    return cast(Opener, module.open)

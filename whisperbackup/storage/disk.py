@@ -1,0 +1,229 @@
+"""A directory as a store: objects are files, keys are paths below it.
+
+A key's component of up to 254 bytes is a file's or folder's name as it stands.  A longer one is cut: its
+first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
+same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+
+from whisperbackup.storage.base import (
+    AccessDenied,
+    Driver,
+    NotFound,
+    StorageError,
+    StoredObject,
+    Unavailable,
+    keyword_arguments,
+)
+
+PIECE = 254
+CONTINUED = b"+"
+TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Disk:
+    """One directory."""
+
+    threads = 1  # what waits here is the disk, and it is the same one for all
+
+    def __init__(self, directory: bytes) -> None:
+        self._directory = directory
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
+        if not os.path.isdir(self._directory):
+            raise _missing_directory(self._directory)
+        folder, slash, beginning = prefix.rpartition("/")
+        above = (folder + slash).encode()
+        stack = [(above, iter(_names(self._path(folder) if folder else self._directory, beginning.encode())))]
+        while stack:
+            above, names = stack[-1]
+            for name in names:
+                try:
+                    key = (above + name).decode()
+                except UnicodeDecodeError:
+                    continue  # a stranger's file: keys are UTF-8
+                if key.endswith("/"):
+                    stack.append((above + name, iter(_names(self._path(key[:-1]), b""))))
+                    break
+                try:
+                    yield StoredObject(key, os.stat(self._path(key)).st_size, None)
+                except FileNotFoundError:
+                    continue  # deleted since its folder was read
+                except OSError as error:
+                    raise _storage_error(error, key) from error
+            else:
+                stack.pop()
+
+    def get(self, key: str) -> bytes:
+        """The file's content."""
+        try:
+            with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"'{key}' is not in {os.fsdecode(self._directory)}") from None
+        except OSError as error:
+            raise _storage_error(error, key) from error
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write a temporary file beside the place, fsync, rename, fsync the folder."""
+        path = self._path(key)
+        folder = os.path.dirname(path)
+        temporary = os.path.join(folder, TEMPORARY + secrets.token_hex(8).encode())
+        try:
+            fd = self._create(temporary)
+            try:
+                with os.fdopen(fd, "wb", buffering=0) as file:
+                    view = memoryview(body)
+                    while view:
+                        view = view[file.write(view) :]
+                    os.fdatasync(file.fileno())
+                os.rename(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            _fsync_folder(folder)
+        except OSError as error:
+            raise _storage_error(error, key) from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Unlink the files, and the folders that they leave empty."""
+        stayed: list[str] = []
+        for key in keys:
+            path = self._path(key)
+            try:
+                os.unlink(path)
+                self._remove_empty_folders(os.path.dirname(path))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                stayed.append(f"'{key}': {error.strerror}")
+        if stayed:
+            more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
+            raise AccessDenied(f"cannot delete {stayed[0]}{more}")
+
+    def close(self) -> None:
+        """Nothing: no file stays open."""
+
+    def _path(self, key: str) -> bytes:
+        pieces: list[bytes] = []
+        for component in key.encode().split(b"/"):
+            if component in (b"", b".", b"..") or b"\0" in component or component.startswith(TEMPORARY):
+                raise StorageError(f"'{key}' cannot be a path in a directory; is the storage path right?")
+            while len(component) > PIECE:
+                pieces.append(component[:PIECE] + CONTINUED)
+                component = CONTINUED + component[PIECE:]
+            pieces.append(component)
+        return b"/".join([self._directory, *pieces])
+
+    def _create(self, path: bytes) -> int:
+        """A new file, open for writing, in a folder that another run may just be removing because it was empty."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for _ in range(10):
+            try:
+                return os.open(path, flags, 0o666)
+            except FileNotFoundError:
+                self._make_folders(os.path.dirname(path))
+        return os.open(path, flags, 0o666)
+
+    def _make_folders(self, folder: bytes) -> None:
+        """`mkdir -p`, each new entry durable; stops at the store's own directory, which must be there."""
+        if not os.path.isdir(self._directory):
+            raise _missing_directory(self._directory)
+        missing = []
+        while folder != self._directory and not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for path in reversed(missing):
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                continue
+            _fsync_folder(os.path.dirname(path))
+
+    def _remove_empty_folders(self, folder: bytes) -> None:
+        while folder != self._directory:
+            try:
+                os.rmdir(folder)
+            except OSError:
+                return  # not empty, or another run was faster
+            folder = os.path.dirname(folder)
+
+
+def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
+    """The directory `bucket`; takes no arguments."""
+    keyword_arguments(arguments, None, ())
+    directory = os.path.abspath(os.fsencode(bucket))
+    try:
+        if create and not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            _fsync_folder(os.path.dirname(directory))
+        if not os.path.isdir(directory):
+            raise _missing_directory(directory)
+        if create and not os.access(directory, os.W_OK | os.X_OK):
+            raise AccessDenied(f"this user may not write to the directory {bucket}; mend that, or name another with -b")
+    except (FileExistsError, NotADirectoryError):
+        raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
+    except OSError as error:
+        raise AccessDenied(f"cannot create the directory {bucket}: {error.strerror}; name another with -b") from error
+    return Disk(directory)
+
+
+def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[bytes]:
+    """The components of keys that stand in `folder` and may begin with `beginning`, sorted; folders end in `/`.
+
+    `component` is what the folder's own name, one to be continued, holds of them.
+    """
+    names: list[bytes] = []
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if component and not entry.name.startswith(CONTINUED):
+                    continue
+                name = component + entry.name[len(CONTINUED) if component else 0 :]
+                if len(entry.name) > PIECE:
+                    name = name[:-1]
+                    if is_folder and (name.startswith(beginning) or beginning.startswith(name)):
+                        names += _names(entry.path, beginning, name)
+                elif entry.name.startswith(TEMPORARY) or not name.startswith(beginning):
+                    continue
+                elif is_folder or entry.is_file(follow_symlinks=False):
+                    names.append(name + b"/" if is_folder else name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # there is nothing under that prefix, or it went while the store was listed
+    except OSError as error:
+        raise _storage_error(error, os.fsdecode(folder)) from error
+    if not component:
+        names.sort()
+    return names
+
+
+def _fsync_folder(folder: bytes) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _missing_directory(directory: bytes) -> NotFound:
+    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; create it, or run backup once")
+
+
+def _storage_error(error: OSError, name: str) -> StorageError:
+    """An OSError of the store as one of the family, with the remedy."""
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"'{name}' is not there")
+    if error.errno in DENIED:
+        return AccessDenied(f"'{name}': {error.strerror}; give this user the right to the directory")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable(f"'{name}': {error.strerror}; make room on the disk of the store")
+    return Unavailable(f"'{name}': {error.strerror}")

@@ -1,0 +1,41 @@
+"""A wrapper around any driver for --noop: reads pass, writes are accepted and forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from whisperbackup.storage.base import Driver, NotFound, StoredObject
+
+
+class ReadOnly:
+    """A driver under which nothing changes.
+
+    With `absent_is_empty` a bucket that does not exist lists nothing, as the one that a real run would create.
+    """
+
+    def __init__(self, driver: Driver, absent_is_empty: bool) -> None:
+        self._driver = driver
+        self._absent_is_empty = absent_is_empty
+        self.threads = driver.threads
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """As the wrapped driver."""
+        try:
+            yield from self._driver.list(prefix)
+        except NotFound:
+            if not self._absent_is_empty:
+                raise
+
+    def get(self, key: str) -> bytes:
+        """As the wrapped driver."""
+        return self._driver.get(key)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Nothing."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Close the wrapped driver."""
+        self._driver.close()

@@ -1,0 +1,194 @@
+"""What every command shares: the run lock, the stamp file, splay, logging, retention."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import IO, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+LOG_SIZE = 10 * 1024 * 1024  # bytes before the log is rotated
+LOG_COUNT = 5
+
+
+class CannotRun(Exception):
+    """The command could not do its job at all; the text names the thing and the remedy."""
+
+
+# -- files in folders that others may write to ---------------------------------------------------
+
+
+def open_plainly(path: str, flags: int) -> int:
+    """A descriptor of `path`, created when absent; a symbolic link there is never followed.  Raises OSError."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+
+
+@contextlib.contextmanager
+def run_lock(path: str, timeout: float) -> Iterator[None]:
+    """Hold the kernel's lock on the file `path`; wait for it at most `timeout` seconds.  Raises CannotRun.
+
+    A forked worker does not hold it too: filelock closes the descriptor in the child.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
+    try:
+        lock.acquire(poll_interval=0.1)
+    except filelock.Timeout:
+        raise CannotRun(
+            f"another run holds the lock {path}: {_holder(path)}; waited {timeout:g} seconds (--locktimeout)"
+        ) from None
+    except OSError as error:
+        raise CannotRun(f"cannot lock {path}: {error.strerror}; name another file with --lockfile") from error
+    try:
+        _write_holder(path)
+        yield
+    finally:
+        lock.release()
+
+
+def _write_holder(path: str) -> None:
+    try:
+        fd = open_plainly(path, os.O_WRONLY)
+        with os.fdopen(fd, "w") as file:
+            file.truncate()
+            file.write(f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
+    except OSError as error:  # the lock is the kernel's; this is only what a waiting run says of its holder
+        logger.debug("cannot note the holder in %s: %s", path, error)
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(200).strip() or "by an unknown process"
+    except OSError:
+        return "by an unknown process"
+
+
+def touch_stamp(path: str) -> None:
+    """Give the stamp file the present time.  Raises CannotRun."""
+    try:
+        fd = open_plainly(path, os.O_WRONLY)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CannotRun(
+            f"cannot touch the stamp file {path}: {error.strerror}; name another with --stampfile"
+        ) from error
+
+
+# -- waiting and logging ---------------------------------------------------------------------------
+
+
+def splay(seconds: float) -> None:
+    """Sleep for a random time up to `seconds`, so that a fleet's cron jobs do not start together."""
+    if seconds > 0:
+        pause = random.uniform(0, seconds)
+        logger.info("starting in %.0f seconds (--splay %g)", pause, seconds)
+        time.sleep(pause)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A rotating log file that is never a symbolic link's target."""
+
+    def _open(self) -> IO[str]:  # type: ignore[override]
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
+
+
+def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool) -> None:
+    """Send the run's story to stderr, `logfile` (None: nowhere) and syslog.
+
+    Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning.
+    """
+    root = logging.getLogger()
+    root.handlers[:] = []
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING if quiet else logging.DEBUG)
+    console.setFormatter(_ConsoleFormatter())
+    root.addHandler(console)
+    if syslog:
+        address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
+        to_syslog = logging.handlers.SysLogHandler(address, logging.handlers.SysLogHandler.LOG_DAEMON)
+        to_syslog.setFormatter(logging.Formatter("whisper-backup[%(process)d]: %(levelname)s %(message)s"))
+        root.addHandler(to_syslog)
+    if logfile:
+        try:
+            to_file = _LogFile(logfile, maxBytes=LOG_SIZE, backupCount=LOG_COUNT)
+        except OSError as error:
+            if not is_default:
+                raise CannotRun(
+                    f"cannot open the log file {logfile}: {error.strerror}; name another with --logfile"
+                ) from error
+            logger.warning("cannot open the log file %s: %s; this run has none", logfile, error.strerror)
+        else:
+            formatter = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+            to_file.setFormatter(formatter)
+            root.addHandler(to_file)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
+
+
+# -- retention -------------------------------------------------------------------------------------
+
+
+class Generation(NamedTuple):
+    """What retention has to know of a complete backup; `size` in bytes as stored.
+
+    `content` is any string that is equal exactly for backups of equal content.
+    """
+
+    stamp: str
+    codec: str
+    size: int
+    content: str
+
+
+class Retention(NamedTuple):
+    """Stamps to drop, and stamps kept for no other reason than that everything newer is suspiciously small."""
+
+    dropped: list[str]
+    guarded: list[str]
+
+
+def retain(generations: Sequence[Generation], keep: int) -> Retention:
+    """What a metric's complete backups, the oldest first, come down to when the newest `keep` are kept.
+
+    Neighbours of equal content count once.  One that dwarfs everything newer is kept: after a disk was
+    replaced and carbon made its files anew, it is the history.
+    """
+    result = Retention([], [])
+    distinct = 0
+    for index in range(len(generations) - 1, -1, -1):
+        generation, newer = generations[index], generations[index + 1 :]
+        if not newer or newer[0].content != generation.content:
+            distinct += 1
+        if distinct > keep:
+            (result.guarded if _dwarfs(generation, newer) else result.dropped).append(generation.stamp)
+    return result
+
+
+def _dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
+    """Whether every newer one of the same codec is stored in less than half the size.
+
+    Where there is none of the same codec, all newer ones must have less than an eighth: codecs differ by
+    less than that on whisper files, and history must not go because the codec was changed that very week.
+    """
+    same = [other for other in newer if other.codec == generation.codec]
+    if same:
+        return all(other.size * 2 < generation.size for other in same)
+    return all(other.size * 8 < generation.size for other in newer)
