@@ -89,7 +89,7 @@ def test_newest_at_a_date() -> None:
 
 def test_a_stamp_is_always_later_than_the_last() -> None:
     now = datetime(2026, 11, 22, tzinfo=UTC)
-    assert next_stamp(now, None) == B
+    assert next_stamp(now, "") == B
     assert next_stamp(now, A) == B
     assert next_stamp(now, B) == "2026-11-22T00:00:01+00:00"
     assert next_stamp(now, C) == "2026-11-23T00:00:01+00:00"

@@ -11,6 +11,7 @@ import pytest
 from conftest import Program, unprivileged
 
 from whisperbackup.options import LOGFILE, parse, parse_date
+from whisperbackup.util import Keep
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_an_unwritable_store_is_told_in_one_line(program: Program) -> None:
 
 def test_options_and_arguments_come_in_any_order() -> None:
     one = parse(["-p", "/x", "backup", "-n", "s3", "-r", "3", "eu-west-1"])
-    assert (one.command, one.driver, one.storage_arguments, one.retention, one.noop) == (
+    assert (one.command, one.driver, one.storage_arguments, one.keep.last, one.noop) == (
         "backup",
         "s3",
         ["eu-west-1"],
@@ -91,7 +92,7 @@ def test_options_and_arguments_come_in_any_order() -> None:
 def test_defaults_are_those_of_the_older_tool() -> None:
     options = parse(["backup", "disk"])
     assert options.prefix == b"/opt/graphite/storage/whisper"
-    assert (options.processes, options.retention, options.purge_days, options.bucket) == (4, 5, 45, "graphite-backups")
+    assert (options.processes, options.keep, options.purge_days, options.bucket) == (4, Keep(5), 45, "graphite-backups")
     assert (options.algorithm, options.storage_path, options.lock_timeout, options.splay) == ("gz", "", 90, 0)
     assert options.lockfile == "/var/lock/whisperbackup.py"
     assert options.stampfile == "/var/tmp/whisperbackup.py.success"

@@ -3,6 +3,7 @@
     <storage path><metric>/<stamp>.wsp.<codec>     the whisper file, compressed
     <storage path><metric>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file
     <storage path><metric>/<stamp>.missing         the tombstone
+    <storage path><metric>/.whisper-backup-<stamp>-<hex>    what a killed write left in a directory
 
 Stamps compare as strings: they are all UTC and of one length.
 """
@@ -23,11 +24,9 @@ from whisperbackup.tree import ForeignName, is_canonical, metric_path
 logger = logging.getLogger(__name__)
 
 STAMP_FORMAT = "%Y-%m-%dT%H:%M:%S+00:00"
-_OBJECT = re.compile(
-    r"(?P<stamp>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00)\."
-    rf"(?P<kind>sha1|missing|wsp\.(?P<codec>{'|'.join(CODECS)}))",
-    re.ASCII,
-)
+_STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+_OBJECT = re.compile(rf"({_STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
+_TEMPORARY = re.compile(rf"\.whisper-backup-({_STAMP})-[0-9a-f]+", re.ASCII)
 
 
 class Disordered(StorageError):
@@ -57,11 +56,16 @@ class Backup(NamedTuple):
 
 
 class Debris(NamedTuple):
-    """Half a backup: a payload without its mark, or a mark without payload."""
+    """What an interrupted run left: a payload without its mark, a mark without payload, a temporary file."""
 
     stamp: str
     suffixes: tuple[str, ...]
     size: int
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is no half of anything."""
+        return self.suffixes[0].startswith(".")
 
 
 class Metric(NamedTuple):
@@ -89,10 +93,13 @@ def stamp_of(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime(STAMP_FORMAT)
 
 
-def next_stamp(now: datetime, last: str | None) -> str:
-    """A stamp for `now` that is later than `last`, whatever the clock did.  Raises ValueError at the end of time."""
+def next_stamp(now: datetime, last: str) -> str:
+    """A stamp for `now` that is later than `last` (empty: none), whatever the clock did.
+
+    Raises ValueError at the end of time.
+    """
     stamp = stamp_of(now)
-    if last is None or stamp > last:
+    if stamp > last:
         return stamp
     try:
         return stamp_of(datetime.fromisoformat(last) + timedelta(seconds=1))
@@ -101,15 +108,18 @@ def next_stamp(now: datetime, last: str | None) -> str:
 
 
 def parse_suffix(suffix: str) -> tuple[str, str, str | None] | None:
-    """Stamp, kind (`sha1`, `missing`, `wsp.gz` …) and codec of what follows the metric in a key; None if foreign."""
-    match = _OBJECT.fullmatch(suffix)
+    """Stamp, kind (`sha1`, `missing`, `wsp.gz` …, `temporary`) and codec of what follows the metric in a key.
+
+    None if it is foreign.
+    """
+    match = _OBJECT.fullmatch(suffix) or _TEMPORARY.fullmatch(suffix)
     if match is None:
         return None
     try:
-        datetime.fromisoformat(match["stamp"])
+        datetime.fromisoformat(match[1])
     except ValueError:
         return None
-    return match["stamp"], match["kind"], match["codec"]
+    return (match[1], match[2], match[3]) if match.re is _OBJECT else (match[1], "temporary", None)
 
 
 class Catalog:
@@ -191,6 +201,8 @@ def read_metric(name: str, objects: Iterable[tuple[str, StoredObject]]) -> tuple
         parsed = parse_suffix(suffix)
         if parsed is None:
             foreign += 1
+        elif parsed[1] == "temporary":
+            debris.append(Debris(parsed[0], (suffix,), listed.size))
         else:
             stamp, kind, codec = parsed
             stamps.setdefault(stamp, []).append((kind, codec, listed))
@@ -205,9 +217,9 @@ def read_metric(name: str, objects: Iterable[tuple[str, StoredObject]]) -> tuple
             halves = [(kind, listed) for kind, _, listed in parts if kind != "missing"]
             suffixes = tuple(f"{stamp}.{kind}" for kind, _ in halves)
             debris.append(Debris(stamp, suffixes, sum(listed.size for _, listed in halves)))
-    if not stamps:
+    if not stamps and not debris:
         return None, foreign
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), max(stamps)), foreign
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), max(stamps, default="")), foreign
 
 
 def newest_at(metric: Metric, date: str | None) -> list[Backup]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from whisperbackup import __version__, compression, storage
 from whisperbackup.catalog import stamp_of
 from whisperbackup.selection import BadGlob, Selection, select
+from whisperbackup.util import Keep
 
 COMMANDS = ("backup", "restore", "purge", "list", "verify")
 USAGE = "whisper-backup [options] backup|restore|purge|list|verify disk|gcs|noop|s3|swift [storage args]"
@@ -34,8 +35,9 @@ class Options:
     storage_arguments: list[str]
     prefix: bytes
     processes: int
-    retention: int
+    keep: Keep
     purge_days: int
+    purge_anyway: bool
     noop: bool
     bucket: str
     selection: Selection
@@ -45,6 +47,7 @@ class Options:
     max_file_size: int  # bytes
     overwrite: bool
     json: bool
+    debris: bool
     debug: bool
     quiet: bool
     logfile: str | None
@@ -86,8 +89,12 @@ def _parser() -> _Parser:
     add("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
     add("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
     add("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
+    for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month")):
+        add(f"--keep-{period}", type="int", default=0, metavar="N",
+            text=f"beside -r, keep the newest backup of each of N {unit}s (UTC)")  # fmt: skip
     add("-x", "--purge", type="int", default=45, metavar="DAYS",
         text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
+    add("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
     add("-n", "--noop", action="store_true", text="read and report everything, change nothing")
     add("-b", "--bucket", default="graphite-backups", metavar="NAME",
         text="bucket or container; for disk the directory")  # fmt: skip
@@ -103,6 +110,7 @@ def _parser() -> _Parser:
         text="larger files are refused, in the tree and in the store")  # fmt: skip
     add("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
     add("--json", action="store_true", text="list: one JSON object a line")
+    add("--debris", action="store_true", text="list: what interrupted runs left, instead")
     add("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
     add("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
     add("--nolog", action="store_true", text="no log file")
@@ -137,6 +145,9 @@ def parse(words: list[str]) -> Options:
         parser.error(f"-f {values.processes}: at least one process is needed")
     if values.retention < 1:
         parser.error(f"-r {values.retention}: at least one backup must be kept")
+    for name in ("keep_daily", "keep_weekly", "keep_monthly"):
+        if getattr(values, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} {getattr(values, name)}: a number of backups, 0 or more")
     if values.purge < -1:
         parser.error(f"-x {values.purge}: days, 0 for at once, or -1 for never")
     if values.algorithm not in compression.installed():
@@ -167,8 +178,9 @@ def parse(words: list[str]) -> Options:
         storage_arguments=arguments,
         prefix=os.fsencode(os.path.abspath(values.prefix)),
         processes=values.processes,
-        retention=values.retention,
+        keep=Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
         purge_days=values.purge,
+        purge_anyway=bool(values.purge_anyway),
         noop=bool(values.noop),
         bucket=values.bucket,
         selection=selection,
@@ -178,6 +190,7 @@ def parse(words: list[str]) -> Options:
         max_file_size=max_file_size,
         overwrite=bool(values.overwrite),
         json=bool(values.json),
+        debris=bool(values.debris),
         debug=bool(values.debug),
         quiet=bool(values.quiet),
         logfile=None if values.nolog else values.logfile or LOGFILE,

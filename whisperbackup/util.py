@@ -9,8 +9,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime
 from typing import IO, NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,15 @@ class Generation(NamedTuple):
     content: str
 
 
+class Keep(NamedTuple):
+    """How many backups of a metric to keep: the newest, and the newest of each day, ISO week and month (UTC)."""
+
+    last: int
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+
+
 class Retention(NamedTuple):
     """Stamps to drop, and stamps kept for no other reason than that everything newer is suspiciously small."""
 
@@ -165,21 +174,42 @@ class Retention(NamedTuple):
     guarded: list[str]
 
 
-def retain(generations: Sequence[Generation], keep: int) -> Retention:
-    """What a metric's complete backups, the oldest first, come down to when the newest `keep` are kept.
+def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
+    """What a metric's complete backups, the oldest first, come down to; one is kept if any rule of `keep` keeps it.
 
-    Neighbours of equal content count once.  One that dwarfs everything newer is kept: after a disk was
-    replaced and carbon made its files anew, it is the history.
+    Neighbours of equal content count once among the newest.  One that dwarfs everything newer is kept: after
+    a disk was replaced and carbon made its files anew, it is the history.
     """
     result = Retention([], [])
-    distinct = 0
-    for index in range(len(generations) - 1, -1, -1):
-        generation, newer = generations[index], generations[index + 1 :]
-        if not newer or newer[0].content != generation.content:
-            distinct += 1
-        if distinct > keep:
-            (result.guarded if _dwarfs(generation, newer) else result.dropped).append(generation.stamp)
+    kept = _newest(generations, keep.last)
+    kept |= _newest_of_each(generations, keep.daily, lambda day: day.toordinal())
+    kept |= _newest_of_each(generations, keep.weekly, lambda day: day.isocalendar()[:2])
+    kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
+    for index, generation in enumerate(generations):
+        if generation.stamp not in kept:
+            is_guarded = _dwarfs(generation, generations[index + 1 :])
+            (result.guarded if is_guarded else result.dropped).append(generation.stamp)
     return result
+
+
+def _newest(generations: Sequence[Generation], count: int) -> set[str]:
+    kept: set[str] = set()
+    distinct = 0
+    content = None
+    for generation in reversed(generations):
+        distinct += generation.content != content
+        if distinct > count:
+            break
+        content = generation.content
+        kept.add(generation.stamp)
+    return kept
+
+
+def _newest_of_each(generations: Sequence[Generation], count: int, period: Callable[[date], object]) -> set[str]:
+    newest: dict[object, str] = {}
+    for generation in reversed(generations):
+        newest.setdefault(period(date.fromisoformat(generation.stamp[:10])), generation.stamp)
+    return set(list(newest.values())[:count])
 
 
 def _dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:

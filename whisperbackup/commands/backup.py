@@ -12,7 +12,17 @@ from typing import NamedTuple
 from whisperbackup import backups, compression, tree, wsp
 from whisperbackup.catalog import Catalog, Metric, next_stamp
 from whisperbackup.commands import open_store
-from whisperbackup.commands.purge import Purge
+from whisperbackup.commands.purge import (
+    KEYS_AT_ONCE,
+    Deletion,
+    Purge,
+    Sweep,
+    Tombstone,
+    carry_out,
+    check_tree,
+    deletions,
+    work_on,
+)
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
@@ -24,7 +34,6 @@ from whisperbackup.workers import Budget, Outcome, Pool, Work
 logger = logging.getLogger(__name__)
 
 FIGURES = ("examined", "unchanged", "backed up", "read bytes", "stored bytes", "removed")
-KEYS_AT_ONCE = 1000  # what one request can delete where the service is at its best
 
 
 class Job(NamedTuple):
@@ -35,33 +44,25 @@ class Job(NamedTuple):
     metric: Metric | None
 
 
-class Deletion(NamedTuple):
-    """Keys that go together; `name` stands for them in an error."""
-
-    name: str
-    keys: list[str]
-
-
 def run(options: Options) -> int:
     """Back up what changed; the exit status."""
-    tree.check_prefix(options.prefix)
     tally = Tally("backup", FIGURES)
-    with (
-        open_store(options, create=True) as driver,
-        Pool(options.processes, driver.threads, functools.partial(prepare, options)) as pool,
-        told(tally, options.quiet),
-    ):
-        catalog = Catalog(driver, options.storage_path, options.selection)
-        purge = Purge(options, tally)
-        pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
-        surplus: list[str] = []
-        for outcome in work_through(pool, _jobs(pairs, surplus), tally):
-            surplus += outcome.surplus
-        for _ in work_through(pool, _deletions(surplus, at_least=1), tally):
-            pass
-        catalog.report_foreign()
-    if not tally.figures["examined"] and not tally.failed:
-        raise CannotRun(f"no whisper file below {os.fsdecode(options.prefix)} is meant; is it the right folder?")
+    with open_store(options, create=True) as driver:
+        check_tree(options.prefix)
+        with (
+            Pool(options.processes, driver.threads, functools.partial(prepare, options)) as pool,
+            told(tally, options.quiet),
+        ):
+            catalog = Catalog(driver, options.storage_path, options.selection)
+            surplus: list[str] = []
+            purge = Purge(options, tally, surplus)
+            pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
+            for outcome in work_through(pool, _jobs(pairs, surplus), tally):
+                surplus += outcome.surplus
+            carry_out(purge, pool, tally, surplus)
+            catalog.report_foreign()
+    if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
+        raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
     return tally.finish()
 
 
@@ -70,14 +71,7 @@ def _jobs(pairs: Iterable[Pair], surplus: list[str]) -> Iterator[Job | Deletion]
     for pair in pairs:
         if isinstance(pair.local, Found):
             yield Job(pair.local.name, pair.local.path, pair.metric)
-        yield from _deletions(surplus, KEYS_AT_ONCE)
-
-
-def _deletions(surplus: list[str], at_least: int) -> Iterator[Deletion]:
-    """Empties `surplus` in portions for as long as it holds `at_least` that many keys."""
-    while len(surplus) >= at_least:
-        keys, surplus[:KEYS_AT_ONCE] = surplus[:KEYS_AT_ONCE], []
-        yield Deletion("removing old backups", keys)
+        yield from deletions(surplus, KEYS_AT_ONCE)
 
 
 def prepare(options: Options) -> Work:
@@ -87,10 +81,9 @@ def prepare(options: Options) -> Work:
     compress = compression.compressor(options.algorithm)
     budget = Budget()
 
-    def work(job: Job | Deletion) -> Outcome:
-        if isinstance(job, Deletion):
-            driver.delete(job.keys)
-            return Outcome(job.name, {})
+    def work(job: Job | Deletion | Tombstone | Sweep) -> Outcome:
+        if not isinstance(job, Job):
+            return work_on(job, driver)
         try:
             with budget.take(os.stat(job.path).st_size):
                 return backup_metric(job, options, driver, compress)
@@ -122,7 +115,7 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
     existing = job.metric.backups if job.metric else ()
     if existing and backups.has_digest(driver, key, existing[-1], sha1):
         return Outcome(job.name, figures | {"unchanged": 1})
-    stamp = next_stamp(now, job.metric.last_stamp if job.metric else None)
+    stamp = next_stamp(now, job.metric.last_stamp if job.metric else "")
     payload = compress(content)
     backups.store(driver, key, stamp, options.algorithm, payload, sha1)
     logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
@@ -136,18 +129,18 @@ def _surplus(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The keys that retention gives up now that `latest` is complete, and the figures to count."""
     existing = job.metric.backups if job.metric else ()
-    if len(existing) < options.retention:
+    if len(existing) < options.keep.last:
         return (), {}
     generations = [
         Generation(backup.stamp, *backup.payloads[0], backups.content_of(driver, key, backup)) for backup in existing
     ]
-    kept = retain([*generations, latest._replace(content=backups.mark_md5(latest.content))], options.retention)
+    kept = retain([*generations, latest._replace(content=backups.mark_md5(latest.content))], options.keep)
     surplus = tuple(key + suffix for backup in existing if backup.stamp in kept.dropped for suffix in backup.suffixes())
     counts = {"removed": len(kept.dropped)}
     if kept.guarded:
         counts["kept, all newer being much smaller"] = len(kept.guarded)
         logger.warning(
             "%s: kept beyond -r %d, every newer backup being much smaller: %s",
-            job.name, options.retention, ", ".join(kept.guarded),
+            job.name, options.keep.last, ", ".join(kept.guarded),
         )  # fmt: skip
     return surplus, counts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import NamedTuple
 
-from whisperbackup.catalog import Catalog, newest_at
+from whisperbackup.catalog import Catalog, Metric, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
 from whisperbackup.progress import shown_size
@@ -18,25 +19,45 @@ def run(options: Options) -> int:
     with open_store(options) as driver:
         catalog = Catalog(driver, options.storage_path, options.selection)
         for metric in catalog:
-            backups = list(metric.backups)
-            if options.date is not None:
-                backups = newest_at(metric, options.date)[:1]
-            if not backups:
+            shown = _debris(metric) if options.debris else _backups(metric, options.date)
+            if not shown:
                 continue
-            lines = [(backup.stamp, payload.codec, payload.size) for backup in backups for payload in backup.payloads]
             if options.json:
-                shown = [{"stamp": stamp, "codec": codec, "size": size} for stamp, codec, size in lines]
-                print(json.dumps({"metric": metric.name, "backups": shown}, ensure_ascii=False))
+                objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
+                kind = "debris" if options.debris else "backups"
+                print(json.dumps({"metric": metric.name, kind: objects}, ensure_ascii=False))
             else:
-                for stamp, codec, size in lines:
-                    print(f"{stamp}  {codec:<3}  {size:>10}  {metric.name}")
+                for item in shown:
+                    print(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {metric.name}")
             metrics += 1
-            count += len(backups)
-            total += sum(size for _, _, size in lines)
+            count += len(shown) if options.debris else len({item.stamp for item in shown})
+            total += sum(item.size for item in shown)
         sys.stdout.flush()
         catalog.report_foreign()
-    if not metrics and options.selection.wanted is not None:
+    if not metrics and options.selection.wanted is not None and not options.debris:
         raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
     if not options.json:
-        print(f"{metrics} metrics, {count} backups, {shown_size(total)}")
+        what = "pieces of debris" if options.debris else "backups"
+        print(f"{metrics} metrics, {count} {what}, {shown_size(total)}")
     return 0
+
+
+class Item(NamedTuple):
+    """One stored object worth showing; `label` is what `kind` is called in JSON, `size` is in bytes."""
+
+    stamp: str
+    label: str
+    kind: str
+    size: int
+
+
+def _backups(metric: Metric, date: str | None) -> list[Item]:
+    backups = list(metric.backups) if date is None else newest_at(metric, date)[:1]
+    return [Item(b.stamp, "codec", payload.codec, payload.size) for b in backups for payload in b.payloads]
+
+
+def _debris(metric: Metric) -> list[Item]:
+    return [
+        Item(half.stamp, "left", "temporary" if half.is_temporary else half.suffixes[0].partition(".")[2], half.size)
+        for half in metric.debris
+    ]

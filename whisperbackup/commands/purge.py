@@ -1,54 +1,258 @@
-"""purge: see which metrics in the store are no longer in the tree."""
+"""purge: delete what has been gone from the tree for long enough, and what interrupted runs left.
+
+A metric without a file gets a tombstone, loses it when the file is seen again, and is deleted when the
+tombstone is old enough.  What one pass over tree and store finds is spooled, and carried out only when
+both came to their end without an error.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from whisperbackup import tree
-from whisperbackup.catalog import Catalog
+from whisperbackup.catalog import Catalog, Debris, Metric, next_stamp, stamp_of
 from whisperbackup.commands import open_store
+from whisperbackup.compression import CODECS
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally, told
-from whisperbackup.tree import Unseen
+from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.selection import select
+from whisperbackup.storage.base import Driver, NotFound
+from whisperbackup.tree import Found, Unseen
+from whisperbackup.workers import Outcome, Pool, Work
 
 logger = logging.getLogger(__name__)
 
+FIGURES = ("examined", "missing", "purged")
+KEYS_AT_ONCE = 1000  # what one request can delete where the service is at its best
+DEBRIS_AGE = timedelta(days=1)  # younger debris may be another run's work
+MANY = 100  # deletions above which half of everything is taken for a mistake
+
+
+class Deletion(NamedTuple):
+    """Keys that go together; `name` stands for them in an error."""
+
+    name: str
+    keys: list[str]
+
+
+class Tombstone(NamedTuple):
+    """The mark that the metric `name` is missing, to be put at `key`."""
+
+    name: str
+    key: str
+
+
+class Sweep(NamedTuple):
+    """Half a backup of the metric `name`, to go if its other half is really not there."""
+
+    name: str
+    key: str  # the metric's
+    debris: Debris
+
+
+class Plan(NamedTuple):
+    """What is to be done about one metric: a tombstone to set (its stamp), or everything to delete."""
+
+    tombstone: str | None
+    is_due: bool
+
+
+def plan(metric: Metric, days: int, now: datetime) -> Plan:
+    """What becomes of a metric that is surely not in the tree, with `days` of grace (0: none, -1: for ever).
+
+    A tombstone that is not later than the newest backup is void; of several the newest counts.
+    """
+    if days < 0 or not metric.is_canonical:
+        return Plan(None, False)
+    if days == 0:
+        return Plan(None, True)
+    newest = metric.backups[-1].stamp if metric.backups else ""
+    tombstone = max(metric.tombstones, default="")
+    if tombstone <= newest:
+        return Plan(next_stamp(now, metric.last_stamp), False)
+    return Plan(None, tombstone <= stamp_of(now - timedelta(days=days)))
+
+
+def keys_of(metric: Metric) -> list[str]:
+    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone."""
+    backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
+    debris = [suffix for half in metric.debris for suffix in half.suffixes]
+    return [*backups, *debris, *(f"{stamp}.missing" for stamp in metric.tombstones)]
+
 
 class Purge:
-    """What one pass over tree and store says about metrics that are gone."""
+    """What one pass over tree and store says about metrics that are gone, and what is done about them."""
 
-    def __init__(self, options: Options, tally: Tally) -> None:
+    def __init__(self, options: Options, tally: Tally, surplus: list[str]) -> None:
         self._options = options
         self._tally = tally
+        self._surplus = surplus
+        self._now = datetime.now(UTC)
+        self._metrics = 0  # in scope, here or in the store
+        self._due = 0
+        self._is_blind = False
+        self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (lives as long as this object)
+
+    @property
+    def saw_any(self) -> bool:
+        """Whether any metric was in scope, here or in the store."""
+        return self._metrics > 0
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass `pairs` on, noting what is missing; says what the walk could not see."""
+        """Pass `pairs` on, noting what is gone, what came back, and what the walk could not see."""
         for pair in pairs:
-            if isinstance(pair.local, Unseen) and pair.metric is None and pair.local.reason:
-                self._note_unseen(pair.local)
-            elif pair.local is None and pair.metric is not None:
-                logger.info("%s: not in the tree any more", pair.metric.name)
-                self._tally.figures["missing"] += 1
+            if isinstance(pair.local, Unseen):
+                if pair.metric is None:
+                    self._note_unseen(pair.local)
+            elif pair.metric is not None:
+                self._note(pair.metric, pair.local is None)
+            self._metrics += pair.metric is not None or isinstance(pair.local, Found)
             yield pair
 
     def _note_unseen(self, unseen: Unseen) -> None:
         path = os.fsdecode(unseen.path)
         if unseen.is_error:
+            self._is_blind = True
             self._tally.fail(path, unseen.reason)
-        else:
-            logger.warning("%s: not backed up, nor purged: %s", path, unseen.reason)
+        elif unseen.reason:
+            logger.warning("%s: neither backed up nor purged: %s", path, unseen.reason)
+
+    def _note(self, metric: Metric, is_missing: bool) -> None:
+        key = self._options.storage_path + metric.key
+        if not is_missing and metric.tombstones:
+            logger.info("%s: is back", metric.name)
+            self._tally.figures["came back"] += 1
+            self._surplus += [f"{key}{stamp}.missing" for stamp in metric.tombstones]
+        if is_missing:
+            self._tally.figures["missing"] += 1
+            tombstone, is_due = plan(metric, self._options.purge_days, self._now)
+            if tombstone:
+                self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
+            if is_due:
+                self._write(Deletion(metric.name, [key + suffix for suffix in keys_of(metric)]))
+                return
+        if metric.is_canonical:
+            for half in metric.debris:
+                if half.stamp <= stamp_of(self._now - DEBRIS_AGE):
+                    self._write(Sweep(metric.name, key, half))
+
+    def _write(self, job: Tombstone | Deletion | Sweep) -> None:
+        self._due += not isinstance(job, Tombstone)
+        json.dump((type(job).__name__, job), self._spool)
+        self._spool.write("\n")
+
+    def jobs(self) -> Iterator[Tombstone | Deletion | Sweep]:
+        """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
+        if self._is_blind:
+            self._tally.fail("purge", "nothing was purged, since a part of the tree could not be read")
+            return
+        is_mistake = self._due > MANY and self._due * 2 > self._metrics and not self._options.purge_anyway
+        if is_mistake:
+            self._tally.fail(
+                "purge",
+                f"{self._due} of {self._metrics} metrics are due for deletion, which looks like a mistake: "
+                "nothing was deleted; if it is meant, say --purge-anyway",
+            )
+        self._spool.seek(0)
+        for line in self._spool:
+            kind, fields = json.loads(line)
+            if kind == "Tombstone":
+                logger.info("%s: not in the tree, marked as missing", fields[0])
+                self._tally.figures["marked missing"] += 1
+                yield Tombstone(*fields)
+            elif not is_mistake and kind == "Sweep":
+                name, key, half = fields
+                yield Sweep(name, key, Debris(half[0], tuple(half[1]), half[2]))
+            elif not is_mistake:
+                self._doom(*fields)
+            yield from deletions(self._surplus, KEYS_AT_ONCE)
+
+    def _doom(self, name: str, keys: list[str]) -> None:
+        if os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name))):
+            logger.info("%s: came back while this run was at work", name)
+            return
+        logger.info("%s: purged", name)
+        self._tally.figures["purged"] += 1
+        self._surplus += keys
+
+
+def deletions(surplus: list[str], at_least: int = 1) -> Iterator[Deletion]:
+    """Empties `surplus` in portions for as long as it holds `at_least` that many keys."""
+    while len(surplus) >= at_least:
+        keys, surplus[:KEYS_AT_ONCE] = surplus[:KEYS_AT_ONCE], []
+        yield Deletion("deleting", keys)
+
+
+def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
+    """Do one of purge's jobs.  Raises StorageError."""
+    if isinstance(job, Deletion):
+        driver.delete(job.keys)
+    elif isinstance(job, Tombstone):
+        driver.put(job.key, b"")
+    elif job.debris.is_temporary or not _has_other_half(job, driver):
+        logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
+        keys = tuple(job.key + suffix for suffix in job.debris.suffixes)
+        return Outcome(job.name, {"debris removed": len(keys)}, (), keys)
+    return Outcome(job.name, {})
+
+
+def _has_other_half(job: Sweep, driver: Driver) -> bool:
+    """Whether what the listing lacks is there after all: a Swift listing can lag behind for hours."""
+    stamp = job.debris.stamp
+    is_mark = job.debris.suffixes == (f"{stamp}.sha1",)
+    for end in [f"wsp.{codec}" for codec in CODECS] if is_mark else ["sha1"]:
+        try:
+            driver.get(f"{job.key}{stamp}.{end}")
+            return True
+        except NotFound:
+            continue
+    return False
+
+
+def check_tree(prefix: bytes) -> None:
+    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
+    tree.check_prefix(prefix)
+    if not any(isinstance(item, Found) for item in tree.walk(prefix, select(["*"]))):
+        raise tree.NoTree(
+            f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?"
+        )
 
 
 def run(options: Options) -> int:
-    """Report what is missing; the exit status."""
-    tree.check_prefix(options.prefix)
-    tally = Tally("purge", ("missing",))
-    with open_store(options) as driver, told(tally, options.quiet):
-        catalog = Catalog(driver, options.storage_path, options.selection)
-        for _ in Purge(options, tally).watch(join(tree.walk(options.prefix, options.selection), catalog)):
-            pass
-        catalog.report_foreign()
+    """Purge without backing up; the exit status."""
+    tally = Tally("purge", FIGURES)
+    with open_store(options) as driver:
+        check_tree(options.prefix)
+        with (
+            Pool(options.processes, driver.threads, functools.partial(_prepare, options)) as pool,
+            told(tally, options.quiet),
+        ):
+            catalog = Catalog(driver, options.storage_path, options.selection)
+            surplus: list[str] = []
+            purge = Purge(options, tally, surplus)
+            for pair in purge.watch(join(tree.walk(options.prefix, options.selection), catalog)):
+                tally.figures["examined"] += pair.metric is not None
+            carry_out(purge, pool, tally, surplus)
+            catalog.report_foreign()
     return tally.finish()
+
+
+def carry_out(purge: Purge, pool: Pool, tally: Tally, surplus: list[str]) -> None:
+    """Do what the pass has planned, and delete what is left in `surplus`."""
+    for outcome in work_through(pool, purge.jobs(), tally):
+        surplus += outcome.surplus
+    for _ in work_through(pool, deletions(surplus), tally):
+        pass
+
+
+def _prepare(options: Options) -> Work:
+    driver = open_store(options).__enter__()  # for as long as the worker lives
+    return lambda job: work_on(job, driver)

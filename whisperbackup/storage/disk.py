@@ -3,6 +3,9 @@
 A key's component of up to 254 bytes is a file's or folder's name as it stands.  A longer one is cut: its
 first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
 same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
+
+An object being written is a file named `.whisper-backup-<time>-<hex>` beside its final place.  One that a
+killed run left is listed under that name, so that it can be deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 from whisperbackup.storage.base import (
     AccessDenied,
@@ -76,7 +80,7 @@ class Disk:
         """Write a temporary file beside the place, fsync, rename, fsync the folder."""
         path = self._path(key)
         folder = os.path.dirname(path)
-        temporary = os.path.join(folder, TEMPORARY + secrets.token_hex(8).encode())
+        temporary = os.path.join(folder, _temporary_name())
         try:
             fd = self._create(temporary)
             try:
@@ -115,7 +119,7 @@ class Disk:
     def _path(self, key: str) -> bytes:
         pieces: list[bytes] = []
         for component in key.encode().split(b"/"):
-            if component in (b"", b".", b"..") or b"\0" in component or component.startswith(TEMPORARY):
+            if component in (b"", b".", b"..") or b"\0" in component:
                 raise StorageError(f"'{key}' cannot be a path in a directory; is the storage path right?")
             while len(component) > PIECE:
                 pieces.append(component[:PIECE] + CONTINUED)
@@ -193,7 +197,7 @@ def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[byte
                     name = name[:-1]
                     if is_folder and (name.startswith(beginning) or beginning.startswith(name)):
                         names += _names(entry.path, beginning, name)
-                elif entry.name.startswith(TEMPORARY) or not name.startswith(beginning):
+                elif not name.startswith(beginning):
                     continue
                 elif is_folder or entry.is_file(follow_symlinks=False):
                     names.append(name + b"/" if is_folder else name)
@@ -204,6 +208,10 @@ def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[byte
     if not component:
         names.sort()
     return names
+
+
+def _temporary_name() -> bytes:
+    return TEMPORARY + f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}-{secrets.token_hex(8)}".encode()
 
 
 def _fsync_folder(folder: bytes) -> None:

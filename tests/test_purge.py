@@ -1,0 +1,316 @@
+"""purge: grace, refusals, debris; nothing that should stay is ever deleted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import Program, add_point, contents, unprivileged
+
+from whisperbackup.catalog import Backup, Metric, Payload, stamp_of
+from whisperbackup.commands.purge import Plan, keys_of, plan
+
+NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
+
+
+def days_ago(days: float) -> str:
+    return stamp_of(NOW - timedelta(days=days))
+
+
+def metric(backup: str, *tombstones: str, name: str = "a.b") -> Metric:
+    backups = (Backup(backup, (Payload("gz", 9),), None),)
+    return Metric(name, backups, tombstones, (), max(backup, *tombstones, ""))
+
+
+@pytest.mark.parametrize(
+    ("what", "days", "expected"),
+    [
+        (metric(days_ago(400)), 45, Plan(stamp_of(NOW), False)),  # idle for long, gone today: full grace
+        (metric(days_ago(400), days_ago(44)), 45, Plan(None, False)),
+        (metric(days_ago(400), days_ago(46)), 45, Plan(None, True)),
+        (metric(days_ago(10), days_ago(46)), 45, Plan(stamp_of(NOW), False)),  # backed up since: void
+        (metric(days_ago(400), days_ago(90), days_ago(3)), 45, Plan(None, False)),  # the newest counts
+        (metric(days_ago(400), days_ago(-9)), 45, Plan(None, False)),  # set by a clock ahead
+        (metric(days_ago(1)), 0, Plan(None, True)),
+        (metric(days_ago(400), days_ago(300)), -1, Plan(None, False)),
+        (metric(days_ago(400)), -1, Plan(None, False)),
+        (metric(days_ago(400), name="a%zz"), 45, Plan(None, False)),  # not canonical: never
+        (metric(days_ago(400), name="a%zz"), 0, Plan(None, False)),
+        (metric(days_ago(-5)), 45, Plan(stamp_of(NOW + timedelta(days=5, seconds=1)), False)),
+    ],
+)
+def test_plan(what: Metric, days: int, expected: Plan) -> None:
+    assert plan(what, days, NOW) == expected
+
+
+def test_keys_go_mark_before_payload_and_tombstone_last() -> None:
+    keys = keys_of(metric(days_ago(3), days_ago(2)))
+    assert [key.partition(".")[2] for key in keys] == ["sha1", "wsp.gz", "missing"]
+
+
+# -- end to end --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backed_up(program: Program) -> Program:
+    for number, name in enumerate(("servers.web1.cpu", "servers.web2.cpu", "top")):
+        program.write(name, number)
+    program("backup")
+    return program
+
+
+def remove(program: Program, name: str) -> None:
+    (program.prefix / (name.replace(".", "/") + ".wsp")).unlink()
+
+
+def age(program: Program, days: float, pattern: str = "*") -> None:
+    """Make what is in the store older, as time would have."""
+    for path in [path for path in program.store.rglob(pattern) if path.is_file()]:
+        stamp = re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", path.name)
+        assert stamp
+        older = stamp_of(datetime.fromisoformat(stamp.group()) - timedelta(days=days))
+        path.rename(path.with_name(path.name.replace(stamp.group(), older)))
+
+
+def tombstones(program: Program) -> set[str]:
+    return {path.parent.name for path in program.store.rglob("*.missing")}
+
+
+def test_a_metric_that_idled_for_long_keeps_its_full_grace(backed_up: Program) -> None:
+    age(backed_up, 400)
+    remove(backed_up, "top")
+    said = backed_up("backup")
+    assert "1 missing, 1 marked missing" in said
+    assert tombstones(backed_up) == {"top"}
+    assert len(backed_up.stamps("top")) == 1
+    age(backed_up, 44, "*.missing")
+    assert "purged" not in backed_up("purge").replace("0 purged", "")
+    age(backed_up, 2, "*.missing")
+    assert "top: purged" in backed_up("purge")
+    assert not (backed_up.store / "top").exists()
+    assert len(backed_up.objects()) == 4
+
+
+def test_a_metric_that_comes_back_loses_its_tombstone_whatever_x_says(backed_up: Program) -> None:
+    kept = (backed_up.prefix / "top.wsp").read_bytes()
+    remove(backed_up, "top")
+    backed_up("backup")
+    (backed_up.prefix / "top.wsp").write_bytes(kept)
+    assert "1 came back" in backed_up("purge", "disk", "-x", "-1")
+    assert not tombstones(backed_up)
+    assert len(backed_up.stamps("top")) == 1
+
+
+def test_zero_days_delete_at_once_and_minus_one_never(backed_up: Program) -> None:
+    remove(backed_up, "top")
+    before = backed_up.objects()
+    backed_up("purge", "disk", "-x", "-1")
+    assert backed_up.objects() == before
+    assert "1 purged" in backed_up("purge", "disk", "-x", "0")
+    assert not (backed_up.store / "top").exists()
+
+
+def test_globs_limit_purge_as_they_limit_backup(backed_up: Program) -> None:
+    remove(backed_up, "top")
+    remove(backed_up, "servers.web1.cpu")
+    backed_up("purge", "disk", "-x", "0", "-m", "servers.*", "--exclude", "*.web1.*")
+    assert len(backed_up.objects()) == 6
+    backed_up("purge", "disk", "-x", "0", "-m", "servers.web1.*")
+    assert not (backed_up.store / "servers.web1.cpu").exists()
+    assert (backed_up.store / "top").exists()
+
+
+def test_what_is_behind_a_link_or_no_regular_file_is_left_alone(backed_up: Program) -> None:
+    shutil.move(backed_up.prefix / "servers", backed_up.home / "servers")
+    (backed_up.prefix / "servers").symlink_to(backed_up.home / "servers")
+    before = backed_up.objects()
+    said = backed_up("backup", "disk", "-x", "0")
+    assert said.count("symbolic link") == 1
+    assert backed_up.objects() == before
+    remove(backed_up, "top")
+    os.mkfifo(backed_up.prefix / "top.wsp")
+    backed_up.write("other")
+    assert "not a regular file" in backed_up("backup", "disk", "-x", "0")
+    assert before.items() <= backed_up.objects().items()
+
+
+@pytest.mark.parametrize("situation", ["missing", "a file", "empty"])
+@pytest.mark.parametrize("command", ["backup", "purge"])
+def test_a_tree_that_cannot_be_seen_purges_nothing(backed_up: Program, situation: str, command: str) -> None:
+    shutil.rmtree(backed_up.prefix)
+    if situation == "a file":
+        backed_up.prefix.touch()
+    elif situation == "empty":
+        (backed_up.prefix / "servers/empty").mkdir(parents=True)
+    before = backed_up.objects()
+    backed_up.stamp.unlink()
+    assert "ERROR" in backed_up(command, "disk", "-x", "0", status=1)
+    assert backed_up.objects() == before
+    assert not backed_up.stamp.exists()
+
+
+@pytest.mark.parametrize("command", ["backup", "purge"])
+def test_an_unreadable_folder_purges_nothing_anywhere(backed_up: Program, command: str) -> None:
+    remove(backed_up, "top")
+    backed_up.write("other")
+    backed_up("backup", "disk", "-x", "-1")
+    before = backed_up.objects()
+    for mode in (0o000, 0o600):
+        (backed_up.prefix / "servers").chmod(mode)
+        words = [*unprivileged(), *backed_up.words(command, "disk", "-x", "0")]
+        ran = subprocess.run(words, capture_output=True, text=True)
+        assert ran.returncode == 3, ran.stderr
+        assert "nothing was purged" in ran.stderr
+        assert backed_up.objects() == before
+    (backed_up.prefix / "servers").chmod(0o755)
+
+
+@pytest.fixture
+def many(program: Program) -> Program:
+    first = program.write("m.m0")
+    for number in range(1, 240):
+        shutil.copy(first, first.with_name(f"m{number}.wsp"))
+    program("backup")
+    return program
+
+
+def test_half_of_everything_is_taken_for_a_mistake(many: Program) -> None:
+    for number in range(130):
+        remove(many, f"m.m{number}")
+    before = many.objects()
+    said = many("purge", "disk", "-x", "0", status=3)
+    assert "130 of 240" in said
+    assert "--purge-anyway" in said
+    assert many.objects() == before
+    assert "130 purged" in many("purge", "disk", "-x", "0", "--purge-anyway")
+    assert len(many.objects()) == 2 * 110
+
+
+def test_tombstones_are_no_mistake_but_the_day_they_fall_due_is(many: Program) -> None:
+    age(many, 100)
+    for number in range(130):
+        remove(many, f"m.m{number}")
+    assert "130 marked missing" in many("backup")
+    age(many, 50, "*.missing")
+    assert "--purge-anyway" in many("backup", status=3)
+    assert len(many.objects()) == 2 * 240 + 130
+
+
+def test_debris_is_swept_when_it_is_a_day_old(backed_up: Program) -> None:
+    add_point(backed_up.prefix / "top.wsp")
+    backed_up("backup")
+    older, newer = backed_up.stamps("top")
+    folder = backed_up.store / "top"
+    (folder / f"{older}.sha1").unlink()
+    (folder / f"{newer}.wsp.gz").unlink()
+    temporary = folder / f".whisper-backup-{older}-0123456789abcdef"
+    temporary.write_bytes(b"half")
+    shown = backed_up("list", "disk", "--debris")
+    assert "3 pieces of debris" in shown
+    before = backed_up.objects()
+    backed_up("purge")
+    assert backed_up.objects() == before
+    age(backed_up, 1.1)
+    would = backed_up("purge", "disk", "-n")
+    said = backed_up("purge")
+    assert "3 debris removed" in said
+    assert "3 debris removed" in would
+    assert not folder.exists()
+
+
+def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:
+    """A listing that lags behind: the driver lists no mark, but has it."""
+    from whisperbackup.catalog import Debris
+    from whisperbackup.commands.purge import Sweep, work_on
+    from whisperbackup.storage import disk
+
+    driver = disk.open(str(backed_up.store), False, [])
+    (stamp,) = backed_up.stamps("top")
+    for suffix in (f"{stamp}.wsp.gz", f"{stamp}.sha1"):
+        assert work_on(Sweep("top", "top/", Debris(stamp, (suffix,), 1)), driver).surplus == ()
+        assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).surplus
+
+
+def test_noop_says_the_same_and_does_nothing(many: Program) -> None:
+    age(many, 100)
+    for number in range(30):
+        remove(many, f"m.m{number}")
+    many("backup")
+    age(many, 50, "*.missing")
+    for number in range(30, 50):
+        remove(many, f"m.m{number}")
+    add_point(many.prefix / "m/m60.wsp")
+    before = many.objects()
+
+    def lines(said: str) -> list[str]:
+        return sorted(re.sub(r", [\d.]+ s$", "", line) for line in said.splitlines() if "processes" not in line)
+
+    would = lines(many("backup", "disk", "-n"))
+    assert many.objects() == before
+    did = lines(many("backup"))
+    assert did == would
+    (last,) = [line for line in did if "complete" in line]
+    assert "190 examined, 189 unchanged, 1 backed up" in last
+    assert "30 purged" in last
+    assert "20 marked missing" in last
+
+
+def test_files_made_anew_and_empty_do_not_rotate_the_history_out(program: Program) -> None:
+    import whisper
+
+    path = program.prefix / "a.wsp"
+    whisper.create(str(path), [(60, 10000)])
+    content = path.read_bytes()
+    path.write_bytes(content[:28] + os.urandom(len(content) - 28))
+    for number in range(3):
+        add_point(path, number)
+        program("backup", "disk", "-r", "2")
+    full = contents(program.prefix)
+    stamp = program.stamps("a")[-1]
+    path.unlink()
+    whisper.create(str(path), [(60, 10000)])
+    said = ""
+    for number in range(5):
+        add_point(path, number)
+        said = program("backup", "disk", "-r", "2")
+    assert stamp in program.stamps("a")
+    assert len(program.stamps("a")) == 3
+    assert "1 kept, all newer being much smaller" in said
+    target = program.home / "target"
+    target.mkdir()
+    program("restore", "disk", "-p", target, "-c", stamp)
+    assert contents(target) == full
+
+
+def test_a_bucket_of_the_older_tool_is_unharmed(program: Program) -> None:
+    """Its layout is payload and mark, in gz and sz, and `%` as it stood in a name."""
+    paths = [program.write("a.b"), program.write("50%.x")]
+    for _ in range(3):
+        for path in paths:
+            add_point(path)
+        program("backup", "disk", "-x", "-1")
+    (program.store / "50%25.x").rename(program.store / "50%.x")
+    before = program.objects()
+    program("backup")
+    assert before.items() <= program.objects().items()
+    remove(program, "50%.x")
+    program("purge", "disk", "-x", "0")
+    assert {key for key in before if key.startswith("50%.")} <= set(program.objects())
+    target = program.home / "target"
+    target.mkdir()
+    program("restore", "disk", "-p", target, "-m", "50%.x")
+    assert (target / "50%/x.wsp").exists()
+
+
+def test_the_older_layout_reads_past_what_this_tool_adds(backed_up: Program) -> None:
+    """A reader that knows payloads and marks only, as the older one: every other key must not look like these."""
+    remove(backed_up, "top")
+    backed_up("backup")
+    known = re.compile(r"[^/]+/[^/]+\.(wsp\.(gz|sz)|sha1)")
+    added = [key for key in backed_up.objects() if not known.fullmatch(key)]
+    assert [Path(key).suffix for key in added] == [".missing"]
