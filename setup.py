@@ -36,6 +36,7 @@ setup(
         "swift": SWIFT,
         "gcs": GCS,
         "all": S3 + SWIFT + GCS,
+        "bench": ["carbonate"],
         "test": [*S3, *SWIFT, *GCS, *SERVERS, "hypothesis", "mypy", "pytest", "ruff"],
     },
     entry_points={"console_scripts": ["whisper-backup = whisperbackup.main:run"]},

@@ -24,7 +24,7 @@ COMPRESSED_MAGIC = b"whisper_compressed"
 METADATA = struct.Struct(">2LfL")
 ARCHIVE_INFO = struct.Struct(">3L")
 POINT_SIZE = 12
-MAX_ARCHIVES = 1024  # far above any schema; keeps a hostile count from costing memory
+MAX_ARCHIVES = 64  # far above any schema; keeps a hostile count from costing time
 
 
 class CorruptFile(Exception):

@@ -1,0 +1,302 @@
+"""restore into a tree that lives: under carbon's hands, under kill -9, beside broken and foreign files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import whisper
+from conftest import Program, contents, wait_for
+from test_carbon import Carbon
+
+from whisperbackup import place, wsp
+
+LIVE_SECONDS = int(os.environ.get("LIVE_SECONDS", "12"))
+KILLS = int(os.environ.get("KILLS", "20"))
+
+
+def points(path: Path, archive: int = 0) -> dict[int, float]:
+    """What a file holds in one archive, by timestamp, as it stands in the ring."""
+    content = path.read_bytes()
+    offset, _, count = wsp.parse_header(content).archives[archive]
+    records = struct.iter_unpack(">Ld", content[offset : offset + 12 * count])
+    return {stamp: value for stamp, value in records if stamp}
+
+
+@pytest.fixture
+def healed(program: Program) -> tuple[Program, Path, bytes]:
+    """A backed-up file that since then has lost points and got newer ones, and what was backed up."""
+    path = program.write("servers.web1.cpu", 1)
+    full = path.read_bytes()
+    program("backup")
+    path.unlink()
+    whisper.create(str(path), [(1, 120), (60, 120)], xFilesFactor=0.0)
+    now = int(time.time())
+    whisper.update_many(str(path), [(now - age, 5000.0 + age) for age in (0, 1, 2, 40, 60)])
+    return program, path, full
+
+
+def test_gaps_are_filled_and_nothing_is_overwritten(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, _ = healed
+    before = [points(path, archive) for archive in (0, 1)]
+    inode, mode = path.stat().st_ino, path.stat().st_mode
+    said = program("restore")
+    assert re.search(r"1 examined, 0 created, 1 healed, \d\d points filled, 0 already whole", said)
+    assert before[0].items() <= points(path).items()
+    assert len(points(path, 1)) >= 48
+    assert (path.stat().st_ino, path.stat().st_mode) == (inode, mode)
+    after = path.read_bytes()
+    assert "1 already whole" in program("restore")
+    assert path.read_bytes() == after
+
+
+def test_noop_reports_the_same_and_writes_nothing(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, _ = healed
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    figures = re.compile(r"complete: (.*), [0-9.]+ s")
+    would = figures.search(program("restore", "disk", "-n"))
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    did = figures.search(program("restore"))
+    assert would and did
+    assert would[1] == did[1]
+
+
+def test_overwrite_replaces_and_keeps_owner_and_mode_but_never_setuid(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, full = healed
+    path.chmod(0o4640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 1234)
+    assert "1 replaced" in program("restore", "disk", "--overwrite")
+    assert path.read_bytes() == full
+    assert path.stat().st_mode & 0o7777 == 0o640
+    if os.geteuid() == 0:
+        assert path.stat().st_uid == 1234
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage " * 100, None])
+def test_a_broken_live_file_is_moved_aside(healed: tuple[Program, Path, bytes], damage: bytes | None) -> None:
+    program, path, full = healed
+    broken = path.read_bytes()[:-7] if damage is None else damage
+    path.write_bytes(broken)
+    os.utime(path, (time.time() - 60,) * 2)
+    would = program("restore", "disk", "-n")
+    said = program("restore")
+    for each in (would, said):
+        assert "moved aside" in each
+        assert "1 created" in each
+    assert path.read_bytes() == full
+    (aside,) = path.parent.glob("cpu.wsp.broken-*")
+    assert aside.read_bytes() == broken
+
+
+def test_a_file_that_carbon_is_creating_is_looked_at_again(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, _ = healed
+    good = path.read_bytes()
+    path.write_bytes(good[:10])
+    threading.Timer(0.8, path.write_bytes, [good]).start()
+    assert "1 healed" in program("restore")
+    assert not list(path.parent.glob("*.broken-*"))
+
+
+def test_a_compressed_file_is_restored_whole_but_never_healed(program: Program) -> None:
+    path = program.prefix / "a.wsp"
+    path.write_bytes(wsp.COMPRESSED_MAGIC + os.urandom(1000))
+    old = path.read_bytes()
+    program("backup")
+    path.write_bytes(wsp.COMPRESSED_MAGIC + b"newer")
+    assert "1 skipped" in program("restore")
+    assert path.read_bytes() == wsp.COMPRESSED_MAGIC + b"newer"
+    assert "1 replaced" in program("restore", "disk", "--overwrite")
+    assert path.read_bytes() == old
+    path.unlink()
+    assert "1 created" in program("restore")
+    assert path.read_bytes() == old
+
+
+def test_something_else_in_the_files_place_is_an_error(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, _ = healed
+    path.unlink()
+    for make in (path.mkdir, lambda: path.symlink_to("/etc/passwd"), lambda: os.mkfifo(path)):
+        make()
+        for options in ([], ["--overwrite"]):
+            assert "not a regular file" in program("restore", "disk", *options, status=3)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_what_root_restores_belongs_to_the_owner_of_the_folder(program: Program) -> None:
+    program.write("servers.web1.cpu")
+    program("backup")
+    target = program.home / "target"
+    target.mkdir()
+    os.chown(target, 1234, 2345)
+    program("restore", "disk", "-p", target)
+    made = list(target.rglob("*"))
+    assert len(made) == 3
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(1234, 2345)}
+
+
+def test_a_locked_file_is_waited_for_and_healed(healed: tuple[Program, Path, bytes]) -> None:
+    program, path, _ = healed
+    with path.open("r+b") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        run = program.start("restore")
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(1.5)
+    assert run.wait(10) == 0
+
+
+def test_a_file_that_changes_unlocked_just_before_writing_is_worked_out_anew(
+    healed: tuple[Program, Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """carbon writes, without a lock, the very points that we were about to fill."""
+    program, path, full = healed
+    heal, calls = place.heal, []
+
+    def interfered(live: bytes, backup: bytes, now: int):  # type: ignore[no-untyped-def]
+        calls.append(now)
+        healing = heal(live, backup, now)
+        if len(calls) == 1:
+            whisper.update(str(path), 777.0, now - 20)
+        return healing
+
+    monkeypatch.setattr(place, "heal", interfered)
+    placed = place.place(os.fsencode(program.prefix), b"servers/web1/cpu.wsp", full, overwrite=False, noop=False)
+    assert placed.how == "healed"
+    assert len(calls) == 2
+    assert points(path)[calls[0] - 20] == 777.0
+
+
+def test_temporary_files_of_a_killed_restore_are_removed_those_of_a_living_one_not(program: Program) -> None:
+    path = program.write("a.b")
+    program("backup")
+    orphan, living = path.parent / ".whisper-backup-00", path.parent / ".whisper-backup-01"
+    orphan.write_bytes(b"half")
+    with living.open("wb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        program("restore")
+        assert living.exists()
+    assert not orphan.exists()
+
+
+# -- carbon ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_no_point_that_carbon_writes_meanwhile_is_lost(program: Program, tmp_path: Path, locks: bool) -> None:
+    metrics = [f"live.m{number}" for number in range(200)]
+    carbon = Carbon(tmp_path / "carbon", locks, "1s:10m,10s:1h")
+    sent: dict[int, float] = {}
+    try:
+        carbon.send(metrics, 1.0)
+        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics), 30)
+        for metric in metrics:  # a backup that holds a wrong value for every second of the last ten minutes
+            path = program.prefix / (metric.replace(".", "/") + ".wsp")
+            path.parent.mkdir(exist_ok=True)
+            whisper.create(str(path), [(1, 600), (10, 360)], xFilesFactor=0.5)
+            now = int(time.time())
+            whisper.update_many(str(path), [(now - age, -1.0) for age in range(599)])
+        program("backup")
+        stop = threading.Event()
+
+        def feed() -> None:
+            while not stop.wait(1 - time.time() % 1):
+                now = int(time.time())
+                sent[now] = now % 1000 + 0.25
+                carbon.send(metrics, sent[now], now)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        rounds, deadline = 0, time.monotonic() + LIVE_SECONDS
+        while time.monotonic() < deadline:
+            said = program("restore", "disk", "-p", carbon.prefix, "-f", "2")
+            assert "200 examined" in said
+            rounds += 1
+        stop.set()
+        feeder.join()
+        time.sleep(1.5)
+    finally:
+        carbon.stop()
+    assert rounds > 2
+    assert len(sent) >= LIVE_SECONDS - 3
+    for metric in metrics:
+        held = points(carbon.prefix / (metric.replace(".", "/") + ".wsp"))
+        lost = {when for when, value in sent.items() if held.get(when) != value}
+        assert not lost, f"{metric} lost {sorted(lost)}"
+        assert list(held.values()).count(-1.0) > 400  # and the gaps were filled
+    assert not re.search(r"Traceback|Error|error", carbon.said())
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_every_file_is_whole_and_running_again_completes(program: Program) -> None:
+    """Steps of hours, so that the clock does not move any window while the test runs."""
+    steps = [(3600, 2000), (21600, 2000), (86400, 700)]
+    now = int(time.time())
+    for number in range(150):
+        path = program.prefix / f"m{number}.wsp"
+        whisper.create(str(path), steps, xFilesFactor=0.0)
+        whisper.update_many(str(path), [(now - 3600 * age, float(age)) for age in range(3000)])
+    program("backup")
+    damaged = program.home / "damaged"
+    shutil.copytree(program.prefix, damaged)
+    chance = random.Random(7)
+    held: dict[str, dict[int, float]] = {}
+    for number in range(150):
+        path = damaged / f"m{number}.wsp"
+        if number % 3 == 0:
+            path.unlink()  # to be created
+            continue
+        content = bytearray(path.read_bytes())
+        for offset, _, count in wsp.parse_header(content).archives:
+            for slot in range(1, count):
+                if chance.random() < 0.3:
+                    content[offset + 12 * slot : offset + 12 * slot + 12] = bytes(12)
+        path.write_bytes(content)
+        held[path.name] = points(path)
+    whole = program.home / "whole"
+    shutil.copytree(damaged, whole)
+    run = program.start("restore", "disk", "-p", whole, "-f", "2")
+    wait_for(lambda: (whole / "m0.wsp").exists())
+    began = time.monotonic()
+    assert run.wait(30) == 0
+    duration = time.monotonic() - began
+    target, interrupted = program.home / "target", 0
+    for _ in range(KILLS):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(damaged, target)
+        run = program.start("restore", "disk", "-p", target, "-f", "2")
+        wait_for(lambda: (target / "m0.wsp").exists())
+        time.sleep(chance.uniform(0, duration))
+        interrupted += run.poll() is None
+        run.kill()
+        run.communicate()
+        wait_for(lambda: not _writers(target), 5)
+        for path in target.glob("*.wsp"):
+            wsp.check(path.read_bytes())
+            assert held.get(path.name, {}).items() <= points(path).items()
+        program("restore", "disk", "-p", target)
+        assert contents(target) == contents(whole)  # and no temporary file is left
+    assert interrupted > KILLS / 2
+
+
+def _writers(folder: Path) -> list[str]:
+    """Processes that have a file below `folder` open."""
+    found = []
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(fd).startswith(str(folder)):
+                found.append(str(fd))
+        except OSError:
+            continue
+    return found
