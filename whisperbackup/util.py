@@ -60,7 +60,7 @@ def _write_holder(path: str) -> None:
         fd = open_plainly(path, os.O_WRONLY)
         with os.fdopen(fd, "w") as file:
             file.truncate()
-            file.write(f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
+            file.write(f"process {os.getpid()} since {utc_now():%Y-%m-%dT%H:%M:%SZ}\n")
     except OSError as error:  # the lock is the kernel's; this is only what a waiting run says of its holder
         logger.debug("cannot note the holder in %s: %s", path, error)
 
@@ -87,7 +87,12 @@ def touch_stamp(path: str) -> None:
         ) from error
 
 
-# -- waiting and logging ---------------------------------------------------------------------------
+# -- time and logging ---------------------------------------------------------------------------
+
+
+def utc_now() -> datetime:
+    """The time of day, at the edge where it is read."""
+    return datetime.now(UTC)
 
 
 def splay(seconds: float) -> None:

@@ -6,10 +6,9 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from whisperbackup import backups, compression, tree, wsp
+from whisperbackup import backups, compression, tree, util, wsp
 from whisperbackup.catalog import Catalog, Metric, next_stamp
 from whisperbackup.commands import open_store
 from whisperbackup.commands.purge import (
@@ -107,7 +106,7 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
     """
     key = f"{options.storage_path}{job.name}/"
     content, is_torn = wsp.read(job.path, options.max_file_size)
-    now = datetime.now(UTC)
+    now = util.utc_now()
     figures = {"examined": 1, "read bytes": len(content)}
     if is_torn:
         figures["changing while read"] = 1

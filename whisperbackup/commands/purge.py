@@ -13,10 +13,10 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from whisperbackup import tree
+from whisperbackup import tree, util
 from whisperbackup.catalog import Catalog, Debris, Metric, next_stamp, stamp_of
 from whisperbackup.commands import open_store
 from whisperbackup.compression import CODECS
@@ -95,7 +95,7 @@ class Purge:
         self._options = options
         self._tally = tally
         self._surplus = surplus
-        self._now = datetime.now(UTC)
+        self._now = util.utc_now()
         self._metrics = 0  # in scope, here or in the store
         self._due = 0
         self._is_blind = False

@@ -1,0 +1,266 @@
+"""A model of what the store must hold, against any sequence of changes, backups, purges, clock steps and kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import struct
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from whisperbackup import backups, main, util
+from whisperbackup.catalog import Catalog, Metric, stamp_of
+from whisperbackup.selection import select
+from whisperbackup.storage import disk
+
+KEEP = 3
+METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
+DAYS = st.sampled_from([-1, 0, 2, 45])
+HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
+
+
+def path_of(metric: str) -> str:
+    return metric.replace(".", "/").replace("%25", "%") + ".wsp"
+
+
+class Clock:
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+class Kill:
+    """A worker killed at its n-th write to the store, between the two halves of a backup or amid one."""
+
+    left: ClassVar[int | None] = None
+    put = disk.Disk.put
+
+    @staticmethod
+    def killing_put(self: disk.Disk, key: str, body: bytes) -> None:
+        if Kill.left is not None:
+            Kill.left -= 1
+            if Kill.left < 0:
+                folder = os.path.dirname(self._path(key))
+                os.makedirs(folder, exist_ok=True)
+                Path(os.fsdecode(os.path.join(folder, disk._temporary_name()))).write_bytes(body[:7])
+                os.kill(os.getpid(), signal.SIGKILL)
+        Kill.put(self, key, body)
+
+
+class Store(RuleBasedStateMachine):
+    """`history`: each metric's complete backups, the oldest first; the newest KEEP of them must be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = Path(tempfile.mkdtemp())
+        self.prefix, self.store = self.home / "tree", self.home / "store"
+        self.prefix.mkdir()
+        self.files: dict[str, bytes] = {}
+        self.history: dict[str, list[tuple[str, bytes]]] = {}
+        self.tombstones: dict[str, str] = {}
+        self.foreign: dict[str, bytes] = {}
+        Clock.now = datetime(2026, 11, 23, tzinfo=UTC)
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.home)
+
+    # what happens
+
+    @initialize()
+    def begin(self) -> None:
+        for metric in ("always.there", "a", "a.b", "web1.cpu"):
+            self.write(metric)
+        self.backup(45)
+
+    @rule(metrics=st.sets(METRICS), days=DAYS)
+    def nights_pass_and_metrics_change(self, metrics: set[str], days: int) -> None:
+        for _ in range(KEEP + 1):
+            Clock.now += timedelta(days=1)
+            for metric in sorted(metrics & set(self.files)):
+                self.write(metric)
+            self.backup(days)
+
+    @rule(metric=METRICS, days=st.sampled_from([2, 45]), more=st.sampled_from([-1, 1]))
+    def a_metric_goes_and_its_grace_runs_out(self, metric: str, days: int, more: int) -> None:
+        self.remove(metric)
+        self.backup(days)
+        Clock.now += timedelta(days=days, seconds=more)
+        self.purge(days)
+
+    @rule(metric=METRICS)
+    def write(self, metric: str) -> None:
+        path = self.prefix / path_of(metric)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.files[metric] = HEADER + os.urandom(120)
+        path.write_bytes(self.files[metric])
+
+    @rule(metric=METRICS)
+    def remove(self, metric: str) -> None:
+        if self.files.pop(metric, None):
+            (self.prefix / path_of(metric)).unlink()
+
+    @rule(metric=METRICS)
+    def bring_back(self, metric: str) -> None:
+        if metric not in self.files and self.history.get(metric):
+            self.write(metric)
+            self.files[metric] = self.history[metric][-1][1]
+            (self.prefix / path_of(metric)).write_bytes(self.files[metric])
+
+    @rule(hours=st.sampled_from([0.0003, 1, 25, 24 * 3, 24 * 50, -30, -24 * 20]))
+    def let_time_pass(self, hours: float) -> None:
+        Clock.now += timedelta(hours=hours)
+
+    @rule(
+        key=st.sampled_from(["README", "a/notes.txt", "other/deep/file", "a..b/x", "a/2026-11-23T00:00:00+00:00.tar"])
+    )
+    def put_something_foreign(self, key: str) -> None:
+        path = self.store / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+        self.foreign[key] = b"mine"
+
+    @rule(metrics=st.sets(METRICS, min_size=1), writes=st.integers(0, 8))
+    def a_run_is_killed_and_two_nights_pass(self, metrics: set[str], writes: int) -> None:
+        for metric in sorted(metrics):
+            self.write(metric)
+        self.killed_backup(writes)
+        Clock.now += timedelta(days=2)
+        self.backup(-1)
+
+    @rule(days=DAYS)
+    def backup(self, days: int) -> None:
+        if self.run("backup", days) == 0:
+            self.note_backups(is_complete=True)
+            self.note_purge(days)
+        else:
+            assert not self.files
+
+    @rule(days=DAYS)
+    def purge(self, days: int) -> None:
+        if self.store.exists() and self.run("purge", days) == 0:
+            self.note_purge(days)
+
+    @rule(days=DAYS)
+    def noop(self, days: int) -> None:
+        before = self.objects()
+        self.run("backup", days, "-n")
+        assert self.objects() == before
+
+    @rule(writes=st.integers(0, 8))
+    def killed_backup(self, writes: int) -> None:
+        Kill.left = writes
+        status = self.run("backup", -1)
+        Kill.left = None
+        if status == 0:
+            self.note_backups(is_complete=True)
+            self.note_purge(-1)
+        else:
+            self.note_backups(is_complete=False)
+
+    # the model
+
+    def run(self, command: str, days: int, *options: str) -> int:
+        files = ["--nolog", "--nolock", "--nostamp", "-qq"[:2], "-f", "1"]
+        where = ["-p", str(self.prefix), "-b", str(self.store)]
+        return main.main([*files, *where, "-r", str(KEEP), "-x", str(days), *options, command, "disk"])
+
+    def note_backups(self, is_complete: bool) -> None:
+        """Which backups the run made; one that was not completed may have made some, but none that is wrong."""
+        stored = self.catalog()
+        for metric, content in self.files.items():
+            known = self.history.setdefault(metric, [])
+            made = stored[metric].backups[-1].stamp if metric in stored and stored[metric].backups else ""
+            if not known or known[-1][1] != content:
+                if made > (known[-1][0] if known else ""):
+                    known.append((made, content))
+                else:
+                    assert not is_complete, f"{metric} was not backed up"
+                if is_complete:
+                    del known[:-KEEP]
+            elif made:
+                assert made == known[-1][0], f"{metric} was backed up again"
+
+    def note_purge(self, days: int) -> None:
+        stored = self.catalog()
+        for metric in list(self.history):
+            if metric in self.files:
+                self.tombstones.pop(metric, None)
+            elif days == 0 or (metric in self.tombstones and days > 0 and self.is_due(metric, days)):
+                del self.history[metric]
+                self.tombstones.pop(metric, None)
+            elif days > 0 and metric not in self.tombstones:
+                (tombstone,) = stored[metric].tombstones[-1:]
+                assert tombstone > (self.history[metric] or [("", b"")])[-1][0]
+                assert tombstone >= stamp_of(Clock.now)
+                self.tombstones[metric] = tombstone
+        for metric in stored.values():
+            for half in metric.debris:
+                assert half.stamp > stamp_of(Clock.now - timedelta(days=1)), "old debris was left"
+
+    def is_due(self, metric: str, days: int) -> bool:
+        return self.tombstones[metric] <= stamp_of(Clock.now - timedelta(days=days))
+
+    def catalog(self) -> dict[str, Metric]:
+        if not self.store.exists():
+            return {}
+        driver = disk.open(str(self.store), False, [])
+        return {metric.name: metric for metric in Catalog(driver, "", select(["*"]))}
+
+    def objects(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.store)): path.read_bytes() for path in self.store.rglob("*") if path.is_file()
+        }
+
+    @invariant()
+    def every_backup_that_must_be_there_is_there_and_nothing_else(self) -> None:
+        stored = self.catalog()
+        objects = self.objects()
+        for key, content in self.foreign.items():
+            assert objects.pop(key) == content
+        for name, known in self.history.items():
+            there = {backup.stamp: backup for backup in (stored[name].backups if name in stored else ())}
+            for stamp, content in known[-KEEP:]:
+                assert stamp in there, f"{name} lost {stamp}"
+                driver = disk.open(str(self.store), False, [])
+                assert backups.load(driver, f"{name}/", there[stamp], 1 << 20) == content
+            assert set(there) <= {stamp for stamp, _ in known}, f"{name} has more than was made"
+        for name in stored:
+            if name not in self.history:
+                assert not stored[name].backups, f"{name} should have been purged"
+            assert set(stored[name].tombstones) <= {self.tombstones.get(name)}
+        ours = re.compile(
+            r"[^/]+/(\.whisper-backup-)?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00[.-](sha1|wsp\.gz|missing|[0-9a-f]+)"
+        )
+        assert all(ours.fullmatch(key) for key in objects)
+
+
+@pytest.fixture(autouse=True)
+def _world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "utc_now", lambda: Clock.now)
+    monkeypatch.setattr(disk, "_temporary_name", lambda: _temporary(Clock.now))
+    monkeypatch.setattr(disk.Disk, "put", Kill.killing_put)
+
+
+def _temporary(now: datetime) -> bytes:
+    return disk.TEMPORARY + f"{stamp_of(now)}-{os.urandom(8).hex()}".encode()
+
+
+def test_nothing_that_should_stay_is_ever_deleted() -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    try:
+        run_state_machine_as_test(
+            Store, settings=settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
+        )
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
