@@ -1,0 +1,567 @@
+"""The driver's contract (storage/base.py), held against every driver, each before a real server."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+import swiftclient
+from servers import Store, TroubleProxy
+
+from whisperbackup import storage
+from whisperbackup.storage.base import AccessDenied, Driver, NotFound, StorageError, Unavailable, UsageError
+
+APPLICATION = "swift-v3-application"
+"""Keystone again with another way to get a token, which is all that is tried with it."""
+CONFORMING = [name for name in servers.STORES if name != APPLICATION]
+NETWORK = [name for name in CONFORMING if name != "disk"]
+AWKWARD = [
+    "a b/2026-11-23T00:51:25+00:00.wsp.gz",
+    "a+b/x",
+    "a%20b/x",
+    "a%2Fb%zz",
+    "a&b=c/<x>'\"",
+    "_tagged/4f2/x;dc=a;host=b/2026.sha1",
+    "a#b/x",
+    "a?b=c/x",
+    "a\\b|c^d`e{f}~!$*()@,[]",
+    "metrik/prüfung/é",
+    "e\u0301 decomposed",
+    "日本/語",
+    "\uffee last of the BMP's printable ones",
+    "😀 beyond the BMP",
+    "/".join(["n" * 200, "é" * 100, "o" * 200, "日" * 60, "p" * 116]),  # 900 bytes
+]
+LONG = "é" * 438 + "/2026-11-23T00:51:25.gz"  # 900 bytes, most of them in one component
+
+environment_lock = threading.Lock()
+
+
+def open_store(
+    store: Store, bucket: str, create: bool = False, arguments: list[str] | None = None, **environment: str | None
+) -> Driver:
+    """The store's driver as the command line would open it, with nothing but the store's own variables around."""
+    ours = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "NO_GCE_CHECK": "true"}
+    ours |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, **store.environment}
+    for name, value in environment.items():
+        ours.pop(name, None)
+        if value is not None:
+            ours[name] = value
+    with environment_lock:
+        before = dict(os.environ)
+        for name in before:
+            if name.startswith(("AWS_", "ST_", "OS_", "GOOGLE_", "STORAGE_")):
+                del os.environ[name]
+        os.environ.update(ours)
+        try:
+            words = store.arguments if arguments is None else arguments
+            return storage.open_bucket(store.driver, bucket, words, create=create, noop=False)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@pytest.fixture(scope="module", params=CONFORMING)
+def store(request: pytest.FixtureRequest) -> Store:
+    return servers.store(request.param)
+
+
+@pytest.fixture(scope="module", params=NETWORK)
+def network_store(request: pytest.FixtureRequest) -> Store:
+    return servers.store(request.param)
+
+
+@pytest.fixture(scope="module")
+def new_name(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Store], str]:
+    """Names of buckets that nobody has used; for disk, of directories below one that is there."""
+    above = tmp_path_factory.mktemp("buckets")
+
+    def name(store: Store) -> str:
+        bucket = f"conformance-{uuid.uuid4().hex}"
+        return str(above / bucket) if store.driver == "disk" else bucket
+
+    return name
+
+
+@pytest.fixture
+def bucket(store: Store, new_name: Callable[[Store], str]) -> str:
+    return new_name(store)
+
+
+@pytest.fixture
+def driver(store: Store, bucket: str) -> Iterator[Driver]:
+    driver = open_store(store, bucket, create=True)
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def full(store: Store, new_name: Callable[[Store], str]) -> Iterator[tuple[Driver, dict[str, bytes]]]:
+    """A bucket of awkward keys and more than two pages of plain ones, which tests only read."""
+    driver = open_store(store, new_name(store), create=True)
+    contents = {key: f"content of {key}".encode() for key in AWKWARD}
+    contents |= {f"servers.web{n}.cpu/x": b"%d" % n for n in range(2 * (store.page or 100) + 50)}
+    put_all(driver, contents)
+    yield driver, contents
+    driver.close()
+
+
+def put_all(driver: Driver, contents: dict[str, bytes]) -> None:
+    with ThreadPoolExecutor(driver.threads) as pool:
+        list(pool.map(driver.put, contents.keys(), contents.values()))
+
+
+def keys(driver: Driver, prefix: str = "") -> list[str]:
+    return [found.key for found in driver.list(prefix)]
+
+
+# --- Listing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_listing_of_several_pages_has_every_key_once_in_byte_order(full: tuple[Driver, dict[str, bytes]]) -> None:
+    driver, contents = full
+    listed = keys(driver)
+    assert listed == sorted(contents, key=str.encode)
+
+
+def test_a_listing_states_sizes_and_the_md5_of_the_content_or_nothing(full: tuple[Driver, dict[str, bytes]]) -> None:
+    driver, contents = full
+    for found in driver.list(""):
+        content = contents[found.key]
+        assert found.size == len(content)
+        assert found.md5 in (hashlib.md5(content).hexdigest(), None)
+
+
+def test_every_network_store_states_md5s(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    driver = open_store(network_store, new_name(network_store), create=True)
+    driver.put("a", b"abc")
+    assert [found.md5 for found in driver.list("")] == ["900150983cd24fb0d6963f7d28e17f72"]
+
+
+@pytest.mark.parametrize("prefix", ["servers.web1", "a", "a%", "a+", "a b/2", "日", "_tagged/4f2/x;dc", "no such"])
+def test_a_prefix_is_a_string_and_no_folder(full: tuple[Driver, dict[str, bytes]], prefix: str) -> None:
+    driver, contents = full
+    expected = sorted((key for key in contents if key.startswith(prefix)), key=str.encode)
+    assert keys(driver, prefix) == expected
+
+
+def test_a_listing_can_be_left_early(full: tuple[Driver, dict[str, bytes]]) -> None:
+    driver, contents = full
+    first = sorted(contents, key=str.encode)[:3]
+    assert [found.key for found in itertools.islice(driver.list(""), 3)] == first
+
+
+# --- Reading and writing ------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_is_got(full: tuple[Driver, dict[str, bytes]]) -> None:
+    driver, contents = full
+    assert {key: driver.get(key) for key in AWKWARD} == {key: contents[key] for key in AWKWARD}
+
+
+@pytest.mark.parametrize("name", [name for name in CONFORMING if name != "s3-rclone"])  # a key is a path there
+def test_a_component_of_a_key_may_be_longer_than_a_file_name(name: str, new_name: Callable[[Store], str]) -> None:
+    driver = open_store(servers.store(name), new_name(servers.store(name)), create=True)
+    put_all(driver, {LONG: b"1", LONG + "x": b"2", "a": b"3"})
+    assert (driver.get(LONG), driver.get(LONG + "x")) == (b"1", b"2")
+    assert keys(driver) == ["a", LONG, LONG + "x"]
+    driver.delete([LONG, "a", "missing"])
+    assert keys(driver) == [LONG + "x"]
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORK if name != "s3-rclone"])
+def test_a_key_may_begin_with_a_slash(name: str, new_name: Callable[[Store], str]) -> None:
+    driver = open_store(servers.store(name), new_name(servers.store(name)), create=True)
+    put_all(driver, {"/a/x": b"1", "a/x": b"2"})
+    assert (driver.get("/a/x"), driver.get("a/x")) == (b"1", b"2")
+    assert keys(driver, "/") == ["/a/x"]
+    driver.delete(["/a/x"])
+    assert keys(driver) == ["a/x"]
+
+
+def test_getting_a_missing_key_is_not_found_and_names_it(driver: Driver) -> None:
+    driver.put("there", b"x")
+    with pytest.raises(NotFound, match="not there"):
+        driver.get("not there")
+
+
+def test_a_put_replaces(driver: Driver) -> None:
+    driver.put("a/b", b"first")
+    driver.put("a/b", b"the second is longer")
+    driver.put("a/b", b"third")
+    assert driver.get("a/b") == b"third"
+    assert [(found.key, found.size) for found in driver.list("")] == [("a/b", 5)]
+
+
+def test_an_object_may_be_empty(driver: Driver) -> None:
+    driver.put("a/empty", b"")
+    assert driver.get("a/empty") == b""
+    assert [(found.key, found.size) for found in driver.list("")] == [("a/empty", 0)]
+
+
+def test_every_byte_survives_in_a_large_object(driver: Driver) -> None:
+    content = bytes(range(256)) * 40_000 + b"\r\n\0"
+    driver.put("large", content)
+    assert driver.get("large") == content
+
+
+def test_threads_share_a_driver(driver: Driver) -> None:
+    def work(thread: int) -> list[bytes]:
+        for n in range(25):
+            driver.put(f"{thread}/{n}", b"%d %d" % (thread, n))
+        return [driver.get(f"{thread}/{n}") for n in range(25)]
+
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(work, range(2)))
+    assert got == [[b"%d %d" % (thread, n) for n in range(25)] for thread in range(2)]
+    assert len(keys(driver)) == 50
+
+
+# --- Deleting -----------------------------------------------------------------------------------------------------
+
+
+def test_deleting_passes_over_missing_keys(driver: Driver) -> None:
+    put_all(driver, dict.fromkeys(["a", "b", "c", "d"], b"x"))
+    driver.delete(["a", "missing", "c", "a/b/missing as well"])
+    assert keys(driver) == ["b", "d"]
+
+
+def test_deleting_a_missing_key_alone_is_no_error(driver: Driver) -> None:
+    driver.delete(["missing"])
+    driver.delete([])
+
+
+def test_deleting_awkward_keys(driver: Driver) -> None:
+    put_all(driver, dict.fromkeys([*AWKWARD, "stays"], b"x"))
+    driver.delete(iter(AWKWARD))
+    assert keys(driver) == ["stays"]
+
+
+def test_deleting_more_than_a_thousand_keys_at_once(driver: Driver) -> None:
+    there = [f"k{n:05}" for n in range(0, 1010, 10)]
+    put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
+    driver.delete(f"k{n:05}" for n in range(1010))
+    assert keys(driver) == ["stays"]
+
+
+# --- Buckets and arguments ----------------------------------------------------------------------------------------
+
+
+def test_an_absent_bucket_is_not_found(store: Store, bucket: str) -> None:
+    with pytest.raises(NotFound, match=bucket):
+        list(open_store(store, bucket).list(""))
+    with pytest.raises(StorageError, match=bucket):
+        open_store(store, bucket).put("key", b"x")
+    with pytest.raises(NotFound):
+        open_store(store, bucket).get("key")
+
+
+def test_a_bucket_is_created_once_and_opened_ever_after(store: Store, bucket: str) -> None:
+    open_store(store, bucket, create=True).put("key", b"x")
+    assert open_store(store, bucket, create=True).get("key") == b"x"
+    assert open_store(store, bucket).get("key") == b"x"
+
+
+@pytest.mark.parametrize("word", ["colour=red", "region=a=b=c colour", "=", "endpoint2=http://x"])
+def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -> None:
+    with pytest.raises(UsageError):
+        open_store(store, "bucket", arguments=[*store.arguments, *word.split(), "colour=blue"])
+
+
+@pytest.mark.parametrize("words", [["sse=rot13"], ["addressing=sideways"], ["endpoint=ftp://x"], ["region=a b"]])
+def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: list[str]) -> None:
+    with pytest.raises(UsageError, match=words[0].split("=")[0]):
+        open_store(servers.store("s3-rclone"), "bucket", arguments=words)
+
+
+def test_an_endpoint_with_a_password_is_refused_without_repeating_it() -> None:
+    with pytest.raises(UsageError, match="endpoint") as caught:
+        open_store(servers.store("s3-rclone"), "bucket", arguments=["endpoint=http://user:hunter2@127.0.0.1:1"])
+    assert "hunter2" not in str(caught.value)
+
+
+# --- Requests -----------------------------------------------------------------------------------------------------
+
+
+def test_no_call_makes_more_requests_than_it_needs(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    bucket = new_name(network_store)
+    open_store(network_store, bucket, create=True).close()
+    with TroubleProxy(network_store.port) as proxy:
+        driver = open_store(network_store.through(proxy.port), bucket)
+        assert not proxy.requests, "opening costs nothing"
+        driver.put("a/1", b"x")
+        proxy.requests.pop("AUTH", None)
+        driver.put("a/2", b"x")
+        driver.get("a/1")
+        assert proxy.requests.total() == 3
+        list(driver.list("a/"))
+        assert proxy.requests["LIST"] <= 2
+        proxy.requests.clear()
+        driver.delete([f"a/{n}" for n in range(100)])
+        assert proxy.requests["BULKDELETE"] == 1
+        assert proxy.requests.total() <= 2, "Swift is asked once what it can do"
+
+
+def test_refused_and_cut_requests_are_made_again(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    with TroubleProxy(network_store.port) as proxy:
+        proxy.refuse, proxy.cut = 0.10, 0.04
+        driver = open_store(network_store.through(proxy.port), new_name(network_store), create=True)
+        contents = {f"k{n:03}": b"%d" % n for n in range(60)}
+        put_all(driver, contents)
+        with ThreadPoolExecutor(driver.threads) as pool:
+            assert dict(zip(contents, pool.map(driver.get, contents), strict=True)) == contents
+        assert keys(driver) == list(contents)
+        driver.delete(contents)
+        assert keys(driver) == []
+        assert proxy.troubles > 5
+
+
+@pytest.mark.parametrize("name", ["swift-v1", "swift-v3", APPLICATION])
+def test_a_token_that_expires_is_renewed(name: str, new_name: Callable[[Store], str]) -> None:
+    store = servers.store(name)
+    driver = open_store(store, new_name(store), create=True)
+    put_all(driver, {f"k{n}": b"x" for n in range(20)})
+    servers.expire_tokens(store.port)
+    put_all(driver, {f"k{n}": b"y" for n in range(20)})
+    servers.expire_tokens(store.port)
+    assert driver.get("k1") == b"y"
+    servers.expire_tokens(store.port)
+    assert len(keys(driver)) == 20
+    servers.expire_tokens(store.port)
+    driver.delete(f"k{n}" for n in range(20))
+    assert keys(driver) == []
+
+
+# --- Errors -------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "s3-rclone": ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"],
+    "s3-swift": ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"],
+    "swift-v1": ["ST_KEY", "ST_USER"],
+    "swift-v3": ["OS_PASSWORD", "OS_USERNAME", "OS_PROJECT_NAME"],
+    APPLICATION: ["OS_APPLICATION_CREDENTIAL_SECRET", "OS_APPLICATION_CREDENTIAL_ID"],
+}
+
+
+@pytest.mark.parametrize(("name", "variable"), [(name, variable) for name in WRONG for variable in WRONG[name]])
+def test_wrong_credentials_are_denied_without_being_told(
+    name: str, variable: str, new_name: Callable[[Store], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    store = servers.store(name)
+    with pytest.raises(AccessDenied) as caught:
+        list(open_store(store, new_name(store), **{variable: "hunter2"}).list(""))
+    assert "hunter2" not in str(caught.value) + caplog.text
+
+
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "ST_KEY", "OS_PASSWORD", "OS_APPLICATION_CREDENTIAL_SECRET")
+
+
+def test_no_log_at_any_level_has_a_credential(
+    network_store: Store, new_name: Callable[[Store], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    driver = open_store(network_store, new_name(network_store), create=True)
+    driver.put("key", b"x")
+    driver.get("key")
+    driver.delete(["key", "another"])
+    assert list(driver.list("")) == []
+    for name in SECRETS:
+        assert network_store.environment.get(name, "no secret") not in caplog.text
+    for sign in ("AUTH_tk", "gAAAA", "Signature", "X-Auth-Token", "X-Subject-Token", "uthorization"):
+        assert sign not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "unset", "remedy"),
+    [
+        ("s3-rclone", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"], "AWS_ACCESS_KEY_ID"),
+        ("s3-rclone", ["AWS_SECRET_ACCESS_KEY"], "AWS_SECRET_ACCESS_KEY"),
+        ("swift-v1", ["ST_KEY"], "ST_KEY"),
+        ("swift-v3", ["OS_AUTH_URL"], "OS_"),
+        ("swift-v3", ["OS_PASSWORD"], "OS_PASSWORD"),
+        ("swift-v3", ["OS_USERNAME"], "OS_USERNAME"),
+        (APPLICATION, ["OS_APPLICATION_CREDENTIAL_SECRET"], "secret"),
+        ("gcs", ["STORAGE_EMULATOR_HOST"], "GOOGLE_APPLICATION_CREDENTIALS"),
+    ],
+)
+def test_credentials_that_are_not_there_are_asked_for(
+    name: str, unset: list[str], remedy: str, new_name: Callable[[Store], str], tmp_path: Path
+) -> None:
+    store = servers.store(name)
+    with pytest.raises(AccessDenied, match=remedy):
+        list(open_store(store, new_name(store), **{**dict.fromkeys(unset), "HOME": str(tmp_path)}).list(""))
+
+
+def test_a_region_without_an_object_store_is_named() -> None:
+    with pytest.raises(StorageError, match="OS_REGION_NAME"):
+        list(open_store(servers.store("swift-v3"), "bucket", OS_REGION_NAME="nowhere").list(""))
+
+
+def test_swift_refuses_what_the_user_may_not() -> None:
+    store = servers.store("swift-v1")
+    with pytest.raises(AccessDenied, match="role"):
+        list(open_store(store, "bucket", ST_USER="test:reader", ST_KEY="reading").list(""))
+
+
+def test_swift_reports_the_keys_that_could_not_be_deleted(new_name: Callable[[Store], str]) -> None:
+    store = servers.store("swift-v1")
+    bucket = new_name(store)
+    put_all(open_store(store, bucket, create=True), {"a b": b"x", "c": b"y"})
+    owner = swiftclient.Connection(*(store.environment[name] for name in ("ST_AUTH", "ST_USER", "ST_KEY")))
+    owner.post_container(bucket, {"X-Container-Read": "test:reader"})
+    # Who may only read need not be allowed to make containers, and is told what stays.
+    reader = open_store(store, bucket, create=True, ST_USER="test:reader", ST_KEY="reading")
+    with pytest.raises(StorageError, match=r"3 objects.*'a b'.*403"):
+        reader.delete(["a b", "missing", "c"])
+    assert keys(reader) == ["a b", "c"]
+
+
+def test_a_service_account_that_google_refuses_is_denied(tmp_path: Path, new_name: Callable[[Store], str]) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    how = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = private.private_bytes(*how).decode()
+    with answering(400, b'{"error": "invalid_grant", "error_description": "account not found"}') as port:
+        account = {"type": "service_account", "client_email": "a@b.c", "private_key": pem, "private_key_id": "1"}
+        account |= {"project_id": "p", "token_uri": f"http://127.0.0.1:{port}/token"}
+        file = tmp_path / "key.json"
+        file.write_text(json.dumps(account))
+        variables = {"STORAGE_EMULATOR_HOST": None, "GOOGLE_APPLICATION_CREDENTIALS": str(file)}
+        store = servers.store("gcs")
+        with pytest.raises(AccessDenied, match="service account"):
+            list(open_store(store, new_name(store), **variables).list(""))
+
+
+class answering:
+    """A server that gives one and the same answer to everything; the block gets its port."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> int:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "family", "remedy"),
+    [
+        (403, "RequestTimeTooSkewed", AccessDenied, "clock"),
+        (403, "ExpiredToken", AccessDenied, "token"),
+        (403, "AccessDenied", AccessDenied, "policy"),
+        (400, "AuthorizationHeaderMalformed", StorageError, "region="),
+        (400, "IllegalLocationConstraintException", StorageError, "region="),
+        (400, "XMinioStorageQuotaExceeded", StorageError, "quota"),
+        (400, "InvalidStorageClass", StorageError, "storage_class="),
+        (404, "NoSuchBucket", NotFound, "run backup once"),
+    ],
+)
+def test_what_s3_refuses_comes_with_a_remedy(status: int, code: str, family: type[StorageError], remedy: str) -> None:
+    body = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+    with answering(status, body) as port:
+        store = servers.store("s3-rclone").through(port)
+        with pytest.raises(family, match=remedy) as caught:
+            open_store(store, "bucket").put("key", b"x")
+    assert type(caught.value) is family
+
+
+def test_s3_reports_the_keys_that_could_not_be_deleted() -> None:
+    error = "<Error><Key>b%20c</Key><Code>AccessDenied</Code><Message>locked</Message></Error>".replace("%20", " ")
+    with answering(200, f"<DeleteResult>{error}</DeleteResult>".encode()) as port:
+        driver = open_store(servers.store("s3-rclone").through(port), "bucket")
+        with pytest.raises(StorageError, match=r"1 object.*'b c'.*locked"):
+            driver.delete(["a", "b c"])
+
+
+# --- Stores that are gone -----------------------------------------------------------------------------------------
+
+GONE = ("silent", "closed", "without TLS")
+VAIN = [(gone, name) for gone in GONE for name in NETWORK]
+
+
+@pytest.fixture(scope="module")
+def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
+    """Calls to stores that do not answer; each takes its time to give up, all together no more than one."""
+    with TroubleProxy(1) as silent, ThreadPoolExecutor(len(VAIN)) as pool:
+        silent.silent = True
+        closed = servers.free_port()
+        calls = {}
+        for gone, name in VAIN:
+            store = servers.store(name)
+            match gone:
+                case "silent":
+                    store = store.through(silent.port)
+                case "closed":
+                    store = store.through(closed)
+                case "without TLS":
+                    store = over_tls(store)
+            calls[gone, name] = pool.submit(complaint, open_store(store, "bucket"))
+        yield calls
+
+
+@pytest.fixture(scope="module", autouse=True)
+def begin_vain_calls(request: pytest.FixtureRequest) -> None:
+    """Have them wait while the other tests run."""
+    if any("vain_calls" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("vain_calls")
+
+
+def over_tls(store: Store) -> Store:
+    environment = {name: value.replace("http://", "https://") for name, value in store.environment.items()}
+    return store._replace(
+        arguments=[word.replace("http://", "https://") for word in store.arguments], environment=environment
+    )
+
+
+def complaint(driver: Driver) -> tuple[float, str]:
+    """How long a call took to give up, in seconds, and what it said."""
+    began = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        driver.put("key", b"x")
+    return time.monotonic() - began, str(caught.value)
+
+
+@pytest.mark.parametrize(("gone", "name"), VAIN)
+def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
+    gone: str, name: str, vain_calls: dict[tuple[str, str], Future[tuple[float, str]]]
+) -> None:
+    seconds, text = vain_calls[gone, name].result()
+    assert seconds < 75
+    assert "key" in text
+    assert ("TLS" if gone == "without TLS" else "check") in text

@@ -1,0 +1,234 @@
+"""Google Cloud Storage, through google-cloud-storage.
+
+Storage arguments: a bare location or `region=` for a new bucket (us), `project=` to make it in, and `storage_class=`.
+Credentials are the application default ones; with STORAGE_EMULATOR_HOST set there are none.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from email.message import Message
+from typing import Any, cast
+
+import google.auth
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests import RequestException
+from requests.adapters import HTTPAdapter
+from requests.exceptions import SSLError
+from urllib3.exceptions import HTTPError
+
+from whisperbackup.storage.base import (
+    AccessDenied,
+    NotFound,
+    StorageError,
+    StoredObject,
+    Unavailable,
+    UsageError,
+    batches,
+    keyword_arguments,
+    silence,
+)
+
+DELETE_AT_ONCE = 100
+"""Calls in one batch: the service's limit."""
+PATIENCE: dict[str, Any] = {
+    # Seconds for connecting and for reading; no attempt begins later than 40 seconds after its call did, so
+    # that a call to a silent store ends in about a minute.  All calls made here can be repeated: an object is
+    # written whole or not at all.
+    "timeout": (5, 25),
+    "retry": DEFAULT_RETRY.with_delay(initial=0.5, maximum=8, multiplier=2).with_timeout(40),
+}
+
+
+def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
+    """A driver for `bucket`; only `create` costs a request here."""
+    given = keyword_arguments(arguments, "region", ("region", "project", "storage_class"))
+    if "/" in bucket:
+        raise UsageError(f"bucket '{bucket}': a bucket's name has no slash in it; see --storage-path")
+    # They log requests, and those for a token hold what it is given for.
+    silence("google", "urllib3", "requests")
+    client = _client(given.get("project"))
+    try:
+        driver = GoogleCloudStorage(client, bucket, given.get("storage_class"))
+    except ValueError as error:
+        raise UsageError(f"bucket '{bucket}': {error}") from error
+    if create:
+        driver.create_if_absent(given.get("region", "us"))
+    return driver
+
+
+def _client(project: str | None) -> storage.Client:
+    try:
+        if os.environ.get("STORAGE_EMULATOR_HOST"):
+            client = storage.Client(project=project or "emulator")
+        else:
+            credentials, default = google.auth.default(storage.Client.SCOPE)
+            client = storage.Client(project=project or default, credentials=credentials)
+    except auth.DefaultCredentialsError as error:
+        raise AccessDenied(
+            "Google Cloud Storage: no usable credentials; run `gcloud auth application-default login`, name a service "
+            "account's key file in GOOGLE_APPLICATION_CREDENTIALS, or give this machine a service account"
+        ) from error
+    # Since 3.17 it looks at the bucket behind our back, for traces that nobody asked for, and with a right of its own.
+    client._bucket_metadata_cache = None
+    # The pool's default of 10 would throw connections away with --threads above that.
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, HTTPAdapter(pool_maxsize=64))
+    return client
+
+
+class GoogleCloudStorage:
+    """One bucket; the client may be shared by threads."""
+
+    threads = 8
+
+    def __init__(self, client: storage.Client, bucket: str, storage_class: str | None) -> None:
+        self._client = client
+        self._bucket = client.bucket(bucket)
+        self._storage_class = storage_class
+
+    def create_if_absent(self, location: str) -> None:
+        try:
+            # Listing is what every command needs the right to; looking at a bucket takes another one.
+            with self._errors("look into"):
+                next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+            return
+        except NotFound:
+            pass
+        with self._errors("create"):
+            try:
+                self._client.create_bucket(self._bucket, location=location, **PATIENCE)
+            except api.Conflict as error:
+                raise AccessDenied(
+                    f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
+                ) from error
+            except ValueError as error:  # there is no project to make it in
+                raise StorageError(
+                    f"cannot create bucket '{self._bucket.name}': name the project with project="
+                ) from error
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        fields = "nextPageToken,items(name,size,md5Hash)"
+        found = iter(self._client.list_blobs(self._bucket, prefix=prefix, fields=fields, **PATIENCE))
+        while True:
+            with self._errors("list"):
+                blob = next(found, None)
+            if blob is None:
+                return
+            # A composed object has no MD5.
+            md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else None
+            yield StoredObject(blob.name, blob.size, md5)
+
+    def get(self, key: str) -> bytes:
+        with self._errors("read", key):
+            # Raw: as stored, whatever Content-Encoding somebody has set.
+            return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **PATIENCE))
+
+    def put(self, key: str, body: bytes) -> None:
+        blob = self._bucket.blob(key)
+        if self._storage_class:
+            blob.storage_class = self._storage_class
+        with self._errors("write", key):
+            blob.upload_from_string(body, content_type="application/octet-stream", **PATIENCE)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        stayed = []
+        for batch in batches(keys, DELETE_AT_ONCE):
+            with self._errors("delete from"):
+                statuses = PATIENCE["retry"](self._delete_batch)(batch)
+            for key, status in zip(batch, statuses, strict=True):
+                if status == 404 or 200 <= status < 300:
+                    continue
+                try:
+                    self._delete_one(key)  # to succeed, or to tell the reason
+                except Unavailable:
+                    raise  # it would take a minute for every key
+                except StorageError as error:
+                    stayed.append(error)
+        if stayed:
+            raise StorageError(f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted; {stayed[0]}")
+
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[int]:
+        """The HTTP status of each deletion (cloud.google.com/storage/docs/batch).
+
+        The client's own batches give no Content-ID to their parts, without which fake-gcs-server passes over
+        them, and they forget all answers but the last.
+        """
+        boundary = secrets.token_hex(16)
+        body = ""
+        for number, key in enumerate(batch):
+            part = f"--{boundary}\r\nContent-Type: application/http\r\nContent-ID: <{number}>\r\n\r\n"
+            body += f"{part}DELETE /storage/v1{self._bucket.blob(key).path} HTTP/1.1\r\n\r\n\r\n"
+        answer = self._client._http.post(
+            f"{self._client._connection.API_BASE_URL}/batch/storage/v1",
+            data=f"{body}--{boundary}--\r\n",
+            headers={"Content-Type": f"multipart/mixed; boundary={boundary}"},
+            timeout=PATIENCE["timeout"],
+        )
+        if answer.status_code != 200:
+            raise cast(Any, api).from_http_response(answer)
+        kind = answer.headers["Content-Type"].encode()
+        parts = email.message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (kind, answer.content)).get_payload()
+        # Each part is an answer to a request, in the requests' order: "HTTP/1.1 204 No Content" and so on.
+        statuses = [int(str(part.get_payload()).split(" ", 2)[1]) for part in parts if isinstance(part, Message)]
+        return statuses if len(statuses) == len(batch) else [0] * len(batch)
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            with self._errors("delete", key):
+                self._bucket.delete_blob(key, **PATIENCE)
+        except NotFound:
+            pass
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:
+        """Turn what the libraries raise into the one family, saying what was being done and what to do now."""
+        what = f"cannot {doing} bucket '{self._bucket.name}'" if key is None else f"cannot {doing} '{key}'"
+        try:
+            yield
+        except api.RetryError as error:
+            raise self._mapped(what, key, error.cause) from error
+        except (api.GoogleAPIError, auth.GoogleAuthError, RequestException, HTTPError) as error:
+            raise self._mapped(what, key, error) from error
+
+    def _mapped(self, what: str, key: str | None, error: BaseException | None) -> StorageError:
+        if isinstance(error, auth.TransportError) and error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        match error:
+            case api.NotFound() if key is None:
+                return NotFound(f"{what}: there is no such bucket; create it, or run backup once")
+            case api.NotFound():
+                return NotFound(f"{what}: no such object in bucket '{self._bucket.name}', or no such bucket")
+            case api.Forbidden() | api.Unauthorized():
+                return AccessDenied(f"{what}: {error.message}; see the README for the roles that are needed")
+            case auth.RefreshError():
+                return AccessDenied(
+                    f"{what}: Google refuses the credentials; get new ones, or check the service account's key"
+                )
+            case SSLError():
+                return Unavailable(
+                    f"{what}: TLS failed; for a private certificate authority name its file in REQUESTS_CA_BUNDLE"
+                )
+            case api.TooManyRequests():
+                return Unavailable(
+                    f"{what}: too many requests, or the quota is used up: raise it, or use fewer --threads"
+                )
+            case api.ServerError():
+                return Unavailable(f"{what}: the service still says {error.code} after all attempts; try again later")
+            case api.GoogleAPICallError():
+                return StorageError(f"{what}: {error.code} {error.message}")
+            case RequestException() | HTTPError() | auth.TransportError():
+                return Unavailable(f"{what}: the service does not answer ({type(error).__name__}); check the network")
+            case _:
+                return StorageError(f"{what}: {type(error).__name__}: {error}")

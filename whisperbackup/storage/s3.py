@@ -1,0 +1,262 @@
+"""Amazon S3, and what speaks its protocol, through boto3.
+
+Storage arguments: a bare region or `region=` (us-east-1), `endpoint=URL` of an S3 compatible store,
+`profile=` of the AWS configuration, `storage_class=`, `sse=AES256|aws:kms`, `kms_key=` and
+`addressing=path|virtual|auto`.  Credentials come from the usual AWS chain and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from whisperbackup.storage.base import (
+    AccessDenied,
+    NotFound,
+    StorageError,
+    StoredObject,
+    Unavailable,
+    UsageError,
+    batches,
+    keyword_arguments,
+    silence,
+)
+
+ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key", "addressing")
+CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto")}
+DELETE_AT_ONCE = 1000
+"""Keys in one DeleteObjects request: the service's limit."""
+CONNECT_SECONDS, READ_SECONDS = 5, 25
+LAST_ATTEMPT_SECONDS = 30
+"""No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
+ATTEMPTS = 6
+"""With one answer in ten lost, six attempts fail together once in a million calls."""
+BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
+
+MD5 = re.compile("[0-9a-f]{32}")
+
+REMEDIES: dict[str, tuple[type[StorageError], str]] = {
+    "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
+    "SignatureDoesNotMatch": (AccessDenied, "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or the profile"),
+    "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
+    "InvalidToken": (AccessDenied, "the session token is not valid: check AWS_SESSION_TOKEN"),
+    "RequestTimeTooSkewed": (AccessDenied, "this machine's clock is wrong: set it (NTP)"),
+    "AccessDenied": (AccessDenied, "these credentials lack the right: see the README for the policy that is needed"),
+    "BucketAlreadyExists": (AccessDenied, "the name belongs to somebody else: choose another"),
+    "PermanentRedirect": (StorageError, "the bucket is in another region: name it with region="),
+    "AuthorizationHeaderMalformed": (StorageError, "the bucket is in another region: name it with region="),
+    "IllegalLocationConstraintException": (StorageError, "the bucket or endpoint is in another region: see region="),
+    "InvalidLocationConstraint": (StorageError, "there is no such region here: check region="),
+    "QuotaExceeded": (StorageError, "the quota is used up: raise it, or keep fewer backups"),
+    "InvalidStorageClass": (StorageError, "it has no such class: check storage_class="),
+    "InvalidBucketName": (StorageError, "the bucket's name is not allowed: use 3 to 63 of a-z, 0-9 and -"),
+}
+
+
+def open(bucket: str, create: bool, arguments: list[str]) -> S3:
+    """A driver for `bucket`; only `create` costs a request here."""
+    given = keyword_arguments(arguments, "region", ARGUMENTS)
+    for name, allowed in CHOICES.items():
+        if name in given and given[name] not in allowed:
+            raise UsageError(f"storage argument '{name}={given[name]}': it is one of {', '.join(allowed)}")
+    region, endpoint = given.get("region", "us-east-1"), given.get("endpoint")
+    if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
+        raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
+    # boto3, its HTTP client and its signer log the headers of each request, and so what signs it.
+    silence("boto3", "botocore", "urllib3")
+    try:
+        client = boto3.Session(profile_name=given.get("profile")).client(
+            "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
+        )
+    except (boto.InvalidRegionError, ValueError) as error:
+        raise UsageError(f"S3 client: {error}") from error
+    except boto.BotoCoreError as error:
+        raise AccessDenied(f"S3 client: {error}; check profile= and the AWS configuration") from error
+    client.meta.events.register("request-created.s3", _refuse_late_attempt)
+    client.meta.events.register_last("before-call.s3.DeleteObjects", _add_content_md5)
+    # It has every put wait a round trip for the store's leave to send the body, to spare large bodies.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    stored_as = {"StorageClass": "storage_class", "ServerSideEncryption": "sse", "SSEKMSKeyId": "kms_key"}
+    driver = S3(client, bucket, {field: given[name] for field, name in stored_as.items() if name in given})
+    if create:
+        driver.create_if_absent(region)
+    return driver
+
+
+def _client_config(given: dict[str, str]) -> Config:
+    return Config(
+        s3={"addressing_style": given.get("addressing", "path" if given.get("endpoint") else "auto")},
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=64,  # only a cap: never fewer than --threads, or connections are thrown away
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        # Without an additional CRC the signature covers the body's SHA-256, which the store verifies.  What
+        # is read is protected by TLS, and proved by the SHA-1 that every backup carries.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # All parameters are made below from strings and bytes: checking their types costs a tenth of a put.
+        parameter_validation=False,
+    )
+
+
+def _refuse_late_attempt(request: Any, **_: object) -> None:
+    began = request.context.setdefault("whisperbackup_began", time.monotonic())
+    if time.monotonic() - began > LAST_ATTEMPT_SECONDS:
+        raise Unavailable(f"{_host(request.url)} gives no answer: check the network and endpoint=")
+
+
+def _add_content_md5(params: dict[str, Any], **_: object) -> None:
+    # boto3 sends a CRC32, which many S3 compatible stores do not know; the protocol used to demand this one.
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+class S3:
+    """One bucket; boto3's clients may be shared by threads."""
+
+    threads = 8
+
+    def __init__(self, client: Any, bucket: str, stored_as: dict[str, str]) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._stored_as = stored_as
+
+    def create_if_absent(self, region: str) -> None:
+        try:
+            # Listing is what every command needs the right to; HeadBucket's errors say nothing.
+            with self._errors("look into"):
+                self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            return
+        except NotFound:
+            pass
+        where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        with self._errors("create"):
+            try:
+                self._client.create_bucket(Bucket=self._bucket, **where)
+            except self._client.exceptions.BucketAlreadyOwnedByYou:
+                pass  # made by another run since we looked
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix))
+        while True:
+            with self._errors("list"):
+                page = next(pages, None)
+            if page is None:
+                return
+            for found in page.get("Contents", ()):
+                etag = found.get("ETag", "").strip('"')
+                # Not an MD5, but it looks the same, under SSE-KMS; the caller takes a mismatch as "don't know".
+                yield StoredObject(found["Key"], found["Size"], etag if MD5.fullmatch(etag) else None)
+
+    def get(self, key: str) -> bytes:
+        attempt = 1
+        while True:
+            with self._errors("read", key):
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+                try:
+                    return bytes(body.read())
+                except BODY_CUT:
+                    # boto3 repeats whole requests only until their headers are there.
+                    if attempt == 3:
+                        raise
+            attempt += 1
+
+    def put(self, key: str, body: bytes) -> None:
+        with self._errors("write", key):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_batch(batch)]
+        if stayed:
+            raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
+
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
+        """Delete; say for each key that stayed what the store says about it."""
+        for _ in range(2):  # "InternalError" for one key among a thousand is S3's way to ask for a second try
+            try:
+                with self._errors("delete from"):
+                    answer = self._client.delete_objects(
+                        Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
+                    )
+            except Unavailable:
+                raise  # every further batch would take a minute
+            except StorageError as error:
+                return [f"'{key}': {error}" for key in batch]
+            errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+            batch = [error["Key"] for error in errors]
+            if not batch:
+                break
+        return [f"'{error['Key']}': {error.get('Code')} {error.get('Message', '')}" for error in errors]
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:
+        """Turn what boto3 raises into the one family, saying what was being done to what and what to do now."""
+        what = f"cannot {doing} bucket '{self._bucket}'" if key is None else f"cannot {doing} '{key}'"
+        try:
+            yield
+        except boto.ClientError as error:
+            raise self._refusal(what, key, error) from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
+            raise AccessDenied(
+                f"{what}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or profile=, or give this machine a role"
+            ) from error
+        except boto.SSLError as error:
+            raise Unavailable(
+                f"{what}: TLS to {self._endpoint} failed ({_reason(error)}); "
+                "for a private certificate authority name its file in AWS_CA_BUNDLE"
+            ) from error
+        except (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError) as error:
+            raise Unavailable(
+                f"{what}: {self._endpoint} does not answer ({type(error).__name__}); check the network, endpoint= "
+                "and region="
+            ) from error
+        except boto.ParamValidationError as error:
+            raise StorageError(f"{what}: {error}") from error
+        except boto.BotoCoreError as error:
+            raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
+
+    def _refusal(self, what: str, key: str | None, error: Any) -> StorageError:
+        code, message = (str(error.response.get("Error", {}).get(name, "")) for name in ("Code", "Message"))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchBucket" or (status == 404 and key is None):
+            return NotFound(f"{what}: bucket '{self._bucket}' does not exist; create it, or run backup once")
+        if status == 404:
+            return NotFound(f"{what}: there is no such object in bucket '{self._bucket}'")
+        if code in REMEDIES:
+            family, remedy = REMEDIES[code]
+            return family(f"{what}: {self._endpoint} says {code}; {remedy}")
+        if status in (401, 403):
+            return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
+        if "Quota" in code or status == 507:
+            return StorageError(f"{what}: {self._endpoint} says {code}; {REMEDIES['QuotaExceeded'][1]}")
+        if status >= 500 or status == 429:
+            return Unavailable(f"{what}: {self._endpoint} still says {code} {message} after {ATTEMPTS} attempts")
+        return StorageError(f"{what}: {self._endpoint} says {code} {message}")
+
+    @property
+    def _endpoint(self) -> str:
+        return _host(self._client.meta.endpoint_url)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _reason(error: Exception) -> str:
+    """The short reason inside the library's sentence, which repeats the whole URL."""
+    return str(error).rsplit("] ", 1)[-1].split(" (_ssl", 1)[0]

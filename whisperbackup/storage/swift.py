@@ -1,0 +1,356 @@
+"""OpenStack Swift, through python-swiftclient, with keystoneauth for the tokens.
+
+Takes no storage arguments.  Who asks, and where, is said by the environment: ST_AUTH, ST_USER and ST_KEY
+(version 1), or the OS_* variables of an OpenStack shell (Keystone: passwords, application credentials and what
+else OS_AUTH_TYPE names).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import requests
+import urllib3
+from keystoneauth1 import exceptions as keystone
+from keystoneauth1 import loading
+from keystoneauth1.session import Session
+from requests.adapters import HTTPAdapter
+from swiftclient import ClientException, Connection
+from swiftclient.authv1 import PasswordPlugin
+
+from whisperbackup.storage.base import (
+    AccessDenied,
+    NotFound,
+    StorageError,
+    StoredObject,
+    Unavailable,
+    UsageError,
+    batches,
+    keyword_arguments,
+    silence,
+)
+
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+LAST_ATTEMPT_SECONDS = 32
+"""After silence no attempt begins later than this after its call did, so that the call ends within a minute."""
+TOKEN_SECONDS = 15
+RETRIES = 5
+DELETE_AT_ONCE = 1000
+"""At most this many keys in a bulk delete, though most clusters take 10,000: it gives up after 1,000 failures."""
+
+MD5 = re.compile("[0-9a-f]{32}")
+
+
+def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
+    """A driver for the container `bucket`; only `create` costs a request here."""
+    keyword_arguments(arguments, None, ())
+    if "/" in bucket:
+        raise UsageError(f"bucket '{bucket}': a container's name has no slash in it; see --storage-path")
+    # They log the headers of each request with the beginning of the token.
+    silence("swiftclient", "keystoneauth", "keystoneclient", "requests", "urllib3", "stevedore")
+    driver = Swift(_connector(), bucket)
+    if create:
+        driver.create_if_absent()
+    return driver
+
+
+def _connector() -> Callable[[], TimedConnection]:
+    """What makes a connection for a thread; all that the environment says is read here."""
+    interface = os.environ.get("OS_INTERFACE") or os.environ.get("OS_ENDPOINT_TYPE") or "public"
+    certificates = os.environ.get("OS_CACERT") or None
+    place = {"region_name": os.environ.get("OS_REGION_NAME") or None, "endpoint_type": interface}
+    shared = _session(certificates)
+
+    def connect() -> TimedConnection:
+        return TimedConnection(
+            session=shared,
+            os_options=place,
+            retries=RETRIES,
+            starting_backoff=0.5,
+            max_backoff=8,
+            timeout=(CONNECT_SECONDS, READ_SECONDS),
+            cacert=certificates,
+        )
+
+    return connect
+
+
+def _session(certificates: str | None) -> Session:
+    """Where all threads of this process get their token, and a new one when it has expired."""
+    repeat = urllib3.Retry(
+        total=RETRIES,
+        connect=2,
+        read=1,  # a silent identity service is asked twice for its versions, and twice for the token: a minute
+        status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=None,
+        backoff_factor=0.5,
+        raise_on_status=False,
+    )
+    http = requests.Session()
+    http.mount("http://", HTTPAdapter(max_retries=repeat))
+    http.mount("https://", HTTPAdapter(max_retries=repeat))
+    return SharedSession(auth=_credentials(), session=http, timeout=TOKEN_SECONDS, verify=certificates or True)
+
+
+def _credentials() -> Any:
+    """keystoneauth's plugin for what the environment holds."""
+    environment = os.environ
+    if environment.get("ST_AUTH"):
+        try:
+            return PasswordPlugin(environment["ST_AUTH"], environment["ST_USER"], environment["ST_KEY"])
+        except KeyError as unset:
+            raise AccessDenied(f"Swift: ST_AUTH is set, and {unset.args[0]} is not; set all three of ST_*") from None
+    if not environment.get("OS_AUTH_URL"):
+        raise AccessDenied("Swift: no credentials; set ST_AUTH, ST_USER and ST_KEY, or source your openrc file (OS_*)")
+    is_application = environment.get("OS_APPLICATION_CREDENTIAL_ID")
+    kind = environment.get("OS_AUTH_TYPE") or ("v3applicationcredential" if is_application else "password")
+    if kind.endswith("password"):
+        # keystoneauth finds that out only after its first request, and raises a bare Exception.
+        for names in (("OS_PASSWORD",), ("OS_USERNAME", "OS_USER_ID")):
+            if not any(environment.get(name) for name in names):
+                raise AccessDenied(f"Swift: OS_AUTH_URL is set, and {names[0]} is not; source your whole openrc file")
+    try:
+        return loading.get_plugin_loader(kind).load_from_options_getter(_option)
+    except keystone.OptionError as error:
+        raise AccessDenied(f"Swift: OS_AUTH_TYPE is {kind}, and that needs more OS_* variables: {error}") from error
+    except keystone.NoMatchingPlugin as error:
+        raise AccessDenied(f"Swift: OS_AUTH_TYPE={kind} is not known here; password is the usual one") from error
+
+
+def _option(option: Any) -> str | None:
+    """The value of one of a plugin's options: OS_PROJECT_NAME for project-name, or OS_TENANT_NAME, its older name."""
+    names = (f"OS_{spelling.dest.upper()}" for spelling in (option, *option.deprecated))
+    return next((os.environ[name] for name in names if os.environ.get(name)), option.default)
+
+
+class SharedSession(Session):  # type: ignore[misc,unused-ignore]
+    """A session whose token may be found expired by several threads at once."""
+
+    def invalidate(self, auth: Any = None) -> bool:
+        """Whether it is worth trying again: always, while the base class says no if another thread was first."""
+        super().invalidate(auth)
+        return True
+
+
+class TimedConnection(Connection):  # type: ignore[misc]
+    """swiftclient's connection, for one thread, with an end to its patience: it knows a number of retries only."""
+
+    began = 0.0
+    url: str | None
+    token: str | None
+
+    def http_connection(self, url: str | None = None) -> Any:
+        """Called before each attempt that follows silence or a broken connection."""
+        if time.monotonic() - self.began > LAST_ATTEMPT_SECONDS:
+            raise Unavailable(f"{urlsplit(self.url or '').netloc} gives no answer; check the network and the cluster")
+        return super().http_connection(url)
+
+    def get_auth(self) -> tuple[str, str]:
+        url, token = super().get_auth()
+        if not url:
+            raise StorageError("the cloud's catalog has no object-store: check OS_REGION_NAME and OS_INTERFACE")
+        return url, token
+
+    def get_capabilities(self, url: str | None = None) -> Any:
+        """As the base class's, which neither has an address before the first other request, nor tries again."""
+        if not self.token:
+            self.url, self.token = self.get_auth()
+        for backoff in (1, 2, 4):
+            try:
+                return super().get_capabilities(url)
+            except OSError:
+                self.close()
+            except ClientException as error:
+                if error.http_status < 500:
+                    raise
+            time.sleep(backoff)
+        return super().get_capabilities(url)
+
+
+class Swift:
+    """One container."""
+
+    threads = 8
+
+    def __init__(self, connect: Callable[[], TimedConnection], bucket: str) -> None:
+        self._connect = connect
+        self._bucket = bucket
+        self._thread = threading.local()
+        self._connections: list[TimedConnection] = []
+        self._bulk_limit: int | None = None
+
+    def create_if_absent(self) -> None:
+        try:
+            # Asked first, since making a container needs rights in the account, even if it is there.
+            self._call("look into", None, lambda swift: swift.get_container(self._bucket, limit=1))
+        except NotFound:
+            self._call("create", None, lambda swift: swift.put_container(self._bucket))
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        marker = ""
+        while page := self._page(prefix, marker):
+            for row in page:
+                md5 = row["hash"]
+                yield StoredObject(row["name"], row["bytes"], md5 if MD5.fullmatch(md5) else None)
+            marker = page[-1]["name"]
+
+    def _page(self, prefix: str, marker: str) -> Any:
+        # Without a limit of ours a page is as long as the cluster allows; so only an empty one is surely the last.
+        answer = self._call("list", None, lambda swift: swift.get_container(self._bucket, prefix=prefix, marker=marker))
+        return answer[1]
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._call("read", key, lambda swift: swift.get_object(self._bucket, key))[1])
+
+    def put(self, key: str, body: bytes) -> None:
+        # As a file, because that is what swiftclient can rewind to try again; with its length, so that Swift refuses
+        # a body that comes short.  TLS, and the SHA-1 that every backup carries, guard its content.
+        self._call(
+            "write",
+            key,
+            lambda swift: swift.put_object(
+                self._bucket, key, io.BytesIO(body) if body else None, content_length=len(body)
+            ),
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        stayed = []
+        for batch in batches(keys, self._keys_in_a_bulk_delete()):
+            for key in self._bulk_delete(batch):
+                try:
+                    self._delete_one(key)
+                except Unavailable:
+                    raise  # it would take a minute for every key
+                except StorageError as error:
+                    stayed.append(error)
+        if stayed:
+            raise StorageError(f"container '{self._bucket}': {len(stayed)} objects were not deleted; {stayed[0]}")
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            self._call("delete", key, lambda swift: swift.delete_object(self._bucket, key))
+        except NotFound:
+            pass
+
+    def _bulk_delete(self, batch: Sequence[str]) -> Sequence[str]:
+        """Delete in one request; which keys are to be deleted one by one after all, to succeed or tell the reason."""
+        if len(batch) == 1:
+            return batch
+        paths = "\n".join(quote(f"/{self._bucket}/{key}") for key in batch).encode()
+        headers = {"Content-Type": "text/plain", "Accept": "application/json"}
+        try:
+            answer = self._call(
+                "delete from", None, lambda swift: swift.post_account(headers, query_string="bulk-delete", data=paths)
+            )
+        except Unavailable:
+            raise
+        except StorageError:
+            return batch
+        # The status is 200 whatever happened; the truth is in the body.
+        outcome = json.loads(answer[1])
+        failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
+        if not failed and not outcome["Response Status"].startswith("200"):
+            return batch
+        return [key for key in batch if key in failed]
+
+    def _keys_in_a_bulk_delete(self) -> int:
+        """How many the cluster takes at once; 1 where it has no bulk delete, or hides its /info."""
+        if self._bulk_limit is None:
+            try:
+                offered = self._call("ask about", None, TimedConnection.get_capabilities).get("bulk_delete", {})
+            except Unavailable:
+                raise
+            except StorageError:
+                offered = {}
+            self._bulk_limit = min(DELETE_AT_ONCE, int(offered.get("max_deletes_per_request", 1)))
+        return self._bulk_limit
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def _call(self, doing: str, key: str | None, request: Callable[[TimedConnection], Any]) -> Any:
+        """Make a request over this thread's connection; what it raises becomes the one family."""
+        connection = self._connection()
+        connection.began = time.monotonic()
+        with self._errors(doing, key):
+            for _ in range(2):
+                try:
+                    return request(connection)
+                except urllib3.exceptions.HTTPError:
+                    # An answer that was cut after its headers, which swiftclient does not try again.
+                    connection.close()
+            return request(connection)
+
+    def _connection(self) -> TimedConnection:
+        if not hasattr(self._thread, "connection"):
+            self._thread.connection = self._connect()
+            self._connections.append(self._thread.connection)
+        return cast(TimedConnection, self._thread.connection)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, key: str | None) -> Iterator[None]:
+        """Turn what the libraries raise into the one family, saying what was being done and what to do now."""
+        what = f"cannot {doing} container '{self._bucket}'" if key is None else f"cannot {doing} '{key}'"
+        try:
+            yield
+        except StorageError as error:
+            raise type(error)(f"{what}: {error}") from error.__cause__
+        except ClientException as error:
+            if error.http_status == 404 and key is None:
+                raise NotFound(f"{what}: there is no such container; create it, or run backup once") from error
+            raise self._refusal(what, error) from error
+        except keystone.Unauthorized as error:
+            raise AccessDenied(
+                f"{what}: wrong user, password or credential; check ST_USER and ST_KEY, or the OS_* variables"
+            ) from error
+        except (keystone.SSLError, requests.exceptions.SSLError) as error:
+            raise Unavailable(
+                f"{what}: TLS failed; for a private certificate authority name its file in OS_CACERT"
+            ) from error
+        except (keystone.ConnectionError, keystone.HttpServerError) as error:
+            raise Unavailable(
+                f"{what}: the identity service does not answer ({type(error).__name__}); "
+                "check ST_AUTH or OS_AUTH_URL, and the network"
+            ) from error
+        except keystone.EndpointNotFound as error:
+            raise StorageError(
+                f"{what}: the cloud's catalog has no object-store; check OS_REGION_NAME and OS_INTERFACE"
+            ) from error
+        except (keystone.BadRequest, keystone.Forbidden, keystone.NotFound) as error:
+            raise AccessDenied(
+                f"{what}: the identity service knows no such credential, project or domain; check the OS_* variables"
+            ) from error
+        except keystone.ClientException as error:
+            raise StorageError(
+                f"{what}: the identity service makes no sense ({type(error).__name__}); "
+                "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
+            ) from error
+        except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+            raise Unavailable(
+                f"{what}: the cluster does not answer ({type(error).__name__}); check the network"
+            ) from error
+
+    def _refusal(self, what: str, error: Any) -> StorageError:
+        status = error.http_status
+        if status == 404:
+            return NotFound(f"{what}: no such object in container '{self._bucket}', or no such container")
+        if status in (401, 403):
+            return AccessDenied(
+                f"{what}: {error.http_host} refuses (status {status}); "
+                "check the user's role in the project, or the container's ACL"
+            )
+        if status in (413, 507):
+            return StorageError(f"{what}: status {status}, the quota is used up: raise it, or keep fewer backups")
+        if status is None or status >= 500 or status in (408, 429, 498, 499):
+            return Unavailable(f"{what}: status {status} from {error.http_host} after {RETRIES + 1} attempts")
+        return StorageError(f"{what}: status {status} {error.http_reason} from {error.http_host}")
