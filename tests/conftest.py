@@ -28,22 +28,41 @@ class Program:
         self.home = home
         self.lock, self.stamp, self.log = home / "lock", home / "stamp", home / "log"
         self.prefix, self.store = home / "tree", home / "store"
+        self.bucket = ""  # in a store that is no directory
+        self.environment: dict[str, str] = {}
         self.prefix.mkdir()
 
     def words(self, command: str, *options: object) -> list[str]:
         """The command line; a driver other than disk is named by `driver=`."""
         files = ["--lockfile", self.lock, "--stampfile", self.stamp, "--logfile", self.log]
-        words = [sys.executable, "-m", "whisperbackup", *files, "-p", self.prefix, "-b", self.store, command]
+        words = [
+            sys.executable,
+            "-m",
+            "whisperbackup",
+            *files,
+            "-p",
+            self.prefix,
+            "-b",
+            self.bucket or self.store,
+            command,
+        ]
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
         """The program, running."""
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
+        settings["env"] = {**os.environ, **self.environment}
         return subprocess.Popen(self.words(command, *options), **settings)  # type: ignore[call-overload,no-any-return]
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""
-        done = subprocess.run(self.words(command, *options), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            self.words(command, *options),
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout + done.stderr

@@ -23,6 +23,7 @@ EPILOG = (
 LOGFILE = "/var/log/whisperbackup.py.log"
 LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"
+MAX_THREADS = 64  # what the drivers keep connections for
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -35,6 +36,7 @@ class Options:
     storage_arguments: list[str]
     prefix: bytes
     processes: int
+    threads: int | None  # None: what the driver likes
     keep: Keep
     purge_days: int
     purge_anyway: bool
@@ -88,6 +90,7 @@ def _parser() -> _Parser:
 
     add("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
     add("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
+    add("--threads", type="int", metavar="N", text="requests in flight in each process [what the store likes]")
     add("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
     for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month")):
         add(f"--keep-{period}", type="int", default=0, metavar="N",
@@ -143,6 +146,8 @@ def parse(words: list[str]) -> Options:
         parser.error(f"unknown storage driver '{driver}'; one of {', '.join(storage.names())}")
     if values.processes < 1:
         parser.error(f"-f {values.processes}: at least one process is needed")
+    if values.threads is not None and not 1 <= values.threads <= MAX_THREADS:
+        parser.error(f"--threads {values.threads}: from 1 to {MAX_THREADS}")
     if values.retention < 1:
         parser.error(f"-r {values.retention}: at least one backup must be kept")
     for name in ("keep_daily", "keep_weekly", "keep_monthly"):
@@ -178,6 +183,7 @@ def parse(words: list[str]) -> Options:
         storage_arguments=arguments,
         prefix=os.fsencode(os.path.abspath(values.prefix)),
         processes=values.processes,
+        threads=values.threads,
         keep=Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
         purge_days=values.purge,
         purge_anyway=bool(values.purge_anyway),

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from whisperbackup.signals import Stopped
+from whisperbackup.storage.base import Unavailable
 from whisperbackup.workers import Outcome, Pool
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 20  # failures of the store in a row, each after the driver's own retries, that end a run
 INTERVAL = 60.0  # seconds between progress lines where there is no terminal
 BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
 
@@ -87,12 +89,17 @@ def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally) -> Iterator[Outc
     """Have `pool` do `jobs`; adds every outcome to `tally` and passes it on.
 
     When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
+    Raises Unavailable when the store does nothing but fail.
     """
+    in_a_row = 0
     try:
         for outcome in pool.run(jobs):
             tally.add(outcome)
             yield outcome
             _tick(tally)
+            in_a_row = in_a_row + 1 if outcome.store_failed else 0
+            if in_a_row == PATIENCE:
+                raise Unavailable(f"the store failed {PATIENCE} times in a row, so this run ends here; start it again")
     except Stopped:
         for outcome in pool.drain():
             tally.add(outcome)

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from whisperbackup import signals
+from whisperbackup.storage.base import AccessDenied, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
     figures: dict[str, int]
     errors: tuple[str, ...] = ()
     surplus: tuple[str, ...] = ()  # keys that may be deleted now
+    store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
 
 
 Work = Callable[[Any], Outcome]
@@ -281,7 +283,7 @@ def _outcome(work: Work, job: Any) -> Outcome:
         return work(job)
     except Exception as error:  # the boundary: a failure in a job is that metric's outcome
         logger.debug("%s", job[0], exc_info=True)
-        return Outcome(str(job[0]), {}, (_reason(error),))
+        return Outcome(str(job[0]), {}, (_reason(error),), store_failed=isinstance(error, (AccessDenied, Unavailable)))
 
 
 def _reason(error: Exception) -> str:

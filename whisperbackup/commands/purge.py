@@ -232,7 +232,7 @@ def run(options: Options) -> int:
     with open_store(options) as driver:
         check_tree(options.prefix)
         with (
-            Pool(options.processes, driver.threads, functools.partial(_prepare, options)) as pool,
+            Pool(options.processes, options.threads or driver.threads, functools.partial(_prepare, options)) as pool,
             told(tally, options.quiet),
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)

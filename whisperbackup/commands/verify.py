@@ -26,7 +26,7 @@ def run(options: Options) -> int:
     tally = Tally("verify", ("examined", "good", "read bytes"))
     with (
         open_store(options) as driver,
-        Pool(options.processes, driver.threads, functools.partial(prepare, options)) as pool,
+        Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
         told(tally, options.quiet),
     ):
         catalog = Catalog(driver, options.storage_path, options.selection)

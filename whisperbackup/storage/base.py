@@ -58,7 +58,8 @@ class Driver(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove `keys`, in as few requests as the service allows; a missing key is no error.
 
-        Tries all of them before it raises a StorageError that names the first that stayed and counts the rest.
+        Tries all of them before it raises a StorageError that names the first that stayed and counts the rest;
+        only a store that does not answer any more (Unavailable) ends it early.
         """
 
     def close(self) -> None:
