@@ -16,8 +16,9 @@ lint: .venv/tested
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/pip install --quiet --editable '.[bench,test]'
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/stores.py
 
 .venv/installed: setup.py whisperbackup/__init__.py
 	$(PYTHON) -m venv .venv

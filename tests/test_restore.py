@@ -188,6 +188,27 @@ def test_temporary_files_of_a_killed_restore_are_removed_those_of_a_living_one_n
     assert not orphan.exists()
 
 
+def test_a_file_being_created_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def tidy() -> None:
+        while not stop.is_set():
+            place.remove_leftovers(os.fsencode(tmp_path))
+
+    tidying = [threading.Thread(target=tidy) for _ in range(3)]
+    for thread in tidying:
+        thread.start()
+    try:
+        for number in range(300):
+            placed = place.place(os.fsencode(tmp_path), b"m%d.wsp" % number, b"x" * 100, overwrite=False, noop=False)
+            assert placed.how == "created"
+    finally:
+        stop.set()
+        for thread in tidying:
+            thread.join()
+    assert len(list(tmp_path.iterdir())) == 300
+
+
 # -- carbon ------------------------------------------------------------------------------------------
 
 

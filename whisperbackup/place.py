@@ -158,10 +158,8 @@ def _temporary(folder: int, content: bytes, mode: int, like: os.stat_result | No
 
     Its lock is held meanwhile: a temporary file that can be locked is one that a killed run left behind.
     """
-    name = TEMPORARY + secrets.token_hex(8).encode()
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=folder)
+    name, fd = _open_temporary(folder, mode)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         if like is None:
             _inherit_owner(fd, folder)
         else:
@@ -177,6 +175,16 @@ def _temporary(folder: int, content: bytes, mode: int, like: os.stat_result | No
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
         os.close(fd)
+
+
+def _open_temporary(folder: int, mode: int) -> tuple[bytes, int]:
+    while True:
+        name = TEMPORARY + secrets.token_hex(8).encode()
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=folder)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return name, fd
+        os.close(fd)  # another worker took it for a leftover before it was locked
 
 
 def remove_leftovers(folder: bytes) -> None:
