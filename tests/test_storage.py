@@ -565,3 +565,33 @@ def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
     assert seconds < 75
     assert "key" in text
     assert ("TLS" if gone == "without TLS" else "check") in text
+
+
+# --- noop, and what --noop wraps around every driver --------------------------------------------------------------
+
+
+def test_noop_accepts_everything_and_holds_nothing() -> None:
+    driver = storage.open_bucket("noop", "anything", [], create=True, noop=False)
+    driver.put("a/b", b"x")
+    driver.delete(["a/b", "never there"])
+    assert list(driver.list("")) == []
+    with pytest.raises(NotFound, match="a/b"):
+        driver.get("a/b")
+    driver.close()
+    with pytest.raises(UsageError):
+        storage.open_bucket("noop", "anything", ["x=1"], create=True, noop=False)
+
+
+def test_the_wrapper_of_noop_reads_and_never_writes(tmp_path: Path) -> None:
+    real = storage.open_bucket("disk", str(tmp_path / "store"), [], create=True, noop=False)
+    real.put("a/b", b"x")
+    wrapped = storage.open_bucket("disk", str(tmp_path / "store"), [], create=True, noop=True)
+    wrapped.put("a/c", b"y")
+    wrapped.delete(["a/b"])
+    assert [found.key for found in wrapped.list("")] == ["a/b"]
+    assert wrapped.get("a/b") == b"x"
+    absent = storage.open_bucket("disk", str(tmp_path / "none"), [], create=True, noop=True)
+    assert list(absent.list("")) == []
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(NotFound):
+        storage.open_bucket("disk", str(tmp_path / "none"), [], create=False, noop=True)

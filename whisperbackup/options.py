@@ -85,7 +85,7 @@ def _parser() -> _Parser:
     parser.remove_option("--version")
 
     def add(*names: str, text: str, **settings: Any) -> None:
-        shown = f"{text} [%default]" if "default" in settings else text
+        shown = f"{text} [%default]" if settings.get("default", "") != "" else text
         parser.add_option(*names, help=shown, **settings)
 
     add("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")

@@ -231,11 +231,11 @@ def _main(
     collector = _Collector()
     logging.getLogger().handlers[:] = [collector]
     work: Work | None = None
-    unprepared = ""
+    unprepared: Exception | None = None
     try:
         work = prepare()
     except Exception as error:  # noqa: BLE001  (the boundary: it becomes the reason of every job)
-        unprepared = _reason(error)
+        unprepared = error
     batches: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
     sending = threading.Lock()
 
@@ -256,7 +256,7 @@ def _main(
                         report(outcomes, len(batch) - number)
                         outcomes = []
                         break
-                    outcomes.append(_outcome(work, job) if work else Outcome(str(job[0]), {}, (unprepared,)))
+                    outcomes.append(_outcome(work, job) if work else failure(str(job[0]), unprepared or EOFError()))
                     if time.monotonic() - reported > REPORT_INTERVAL:
                         report(outcomes)
                         outcomes, reported = [], time.monotonic()
@@ -278,18 +278,18 @@ def _main(
         os._exit(0)
 
 
+def failure(metric: str, error: Exception, **figures: int) -> Outcome:
+    """The outcome of a job that raised `error`."""
+    logger.debug("%s", metric, exc_info=error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return Outcome(metric, figures, (reason,), store_failed=isinstance(error, (AccessDenied, Unavailable)))
+
+
 def _outcome(work: Work, job: Any) -> Outcome:
     try:
         return work(job)
-    except Exception as error:  # the boundary: a failure in a job is that metric's outcome
-        logger.debug("%s", job[0], exc_info=True)
-        return Outcome(str(job[0]), {}, (_reason(error),), store_failed=isinstance(error, (AccessDenied, Unavailable)))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that metric's outcome)
+        return failure(str(job[0]), error)
 
 
 def _die_with(parent: int) -> None:

@@ -25,10 +25,10 @@ from whisperbackup.commands.purge import (
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import Found
 from whisperbackup.util import CannotRun, Generation, retain
-from whisperbackup.workers import Budget, Outcome, Pool, Work
+from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def prepare(options: Options) -> Work:
             return Outcome(job.name, {"examined": 1, "too new": 1})
         except wsp.CorruptFile as error:
             return Outcome(job.name, {"examined": 1}, (f"not a whisper file, not backed up: {error}",))
-        except OSError as error:
-            return Outcome(job.name, {"examined": 1}, (f"{os.fsdecode(job.path)}: {error.strerror}",))
+        except (OSError, ValueError, StorageError) as error:
+            return failure(job.name, error, examined=1)
 
     return work
 

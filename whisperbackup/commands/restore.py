@@ -13,9 +13,9 @@ from whisperbackup.catalog import Backup, Catalog, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Outcome, Pool, Work
+from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,10 @@ def prepare(options: Options) -> Work:
         if folder not in tidied and not options.noop:
             tidied.add(folder)
             place.remove_leftovers(folder)
-        return restore_metric(job, options, driver, budget)
+        try:
+            return restore_metric(job, options, driver, budget)
+        except (OSError, StorageError) as error:
+            return failure(job.name, error, examined=1)
 
     return work
 

@@ -10,8 +10,9 @@ from whisperbackup.catalog import Backup, Catalog, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.storage.base import StorageError
 from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Outcome, Pool, Work
+from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 
 class Job(NamedTuple):
@@ -52,6 +53,8 @@ def prepare(options: Options) -> Work:
                 backups.load(driver, f"{options.storage_path}{job.name}/", job.backup, options.max_file_size)
         except backups.BadBackup as error:
             return Outcome(job.name, {"examined": 1}, (f"the backup of {job.backup.stamp} is bad: {error}",))
+        except StorageError as error:
+            return failure(job.name, error, examined=1)
         return Outcome(job.name, {"examined": 1, "good": 1, "read bytes": size})
 
     return work
