@@ -289,6 +289,16 @@ def test_list_into_head_is_silent(filled: Program) -> None:
     assert ran.stderr == ""
 
 
+def test_names_that_a_terminal_cannot_show_are_listed_escaped(filled: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled("backup")
+    (filled.store / "top").rename(filled.store / "to\x1b[2Jp")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    said = filled("list")
+    assert "to\\x1b[2Jp" in said
+    assert "\\xfcber" in said
+    assert "\x1b" not in said
+
+
 def test_a_third_partys_driver_is_found_by_its_entry_point(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     package = program.home / "site"
     (package / "shelf-1.dist-info").mkdir(parents=True)

@@ -226,7 +226,7 @@ def _main(
     for other in others:
         other.close()  # or a worker would keep its siblings' pipes open after the parent has died
     _die_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.STOPPING:
         signal.signal(number, signal.SIG_IGN)  # the parent decides; a terminal sends Ctrl-C to all
     collector = _Collector()
     logging.getLogger().handlers[:] = [collector]

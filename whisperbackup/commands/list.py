@@ -9,7 +9,7 @@ from typing import NamedTuple
 from whisperbackup.catalog import Catalog, Metric, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
-from whisperbackup.progress import shown_size
+from whisperbackup.progress import printable, shown_size
 from whisperbackup.util import CannotRun
 
 
@@ -28,7 +28,7 @@ def run(options: Options) -> int:
                 print(json.dumps({"metric": metric.name, kind: objects}, ensure_ascii=False))
             else:
                 for item in shown:
-                    print(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {metric.name}")
+                    print(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})
             total += sum(item.size for item in shown)
