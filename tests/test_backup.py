@@ -299,13 +299,108 @@ def test_names_that_a_terminal_cannot_show_are_listed_escaped(filled: Program, m
     assert "\x1b" not in said
 
 
-def test_a_third_partys_driver_is_found_by_its_entry_point(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_that_carbon_still_writes_to_is_a_failure_not_too_new(filled: Program) -> None:
+    filled("backup")
+    path = filled.prefix / "top.wsp"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "ERROR: top: not a whisper file" in filled("backup", status=3)
+
+
+def test_links_in_a_circle_cost_nobody_a_backup(filled: Program) -> None:
+    (filled.prefix / "servers/loop").symlink_to("loop")
+    (filled.prefix / "servers/loop.wsp").symlink_to("loop.wsp")
+    said = filled("backup")
+    assert "8 backed up" in said
+    assert said.count("symbolic link") == 2
+
+
+def test_verify_and_restore_name_what_has_no_complete_backup(filled: Program) -> None:
+    filled("backup")
+    (mark,) = (filled.store / "top").glob("*.sha1")
+    mark.unlink()
+    for command in ("verify", "restore"):
+        assert "ERROR: top: has no complete backup" in filled(command, status=3)
+        assert "has no backup as old" in filled(command, "disk", "-c", "0999-01-01", "-m", "a b*", status=3)
+
+
+def test_an_object_from_the_end_of_time_fails_its_metric_alone(filled: Program) -> None:
+    filled("backup")
+    for name in ("top", "gone"):
+        folder = filled.store / name
+        folder.mkdir(exist_ok=True)
+        for end in ("sha1", "wsp.gz"):
+            (folder / f"9999-12-31T23:59:59+00:00.{end}").touch()
+    add_point(filled.prefix / "x/y/z/w.wsp")
+    said = filled("backup", status=3)
+    assert "ERROR: top: the store holds an object stamped 9999" in said
+    assert "ERROR: gone: the store holds an object stamped 9999" in said
+    assert "1 backed up" in said
+
+
+THIRD_PARTY = """
+from whisperbackup.storage import disk
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, [])
+    def fail(*_):
+        raise {error}
+    driver.{method} = fail
+    return driver
+"""
+
+
+@pytest.mark.parametrize("error", ["FileNotFoundError(2, 'token')", "BrokenPipeError(32, 'pipe')", "KeyError('Size')"])
+@pytest.mark.parametrize(("method", "status"), [("put", 3), ("list", 1)])
+def test_whatever_a_driver_raises_is_never_a_success(
+    filled: Program, monkeypatch: pytest.MonkeyPatch, error: str, method: str, status: int
+) -> None:
+    install_driver(filled, monkeypatch, THIRD_PARTY.format(error=error, method=method))
+    said = filled("backup", "shelf", status=status)
+    assert "the driver shelf failed unexpectedly" in said
+    assert not filled.stamp.exists()
+
+
+def test_figures_count_what_was_done_not_what_was_planned(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, THIRD_PARTY.format(error="OSError(5, 'no')", method="delete"))
+    path = program.write("a.b")
+    program("backup")
+    for value in (2.0, 3.0):
+        add_point(path, value)
+        assert ", 0 removed" in program("backup", "shelf", "-r", "1", status=3)
+    assert "2 removed" in program("backup", "disk", "-r", "1")  # made up for, though nothing has changed
+    assert len(program.stamps("a.b")) == 1
+
+
+def test_a_drivers_close_comes_after_its_last_use(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = """
+from whisperbackup.storage import disk
+class Strict(disk.Disk):
+    closed = False
+    def put(self, key, body):
+        assert not self.closed
+        super().put(key, body)
+    def close(self):
+        self.closed = True
+def open(bucket, create, arguments):
+    disk.open(bucket, create, [])
+    import os
+    return Strict(os.fsencode(bucket))
+"""
+    install_driver(program, monkeypatch, strict)
+    program.write("a.b")
+    program("backup", "shelf")
+
+
+def install_driver(program: Program, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     package = program.home / "site"
     (package / "shelf-1.dist-info").mkdir(parents=True)
     (package / "shelf-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
     (package / "shelf-1.dist-info/entry_points.txt").write_text("[whisperbackup.storage]\nshelf = shelf:open\n")
-    (package / "shelf.py").write_text("from whisperbackup.storage.disk import open\n")
+    (package / "shelf.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(package) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+
+
+def test_a_third_partys_driver_is_found_by_its_entry_point(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, "from whisperbackup.storage.disk import open\n")
     program.write("a.b")
     assert "1 backed up" in program("backup", "shelf")
     assert "1 metrics" in program("list", "disk")

@@ -55,6 +55,19 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
     assert catalog.foreign == 3
 
 
+def test_foreign_keys_below_one_name_are_not_gathered() -> None:
+    import tracemalloc
+
+    listing = Listing([])
+    listing.list = lambda prefix: (StoredObject(f"logs/{n:07}", 7, None) for n in range(100_000))  # type: ignore[method-assign]
+    catalog = Catalog(listing, "", select(["*"]))
+    tracemalloc.start()
+    assert list(catalog) == []
+    assert tracemalloc.get_traced_memory()[1] < 500_000
+    tracemalloc.stop()
+    assert catalog.foreign == 100_000
+
+
 def test_keys_with_a_leading_slash_are_counted_and_reached_by_the_storage_path() -> None:
     keys = [f"/a.b/{A}.sha1", f"/a.b/{A}.wsp.gz"]
     metrics, catalog = read(keys)

@@ -29,9 +29,14 @@ from whisperbackup.util import Keep
         (["restore", "disk", "-m", "a.[b"], "a.[b"),
         (["restore", "disk", "-m", "a/b"], "slashes"),
         (["backup", "disk", "--splay", "-1"], "--splay"),
+        (["backup", "disk", "--splay", "1e300"], "--splay"),
+        (["backup", "disk", "-x", "400000"], "-x 400000"),
+        (["backup", "disk", "-b", ""], "-b is empty"),
+        (["list", "disk", "-m", "a\udcff"], "not UTF-8"),
+        (["list", "disk", "-m", "{" * 2000], "braces"),
         (["backup", "disk", "--max-file-size", "big"], "--max-file-size"),
         (["backup", "disk", "--frobnicate"], "--frobnicate"),
-        (["backup", "disk", "x=1"], "x=1"),
+        (["backup", "disk", "x=1"], "storage argument 'x'"),
     ],
 )
 def test_usage_errors_are_one_line_and_status_2(program: Program, words: list[str], says: str) -> None:

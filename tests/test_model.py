@@ -21,6 +21,7 @@ from whisperbackup import backups, main, util
 from whisperbackup.catalog import Catalog, Metric, stamp_of
 from whisperbackup.selection import select
 from whisperbackup.storage import disk
+from whisperbackup.workers import Budget
 
 KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
@@ -230,7 +231,7 @@ class Store(RuleBasedStateMachine):
             for stamp, content in known[-KEEP:]:
                 assert stamp in there, f"{name} lost {stamp}"
                 driver = disk.open(str(self.store), False, [])
-                assert backups.load(driver, f"{name}/", there[stamp], 1 << 20) == content
+                assert backups.load(driver, f"{name}/", there[stamp], 1 << 20, Budget(), 1, bytes) == content
             assert set(there) <= {stamp for stamp, _ in known}, f"{name} has more than was made"
         for name in stored:
             if name not in self.history:

@@ -49,7 +49,7 @@ def test_plan(what: Metric, days: int, expected: Plan) -> None:
 
 
 def test_keys_go_mark_before_payload_and_tombstone_last() -> None:
-    keys = keys_of(metric(days_ago(3), days_ago(2)))
+    keys = keys_of(metric(days_ago(3), days_ago(2)), NOW)
     assert [key.partition(".")[2] for key in keys] == ["sha1", "wsp.gz", "missing"]
 
 
@@ -221,6 +221,14 @@ def test_debris_is_swept_when_it_is_a_day_old(backed_up: Program) -> None:
     assert "3 debris removed" in said
     assert "3 debris removed" in would
     assert not folder.exists()
+
+
+def test_young_debris_of_a_metric_that_is_due_is_left_to_the_run_that_may_be_at_it(backed_up: Program) -> None:
+    remove(backed_up, "top")
+    young = backed_up.store / f"top/{stamp_of(datetime.now(UTC) + timedelta(seconds=5))}.wsp.gz"
+    young.write_bytes(b"half")
+    assert "1 purged" in backed_up("purge", "disk", "-x", "0")
+    assert list((backed_up.store / "top").iterdir()) == [young]
 
 
 def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:

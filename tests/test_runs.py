@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -43,6 +44,15 @@ def test_a_second_run_waits_says_who_holds_the_lock_and_gives_up(big: Program) -
     assert re.search(rf"process {first.pid} since \d{{4}}-\d\d-\d\dT", said), said
     first.kill()
     first.communicate()
+
+
+def test_a_planted_pipe_in_the_locks_place_does_not_hang_a_waiting_run(program: Program) -> None:
+    program.write("a.b")
+    os.mkfifo(program.lock)
+    holder = os.open(program.lock, os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    assert "lock" in program("backup", "disk", "--locktimeout", "1", status=1)
+    os.close(holder)
 
 
 def test_a_killed_run_frees_the_lock_and_leaves_nobody(big: Program) -> None:
@@ -95,8 +105,6 @@ def test_a_stopped_run_says_how_far_it_came(big: Program, number: signal.Signals
 def test_a_stop_while_waiting_for_the_lock_or_in_splay_is_heard(program: Program) -> None:
     program.write("a.b")
     with program.lock.open("w") as holder:
-        import fcntl
-
         fcntl.flock(holder, fcntl.LOCK_EX)
         for options in (["disk"], ["disk", "--splay", "1000000"]):
             run = program.start("backup", *options)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from whisperbackup import compression, wsp
 from whisperbackup.catalog import Backup
 from whisperbackup.storage.base import Driver, NotFound
+from whisperbackup.workers import Budget
 
+T = TypeVar("T")
+
+MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
+OPAQUE_RATIO = 20  # what a compressed whisper file may expand to, for the budget: it does not say
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
@@ -34,8 +41,10 @@ def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1
 
 def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     """The SHA-1 in a backup's mark.  Raises BadBackup, also when the mark is gone."""
+    if backup.mark_size > MAX_MARK:
+        raise BadBackup(f"its mark has {backup.mark_size} bytes instead of 40")
     try:
-        text = driver.get(f"{key}{backup.stamp}.sha1")[:256].decode("ascii", "replace").strip().lower()
+        text = driver.get(f"{key}{backup.stamp}.sha1").decode("ascii", "replace").strip().lower()
     except NotFound:
         raise BadBackup("its mark is gone") from None
     if not _DIGEST.fullmatch(text):
@@ -66,10 +75,13 @@ def content_of(driver: Driver, key: str, backup: Backup) -> str:
         return f"unreadable {backup.stamp}"
 
 
-def load(driver: Driver, key: str, backup: Backup, max_size: int) -> bytes:
-    """The whisper file that `backup` holds, checked: SHA-1, header, size.
+def load(
+    driver: Driver, key: str, backup: Backup, max_size: int, budget: Budget, copies: int, use: Callable[[bytes], T]
+) -> T:
+    """What `use` makes of the whisper file that `backup` holds, checked: SHA-1, header, size.
 
-    Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded.
+    Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded, and
+    `copies` times the size that the header declares is held of the budget meanwhile.
     """
     sha1 = read_mark(driver, key, backup)
     reasons = []
@@ -80,12 +92,27 @@ def load(driver: Driver, key: str, backup: Backup, max_size: int) -> bytes:
             reasons.append(f"its {codec} payload has {size} bytes, more than --max-file-size ({max_size})")
         else:
             try:
-                return _expand(driver.get(f"{key}{backup.stamp}.wsp.{codec}"), codec, sha1, max_size)
+                with budget.take(size):
+                    payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
+                    expected = _expected_size(payload, codec, max_size)
+                # The payload's share is given back before more is asked for, lest two wait for each other.
+                with budget.take(size + copies * expected):
+                    content = _expand(payload, codec, sha1, max_size)
+                    del payload
+                    return use(content)
             except NotFound:
                 reasons.append(f"its {codec} payload is gone")
             except (compression.CorruptPayload, wsp.CorruptFile) as error:
                 reasons.append(f"its {codec} payload is damaged: {error}")
     raise BadBackup("; ".join(reasons))
+
+
+def _expected_size(payload: bytes, codec: str, max_size: int) -> int:
+    """Bytes that `payload` says it will expand to.  Raises CorruptPayload and CorruptFile."""
+    beginning = compression.beginning(codec, payload)
+    if wsp.is_compressed(beginning):
+        return min(OPAQUE_RATIO * len(payload), max_size)
+    return wsp.declared_size(beginning, max_size)
 
 
 def _expand(payload: bytes, codec: str, sha1: str, max_size: int) -> bytes:

@@ -23,7 +23,6 @@ from whisperbackup.tree import ForeignName, is_canonical, metric_path
 
 logger = logging.getLogger(__name__)
 
-STAMP_FORMAT = "%Y-%m-%dT%H:%M:%S+00:00"
 _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 _OBJECT = re.compile(rf"({_STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
 _TEMPORARY = re.compile(rf"\.whisper-backup-({_STAMP})-[0-9a-f]+", re.ASCII)
@@ -49,6 +48,7 @@ class Backup(NamedTuple):
     stamp: str
     payloads: tuple[Payload, ...]
     mark_md5: str | None
+    mark_size: int = 40
 
     def suffixes(self) -> list[str]:
         """The ends of its keys, the mark first: a deletion that stops half-way leaves no mark to a lost payload."""
@@ -90,7 +90,8 @@ class Metric(NamedTuple):
 
 def stamp_of(moment: datetime) -> str:
     """The stamp of an aware datetime."""
-    return moment.astimezone(UTC).strftime(STAMP_FORMAT)
+    moment = moment.astimezone(UTC)
+    return f"{moment.year:04}" + moment.strftime("-%m-%dT%H:%M:%S+00:00")  # %Y does not pad
 
 
 def next_stamp(now: datetime, last: str) -> str:
@@ -108,9 +109,9 @@ def next_stamp(now: datetime, last: str) -> str:
 
 
 def parse_suffix(suffix: str) -> tuple[str, str, str | None] | None:
-    """Stamp, kind (`sha1`, `missing`, `wsp.gz` …, `temporary`) and codec of what follows the metric in a key.
+    """Stamp, kind (`sha1`, `missing`, `wsp.gz` …) and codec of what follows the metric in a key; None if foreign.
 
-    None if it is foreign.
+    The kind of a temporary file is its name, which begins with a dot.
     """
     match = _OBJECT.fullmatch(suffix) or _TEMPORARY.fullmatch(suffix)
     if match is None:
@@ -119,7 +120,7 @@ def parse_suffix(suffix: str) -> tuple[str, str, str | None] | None:
         datetime.fromisoformat(match[1])
     except ValueError:
         return None
-    return (match[1], match[2], match[3]) if match.re is _OBJECT else (match[1], "temporary", None)
+    return (match[1], match[2], match[3]) if match.re is _OBJECT else (match[1], suffix, None)
 
 
 class Catalog:
@@ -135,22 +136,40 @@ class Catalog:
         self.selection = selection
         self.foreign = 0
         self.rooted = 0
+        self._is_foreign = False  # the name at hand
 
     def __iter__(self) -> Iterator[Metric]:
-        name: str | None = None
-        objects: list[tuple[str, StoredObject]] = []
+        key: str | None = None
+        parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
         for listed in self._objects():
-            metric, slash, suffix = listed.key.partition("/")
-            if not slash:
-                self.foreign += 1
-                continue
-            if metric != name:
-                if name is not None and objects:
-                    yield from self._metric(name, objects)
-                name, objects = metric, []
-            objects.append((suffix, listed))
-        if name is not None and objects:
-            yield from self._metric(name, objects)
+            name, slash, suffix = listed.key.partition("/")
+            if name + slash != key:
+                if key is not None and parts:
+                    yield read_metric(key[:-1], parts)
+                key = name + slash
+                parts = self._parts_of(name, slash)
+            part = parse_suffix(suffix)
+            if part is None or parts is None:
+                self._count(key, part is None)
+            else:
+                parts.append(Part(*part, listed.size, listed.md5))
+        if key is not None and parts:
+            yield read_metric(key[:-1], parts)
+
+    def _parts_of(self, name: str, slash: str) -> list[Part] | None:
+        """Where to gather the parts of the metric `name`; None if it is none, or not meant."""
+        self._is_foreign = True
+        try:
+            metric_path(name)
+        except ForeignName:
+            return None
+        self._is_foreign = not slash
+        return [] if slash and name in self.selection else None
+
+    def _count(self, key: str, has_foreign_suffix: bool) -> None:
+        if has_foreign_suffix or self._is_foreign:
+            self.foreign += 1
+            self.rooted += key == "/"
 
     def report_foreign(self) -> None:
         """Say in one line what the listing held besides."""
@@ -175,51 +194,40 @@ class Catalog:
                 last = listed.key
                 yield StoredObject(listed.key.removeprefix(self.storage_path), listed.size, listed.md5)
 
-    def _metric(self, name: str, objects: list[tuple[str, StoredObject]]) -> Iterator[Metric]:
-        try:
-            metric_path(name)
-        except ForeignName:
-            self.foreign += len(objects)
-            self.rooted += len(objects) if not name else 0
-            return
-        if name not in self.selection:
-            return
-        metric, foreign = read_metric(name, objects)
-        self.foreign += foreign
-        if metric is not None:
-            yield metric
+
+class Part(NamedTuple):
+    """One of a metric's objects."""
+
+    stamp: str
+    kind: str
+    codec: str | None
+    size: int
+    md5: str | None
 
 
-def read_metric(name: str, objects: Iterable[tuple[str, StoredObject]]) -> tuple[Metric | None, int]:
-    """The metric that these (suffix, object) make, ascending by suffix, and how many of them are foreign."""
+def read_metric(name: str, parts: Iterable[Part]) -> Metric:
+    """The metric that these parts, ascending by key, make."""
     backups: list[Backup] = []
     tombstones: list[str] = []
     debris: list[Debris] = []
-    foreign = 0
-    stamps: dict[str, list[tuple[str, str | None, StoredObject]]] = {}
-    for suffix, listed in objects:
-        parsed = parse_suffix(suffix)
-        if parsed is None:
-            foreign += 1
-        elif parsed[1] == "temporary":
-            debris.append(Debris(parsed[0], (suffix,), listed.size))
+    stamps: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.kind.startswith("."):
+            debris.append(Debris(part.stamp, (part.kind,), part.size))
         else:
-            stamp, kind, codec = parsed
-            stamps.setdefault(stamp, []).append((kind, codec, listed))
-    for stamp, parts in stamps.items():
-        payloads = tuple(Payload(codec, listed.size) for _, codec, listed in parts if codec)
-        mark = next((listed for kind, _, listed in parts if kind == "sha1"), None)
-        if any(kind == "missing" for kind, _, _ in parts):
+            stamps.setdefault(part.stamp, []).append(part)
+    for stamp, of_stamp in stamps.items():
+        payloads = tuple(Payload(part.codec, part.size) for part in of_stamp if part.codec)
+        mark = next((part for part in of_stamp if part.kind == "sha1"), None)
+        if any(part.kind == "missing" for part in of_stamp):
             tombstones.append(stamp)
         if payloads and mark:
-            backups.append(Backup(stamp, payloads, mark.md5))
+            backups.append(Backup(stamp, payloads, mark.md5, mark.size))
         elif payloads or mark:
-            halves = [(kind, listed) for kind, _, listed in parts if kind != "missing"]
-            suffixes = tuple(f"{stamp}.{kind}" for kind, _ in halves)
-            debris.append(Debris(stamp, suffixes, sum(listed.size for _, listed in halves)))
-    if not stamps and not debris:
-        return None, foreign
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), max(stamps, default="")), foreign
+            halves = [part for part in of_stamp if part.kind != "missing"]
+            suffixes = tuple(f"{stamp}.{part.kind}" for part in halves)
+            debris.append(Debris(stamp, suffixes, sum(part.size for part in halves)))
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), max(stamps, default=""))
 
 
 def newest_at(metric: Metric, date: str | None) -> list[Backup]:

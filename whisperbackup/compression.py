@@ -93,6 +93,33 @@ def decompress(codec: str, payload: bytes, size_of: Callable[[bytes], int]) -> b
     `size_of` is told the content's beginning (PIECE bytes, or all there is) and returns how many bytes it may
     have in all; its exceptions pass through.  Raises CorruptPayload, also for content that is longer.
     """
+    read = _safe_read(codec, payload)
+    first = _first(read)
+    limit = size_of(first)
+    pieces, length = [first], len(first)
+    while length <= limit:
+        piece = read(min(PIECE, limit - length + 1))
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        length += len(piece)
+    raise CorruptPayload(f"its content is longer than the {limit} bytes that its header declares")
+
+
+def beginning(codec: str, payload: bytes) -> bytes:
+    """The first PIECE bytes of the content, or all there is.  Raises CorruptPayload."""
+    return _first(_safe_read(codec, payload))
+
+
+def _first(read: Callable[[int], bytes]) -> bytes:
+    first = b""
+    while len(first) < PIECE and (piece := read(PIECE - len(first))):
+        first += piece
+    return first
+
+
+def _safe_read(codec: str, payload: bytes) -> Callable[[int], bytes]:
+    """The `read` of a reader, with CorruptPayload for whatever the codec's library raises."""
     errors = _library_errors(codec)
     source = reader(codec, payload)
 
@@ -102,18 +129,7 @@ def decompress(codec: str, payload: bytes, size_of: Callable[[bytes], int]) -> b
         except errors as error:
             raise CorruptPayload(f"not {codec}, or cut off: {error}") from error
 
-    beginning = b""
-    while len(beginning) < PIECE and (piece := read(PIECE - len(beginning))):
-        beginning += piece
-    limit = size_of(beginning)
-    pieces, length = [beginning], len(beginning)
-    while length <= limit:
-        piece = read(min(PIECE, limit - length + 1))
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
-        length += len(piece)
-    raise CorruptPayload(f"its content is longer than the {limit} bytes that its header declares")
+    return read
 
 
 def _library_errors(codec: str) -> tuple[type[Exception], ...]:

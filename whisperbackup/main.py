@@ -43,11 +43,12 @@ def main(words: list[str]) -> int:
     except signals.Stopped as stop:
         logger.error("%s", stop)
         return 128 + stop.number
-    except BrokenPipeError:  # `list | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         logger.error("%s: %s", error.filename or "system error", error.strerror)
+        logger.debug("where it came from", exc_info=True)
+        return 1
+    except Exception as error:
+        logger.error("unexpected %s: %s; run again with --debug to see where", type(error).__name__, error)
         logger.debug("where it came from", exc_info=True)
         return 1
     finally:

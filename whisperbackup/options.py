@@ -23,6 +23,8 @@ EPILOG = (
 LOGFILE = "/var/log/whisperbackup.py.log"
 LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"
+MAX_DAYS = 36500
+MAX_SECONDS = 10_000_000
 MAX_THREADS = 64  # what the drivers keep connections for
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -153,13 +155,16 @@ def parse(words: list[str]) -> Options:
     for name in ("keep_daily", "keep_weekly", "keep_monthly"):
         if getattr(values, name) < 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(values, name)}: a number of backups, 0 or more")
-    if values.purge < -1:
-        parser.error(f"-x {values.purge}: days, 0 for at once, or -1 for never")
+    if not -1 <= values.purge <= MAX_DAYS:
+        parser.error(f"-x {values.purge}: days up to {MAX_DAYS}, 0 for at once, or -1 for never")
+    for letter, value in (("-p", values.prefix), ("-b", values.bucket)):
+        if not value:
+            parser.error(f"{letter} is empty")
     if values.algorithm not in compression.installed():
         parser.error(f"-a {values.algorithm}: this machine has {', '.join(compression.installed())}")
     for name in ("splay", "locktimeout"):
-        if not 0 <= getattr(values, name) < float("inf"):
-            parser.error(f"--{name} {getattr(values, name):g}: a number of seconds, 0 or more")
+        if not 0 <= getattr(values, name) <= MAX_SECONDS:
+            parser.error(f"--{name} {getattr(values, name):g}: a number of seconds from 0 to {MAX_SECONDS}")
     date = None
     if values.date is not None:
         try:

@@ -1,6 +1,7 @@
 """A whisper file's way back into the tree: created whole where it is missing, healed in place where it lives.
 
-No step follows a symbolic link below the prefix, so nothing outside of it is ever written.
+No step follows a symbolic link below the prefix, so nothing outside of it is ever written.  Temporary files and
+folders are named `.whisper-restore-<16 hex digits>`; a lock is held on each, or on its parent, while its run lives.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
+import re
 import secrets
 import stat
 import time
@@ -18,14 +19,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from whisperbackup import wsp
-from whisperbackup.fill import heal
+from whisperbackup.fill import Healing, heal
 
-logger = logging.getLogger(__name__)
-
-TEMPORARY = b".whisper-backup-"
+TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
 ATTEMPTS = 20  # how often a file that carbon changes without locking is worked out anew
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+NOT_REGULAR = "there is something that is not a regular file in its place"
 
 
 class CannotPlace(Exception):
@@ -36,35 +37,71 @@ class Placed(NamedTuple):
     """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in."""
 
     how: str
-    points: int
+    points: int = 0
+    warning: str = ""
 
 
 class _Vanished(Exception):
     """The live file went, or another took its place, while it was looked at."""
 
 
-def place(prefix: bytes, path: bytes, content: bytes, overwrite: bool, noop: bool) -> Placed:
-    """Bring `content`, a checked whisper file, to `path` below `prefix`; with `noop` only tell what would be done.
+class Placer:
+    """Brings files back below `prefix`; may be used by threads.
 
-    An existing file keeps every point that it holds, unless `overwrite` says to replace it.
-    Raises CannotPlace and OSError.
+    With `overwrite` existing files are replaced instead of healed; with `noop` nothing is changed and everything
+    told.  A live file of more than `max_file_size` bytes is an error.
     """
-    *folders, name = path.split(b"/")
-    with _folder(prefix, folders, noop) as folder:
-        if folder is None:
-            return Placed("created", 0)
-        for _ in range(ATTEMPTS):
-            try:
-                if overwrite:
-                    return _replace(folder, name, content, noop)
-                if noop and not _exists(folder, name):
-                    return Placed("created", 0)
-                if not noop and _create(folder, name, content):
-                    return Placed("created", 0)
-                return _heal(folder, name, content, noop)
-            except _Vanished:
-                continue
-        raise CannotPlace("another process keeps replacing it")
+
+    def __init__(self, prefix: bytes, overwrite: bool, noop: bool, max_file_size: int) -> None:
+        self.prefix = prefix
+        self.overwrite = overwrite
+        self.noop = noop
+        self.max_file_size = max_file_size
+        self._tidied: set[tuple[int, int]] = set()
+
+    def is_occupied(self, path: bytes) -> bool:
+        """Whether there is something at `path` now."""
+        return os.path.lexists(os.path.join(self.prefix, path))
+
+    def place(self, path: bytes, content: bytes) -> Placed:
+        """Bring `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
+
+        Raises CannotPlace and OSError.
+        """
+        *folders, name = path.split(b"/")
+        with _folder(self.prefix, folders, self.noop) as folder:
+            if folder is None:
+                return Placed("created")
+            self._tidy(folder)
+            warning = ""
+            for _ in range(ATTEMPTS):
+                try:
+                    placed = self._place(folder, name, content)
+                    return placed._replace(warning=warning or placed.warning)
+                except _MovedAside as moved:
+                    warning = str(moved)
+                except _Vanished:
+                    continue
+            raise CannotPlace("another process keeps replacing it")
+
+    def _tidy(self, folder: int) -> None:
+        identity = os.fstat(folder)
+        if not self.noop and (identity.st_dev, identity.st_ino) not in self._tidied:
+            self._tidied.add((identity.st_dev, identity.st_ino))
+            remove_leftovers(folder)
+
+    def _place(self, folder: int, name: bytes, content: bytes) -> Placed:
+        if self.overwrite:
+            return _replace(folder, name, content, self.noop)
+        if not _exists(folder, name):
+            if self.noop:
+                return Placed("created")
+            if _create(folder, name, content):
+                return Placed("created")
+        with _live_file(folder, name) as fd:
+            if os.fstat(fd).st_size > self.max_file_size:
+                raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
+            return _heal(fd, folder, name, content, self.noop)
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -94,16 +131,28 @@ def _folder(prefix: bytes, names: list[bytes], noop: bool) -> Iterator[int | Non
 
 
 def _make_folder(parent: int, name: bytes) -> int:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o777, dir_fd=parent)
-    fd = os.open(name, READ | os.O_DIRECTORY, dir_fd=parent)
+    """Make a folder that belongs to its parent's owner from the moment that it can be seen."""
+    fcntl.flock(parent, fcntl.LOCK_EX)  # other workers may want the same folder
     try:
-        _inherit_owner(fd, parent)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(name, READ | os.O_DIRECTORY, dir_fd=parent)
+        temporary = _temporary_name()
+        os.mkdir(temporary, 0o777, dir_fd=parent)
+        try:
+            fd = os.open(temporary, READ | os.O_DIRECTORY, dir_fd=parent)
+            try:
+                _inherit_owner(fd, parent)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)  # takes the place of an empty one only
+        except OSError as error:
+            os.rmdir(temporary, dir_fd=parent)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         os.fsync(parent)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return os.open(name, READ | os.O_DIRECTORY, dir_fd=parent)
+    finally:
+        fcntl.flock(parent, fcntl.LOCK_UN)
 
 
 def _inherit_owner(fd: int, folder: int) -> None:
@@ -125,16 +174,17 @@ def _exists(folder: int, name: bytes) -> bool:
 
 
 def _create(folder: int, name: bytes, content: bytes) -> bool:
-    """Make the file appear whole; False if there is one already."""
-    if _exists(folder, name):
-        return False
-    with _temporary(folder, content, 0o666) as temporary:
+    """Make the file appear whole; False if there is one already, or if carbon has emptied it in that very instant."""
+    with _temporary(folder, content, 0o666) as (temporary, fd):
+        before = os.fstat(fd)
         try:
             os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError:
             return False
-    os.fsync(folder)
-    return True
+        os.fsync(folder)
+        # whisper.create looks whether a file exists, then truncates it: both may lie around our link
+        after = os.fstat(fd)
+        return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
 
 
 def _replace(folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
@@ -144,17 +194,19 @@ def _replace(folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
     except FileNotFoundError:
         old = None
     if old and not stat.S_ISREG(old.st_mode):
-        raise CannotPlace("there is something that is not a regular file in its place")
+        raise CannotPlace(NOT_REGULAR)
     if not noop:
-        with _temporary(folder, content, stat.S_IMODE(old.st_mode) & 0o666 if old else 0o666, old) as temporary:
+        with _temporary(folder, content, stat.S_IMODE(old.st_mode) & 0o666 if old else 0o666, old) as (temporary, _):
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
-    return Placed("replaced" if old else "created", 0)
+    return Placed("replaced" if old else "created")
 
 
 @contextlib.contextmanager
-def _temporary(folder: int, content: bytes, mode: int, like: os.stat_result | None = None) -> Iterator[bytes]:
-    """The name of a file beside its final place that holds `content`, on the disk; removed in the end.
+def _temporary(
+    folder: int, content: bytes, mode: int, like: os.stat_result | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """Name and descriptor of a file beside its final place that holds `content`, on the disk; removed in the end.
 
     Its lock is held meanwhile: a temporary file that can be locked is one that a killed run left behind.
     """
@@ -170,7 +222,7 @@ def _temporary(folder: int, content: bytes, mode: int, like: os.stat_result | No
         while view:
             view = view[os.write(fd, view) :]
         os.fsync(fd)
-        yield name
+        yield name, fd
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
@@ -179,97 +231,133 @@ def _temporary(folder: int, content: bytes, mode: int, like: os.stat_result | No
 
 def _open_temporary(folder: int, mode: int) -> tuple[bytes, int]:
     while True:
-        name = TEMPORARY + secrets.token_hex(8).encode()
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=folder)
+        name = _temporary_name()
+        fd = os.open(name, CREATE, mode, dir_fd=folder)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return name, fd
         os.close(fd)  # another worker took it for a leftover before it was locked
 
 
-def remove_leftovers(folder: bytes) -> None:
-    """Remove temporary files that a killed restore left in `folder`."""
-    with contextlib.suppress(OSError), os.scandir(folder) as scan:
-        for entry in scan:
-            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
-                fd = os.open(entry.path, READ)
-                try:
+def _temporary_name() -> bytes:
+    return b".whisper-restore-" + secrets.token_hex(8).encode()
+
+
+def remove_leftovers(folder: int) -> None:
+    """Remove the temporary files and folders that a killed restore left in `folder`, a descriptor."""
+    with os.scandir(folder) as scan:
+        leftovers = [os.fsencode(entry.name) for entry in scan if TEMPORARY.fullmatch(os.fsencode(entry.name))]
+    for name in leftovers:
+        with contextlib.suppress(OSError):  # another worker was faster, or its run is alive
+            fd = os.open(name, READ, dir_fd=folder)
+            try:
+                if stat.S_ISDIR(os.fstat(fd).st_mode):
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    try:
+                        os.rmdir(name, dir_fd=folder)
+                    finally:
+                        fcntl.flock(folder, fcntl.LOCK_UN)
+                else:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(entry.path)
-                except BlockingIOError:
-                    pass  # its run is alive
-                finally:
-                    os.close(fd)
+                    os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(fd)
 
 
 # -- healing -----------------------------------------------------------------------------------------
 
 
-def _heal(folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
-    """Fill the gaps of the live file, under the exclusive lock that carbon takes.  Raises _Vanished."""
+@contextlib.contextmanager
+def _live_file(folder: int, name: bytes) -> Iterator[int]:
+    """The live file, open for writing.  Raises _Vanished, and CannotPlace for what is no regular file."""
     try:
         fd = os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:
         raise _Vanished from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR):
-            raise CannotPlace("there is something that is not a regular file in its place") from None
+            raise CannotPlace(NOT_REGULAR) from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CannotPlace("there is something that is not a regular file in its place")
-        _read_whole(fd)  # so that the disk is waited for before carbon may have to wait for us
-        wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
-        if not _is_still(fd, folder, name):
-            raise _Vanished
-        return _heal_locked(fd, folder, name, content, noop)
+            raise CannotPlace(NOT_REGULAR)
+        yield fd
     finally:
         os.close(fd)  # and with it the lock
 
 
-def _heal_locked(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
-    looked_again = False
+def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
+    """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits for as little as can be.
+
+    So the first attempt reads and works out without the lock, and uses the result if under it the file is the
+    same to the byte.  Where it is not, because carbon wrote, it is worked out anew, under the lock.  carbon's default
+    is not to lock: also then the file is compared just before writing.
+    """
+    live = _read_whole(fd)
+    healing, reason = _work_out(live, content)
+    wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
-        touched = os.fstat(fd).st_mtime_ns
-        live = _read_whole(fd)
-        if wsp.is_compressed(live) or wsp.is_compressed(content):
-            logger.warning("%s: a compressed whisper file cannot be healed; --overwrite replaces it", os.fsdecode(name))
-            return Placed("skipped", 0)
-        try:
-            size = wsp.parse_header(live).file_size
-            if len(live) < size:
-                raise wsp.ShortFile(f"{len(live)} bytes, its header says {size}")
-        except wsp.CorruptFile as error:
-            if not looked_again and abs(time.time() - touched / 1e9) < SETTLING:
-                looked_again = True
+        if not _is_still(fd, folder, name):
+            raise _Vanished
+        now = _read_whole(fd)
+        if now != live:
+            live = now
+            healing, reason = _work_out(live, content)
+            continue
+        if reason:
+            if _is_settling(fd):
                 fcntl.flock(fd, fcntl.LOCK_UN)
-                time.sleep(1)
+                time.sleep(0.5)
                 wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
                 continue
-            _move_aside(folder, name, str(error), noop)
-            if not noop and not _create(folder, name, content):
-                raise _Vanished from None
-            return Placed("created", 0)
-        healing = heal(live[:size], content, int(time.time()))
+            return _move_aside(folder, name, reason, noop)
+        if healing is None:
+            return Placed("skipped", 0, "a compressed whisper file cannot be healed; --overwrite replaces it")
         if not healing.writes:
-            return Placed("already whole", 0)
-        if noop:
-            return Placed("healed", healing.points)
-        # carbon's default is not to lock: what moved while we worked is worked out anew
-        if _read_whole(fd) != live or os.fstat(fd).st_mtime_ns != touched:
-            continue
-        for offset, record in healing.writes:
-            _write_at(fd, offset, record)
-        os.fsync(fd)
+            return Placed("already whole")
+        if not noop:
+            for offset, record in healing.writes:
+                _write_at(fd, offset, record)
+            if not _is_still(fd, folder, name):
+                raise _Vanished
+            fcntl.flock(fd, fcntl.LOCK_UN)  # carbon need not wait for the disk
+            os.fsync(fd)
         return Placed("healed", healing.points)
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 
-def _move_aside(folder: int, name: bytes, reason: str, noop: bool) -> None:
-    aside = name + b".broken-" + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
-    logger.warning("%s: not a whisper file (%s), moved aside as %s", os.fsdecode(name), reason, os.fsdecode(aside))
-    if not noop:
-        os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+def _work_out(live: bytes, content: bytes) -> tuple[Healing | None, str]:
+    """What to write (None: it cannot be healed), or the reason why the live file is no whisper file."""
+    if wsp.is_compressed(live):
+        return None, ""
+    try:
+        size = wsp.parse_header(live).file_size
+        if len(live) < size:
+            raise wsp.ShortFile(f"{len(live)} bytes, its header says {size}")
+    except wsp.CorruptFile as error:
+        return None, str(error)
+    if wsp.is_compressed(content):
+        return None, ""
+    return heal(live[:size], content, int(time.time())), ""
+
+
+class _MovedAside(_Vanished):
+    """A broken file made room; the text tells where it is."""
+
+
+def _move_aside(folder: int, name: bytes, reason: str, noop: bool) -> Placed:
+    """Give a broken file another name.  Raises _MovedAside, so that what is missing now is created; not if `noop`."""
+    ending = b".broken-" + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
+    aside = name[: 255 - len(ending)] + ending
+    told = f"the file there was no whisper file ({reason}); moved aside as {os.fsdecode(aside)}"
+    if noop:
+        return Placed("created", 0, told)
+    os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+    raise _MovedAside(told)
+
+
+def _is_settling(fd: int) -> bool:
+    return abs(time.time() - os.fstat(fd).st_mtime) < SETTLING
 
 
 def _is_still(fd: int, folder: int, name: bytes) -> bool:

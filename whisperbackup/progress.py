@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from whisperbackup.deletion import Doomed
 from whisperbackup.signals import Stopped
 from whisperbackup.storage.base import Unavailable
 from whisperbackup.workers import Outcome, Pool
@@ -17,6 +18,7 @@ from whisperbackup.workers import Outcome, Pool
 logger = logging.getLogger(__name__)
 
 PATIENCE = 20  # failures of the store in a row, each after the driver's own retries, that end a run
+SILENCE = 50.0  # seconds without any success after which two such failures do
 INTERVAL = 60.0  # seconds between progress lines where there is no terminal
 BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
 
@@ -90,21 +92,25 @@ def told(tally: Tally, quiet: bool) -> Iterator[Tally]:
         raise
 
 
-def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally) -> Iterator[Outcome]:
-    """Have `pool` do `jobs`; adds every outcome to `tally` and passes it on.
+def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, surplus: list[Doomed] | None = None) -> None:
+    """Have `pool` do `jobs`; adds every outcome to `tally`, and what may be deleted to `surplus`.
 
     When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
     Raises Unavailable when the store does nothing but fail.
     """
-    in_a_row = 0
+    in_a_row, succeeded = 0, time.monotonic()
     try:
         for outcome in pool.run(jobs):
             tally.add(outcome)
-            yield outcome
+            if surplus is not None:
+                surplus += outcome.surplus
             _tick(tally)
-            in_a_row = in_a_row + 1 if outcome.store_failed else 0
-            if in_a_row == PATIENCE:
-                raise Unavailable(f"the store failed {PATIENCE} times in a row, so this run ends here; start it again")
+            if not outcome.store_failed:
+                in_a_row, succeeded = 0, time.monotonic()
+                continue
+            in_a_row += 1
+            if in_a_row == PATIENCE or (in_a_row > 1 and time.monotonic() - succeeded > SILENCE):
+                raise Unavailable(f"the store failed {in_a_row} times in a row, so this run ends here; start it again")
     except Stopped:
         for outcome in pool.drain():
             tally.add(outcome)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_ALTERNATIVES = 1000
+MAX_LENGTH = 4096
+MAX_BRACES = 100
 WILDCARD = re.compile(r"[*?[]")
 
 
@@ -17,6 +19,8 @@ class BadGlob(ValueError):
 
 def expand_braces(glob: str) -> list[str]:
     """`a.{b,c}` as `a.b`, `a.c`; braces nest, as in a shell.  Raises BadGlob."""
+    if glob.count("{") > MAX_BRACES:
+        raise BadGlob(f"glob '{glob[:60]}…': more than {MAX_BRACES} braces")
     start = glob.find("{")
     if start < 0:
         if "}" in glob:
@@ -46,12 +50,24 @@ def expand_braces(glob: str) -> list[str]:
 
 def check_glob(glob: str) -> None:
     """Raises BadGlob for a glob over dotted names that could match nothing."""
+    if not _is_unicode(glob):
+        raise BadGlob(f"glob {glob!a} is not UTF-8")
+    if len(glob) > MAX_LENGTH:
+        raise BadGlob(f"a glob of {len(glob)} characters is too long; {MAX_LENGTH} are allowed")
     if not glob:
         raise BadGlob("an empty glob matches nothing; '*' matches every metric")
     if "/" in glob:
         raise BadGlob(f"glob '{glob}': metrics are named with dots, as in 'servers.web1.*', not with slashes")
     if re.search(r"\[(?!!?+.[^]]*+\])", glob):
         raise BadGlob(f"glob '{glob}': a '[' without its ']'")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def literal_head(glob: str) -> str:

@@ -169,15 +169,24 @@ def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[Found | Unseen
     if entry.is_symlink():
         if is_whisper:
             yield Unseen(as_file, entry.path, "it is a symbolic link", False)
-        if not entry.is_file():  # a dangling link may be a disk that is not mounted
-            yield Unseen(as_folder, entry.path, "it is a symbolic link", False)
+        if not _leads_to_a_file(entry):  # a dangling link may be a disk that is not mounted
+            yield Unseen(as_folder, entry.path, "" if is_whisper else "it is a symbolic link", False)
     elif entry.is_dir(follow_symlinks=False):
         if entry.name == NOT_ENTERED:
             yield Unseen(as_folder, entry.path, "", False)
         else:
             yield _Folder(as_folder, entry.path)
+            if is_whisper:
+                yield Unseen(as_file, entry.path, "it is not a regular file", False)
     elif is_whisper:
         if entry.is_file(follow_symlinks=False):
             yield Found(as_file, entry.path)
         else:
             yield Unseen(as_file, entry.path, "it is not a regular file", False)
+
+
+def _leads_to_a_file(link: os.DirEntry[bytes]) -> bool:
+    try:
+        return link.is_file()
+    except OSError:  # it leads in a circle, or where we may not look
+        return False

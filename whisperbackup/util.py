@@ -39,6 +39,8 @@ def run_lock(path: str, timeout: float) -> Iterator[None]:
     """
     import filelock
 
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):  # which filelock would make
+        raise CannotRun(f"cannot lock {path}: its folder does not exist; name another file with --lockfile")
     lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
     try:
         lock.acquire(poll_interval=0.1)
@@ -67,10 +69,14 @@ def _write_holder(path: str) -> None:
 
 def _holder(path: str) -> str:
     try:
-        with open(path, errors="replace") as file:
-            return file.read(200).strip() or "by an unknown process"
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be anything by now
+        try:
+            text = os.read(fd, 200).decode(errors="replace").strip()
+        finally:
+            os.close(fd)
     except OSError:
-        return "by an unknown process"
+        text = ""
+    return text if text.isprintable() and text else "by an unknown process"
 
 
 def touch_stamp(path: str) -> None:
@@ -115,6 +121,7 @@ def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default:
 
     Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning.
     """
+    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback a line
     root = logging.getLogger()
     root.handlers[:] = []
     root.setLevel(logging.DEBUG if debug else logging.INFO)

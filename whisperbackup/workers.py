@@ -23,13 +23,14 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from whisperbackup import signals
-from whisperbackup.storage.base import AccessDenied, Unavailable
+from whisperbackup.deletion import Doomed
+from whisperbackup.storage.base import AccessDenied, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
 REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
-HANG_LIMIT = 900.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
+HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
 GRACE = 10.0  # seconds that work in flight gets to finish when a run is stopped
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
@@ -45,7 +46,7 @@ class Outcome(NamedTuple):
     metric: str
     figures: dict[str, int]
     errors: tuple[str, ...] = ()
-    surplus: tuple[str, ...] = ()  # keys that may be deleted now
+    surplus: tuple[Doomed, ...] = ()  # what may be deleted now
     store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
 
 
@@ -282,7 +283,7 @@ def failure(metric: str, error: Exception, **figures: int) -> Outcome:
     """The outcome of a job that raised `error`."""
     logger.debug("%s", metric, exc_info=error)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return Outcome(metric, figures, (reason,), store_failed=isinstance(error, (AccessDenied, Unavailable)))
+    return Outcome(metric, figures, (reason,), store_failed=isinstance(error, (AccessDenied, NotFound, Unavailable)))
 
 
 def _outcome(work: Work, job: Any) -> Outcome:

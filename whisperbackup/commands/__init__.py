@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator
 
 from whisperbackup import storage
+from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
 from whisperbackup.options import Options
+from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver
 
 NOTHING_MATCHES = (
@@ -15,9 +17,26 @@ NOTHING_MATCHES = (
 )
 
 
-@contextlib.contextmanager
-def open_store(options: Options, create: bool = False) -> Iterator[Driver]:
+def open_driver(options: Options, create: bool = False) -> Driver:
     """The bucket that the command line names, open; with --noop nothing in it will change."""
-    driver = storage.open_bucket(options.driver, options.bucket, options.storage_arguments, create, options.noop)
-    with contextlib.closing(driver):
-        yield driver
+    return storage.open_bucket(options.driver, options.bucket, options.storage_arguments, create, options.noop)
+
+
+def open_store(options: Options, create: bool = False) -> contextlib.closing[Driver]:
+    """The same, as a context manager that closes it."""
+    return contextlib.closing(open_driver(options, create))
+
+
+def restorable(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:
+    """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
+
+    One that has none is a failure, and named.
+    """
+    for metric in catalog:
+        candidates = newest_at(metric, date)
+        if candidates:
+            yield metric, candidates
+        elif metric.backups:
+            tally.fail(metric.name, f"has no backup as old as {date}; its first is of {metric.backups[0].stamp}")
+        elif metric.debris:
+            tally.fail(metric.name, "has no complete backup, only what an interrupted run left")

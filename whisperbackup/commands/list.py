@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import NamedTuple
 
@@ -15,6 +16,32 @@ from whisperbackup.util import CannotRun
 
 def run(options: Options) -> int:
     """Print one line a backup, or with --json one object a metric; with -c only what restore would take."""
+    try:
+        return _print(options)
+    except ReaderGone:  # `list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class ReaderGone(Exception):
+    """Nobody reads our standard output any more."""
+
+
+def _say(line: str) -> None:
+    try:
+        print(line)
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
+def _print(options: Options) -> int:
     metrics = count = total = 0
     with open_store(options) as driver:
         catalog = Catalog(driver, options.storage_path, options.selection)
@@ -25,20 +52,20 @@ def run(options: Options) -> int:
             if options.json:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
-                print(json.dumps({"metric": metric.name, kind: objects}, ensure_ascii=False))
+                _say(json.dumps({"metric": metric.name, kind: objects}, ensure_ascii=False))
             else:
                 for item in shown:
-                    print(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
+                    _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})
             total += sum(item.size for item in shown)
-        sys.stdout.flush()
         catalog.report_foreign()
     if not metrics and options.selection.wanted is not None and not options.debris:
         raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
     if not options.json:
         what = "pieces of debris" if options.debris else "backups"
-        print(f"{metrics} metrics, {count} {what}, {shown_size(total)}")
+        _say(f"{metrics} metrics, {count} {what}, {shown_size(total)}")
+    _flush()
     return 0
 
 

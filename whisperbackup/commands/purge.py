@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 from whisperbackup import tree, util
 from whisperbackup.catalog import Catalog, Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_store
+from whisperbackup.commands import open_driver, open_store
 from whisperbackup.compression import CODECS
+from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.progress import Tally, printable, told, work_through
 from whisperbackup.selection import select
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.tree import Found, Unseen
@@ -31,16 +32,8 @@ from whisperbackup.workers import Outcome, Pool, Work
 logger = logging.getLogger(__name__)
 
 FIGURES = ("examined", "missing", "purged")
-KEYS_AT_ONCE = 1000  # what one request can delete where the service is at its best
 DEBRIS_AGE = timedelta(days=1)  # younger debris may be another run's work
 MANY = 100  # deletions above which half of everything is taken for a mistake
-
-
-class Deletion(NamedTuple):
-    """Keys that go together; `name` stands for them in an error."""
-
-    name: str
-    keys: list[str]
 
 
 class Tombstone(NamedTuple):
@@ -56,6 +49,13 @@ class Sweep(NamedTuple):
     name: str
     key: str  # the metric's
     debris: Debris
+
+
+class Farewell(NamedTuple):
+    """All keys of the metric `name`, which is due."""
+
+    name: str
+    keys: list[str]
 
 
 class Plan(NamedTuple):
@@ -81,24 +81,32 @@ def plan(metric: Metric, days: int, now: datetime) -> Plan:
     return Plan(None, tombstone <= stamp_of(now - timedelta(days=days)))
 
 
-def keys_of(metric: Metric) -> list[str]:
-    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone."""
+def keys_of(metric: Metric, now: datetime) -> list[str]:
+    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone.
+
+    Debris younger than a day is not among them: another run may be about to complete it.
+    """
     backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
-    debris = [suffix for half in metric.debris for suffix in half.suffixes]
+    debris = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
     return [*backups, *debris, *(f"{stamp}.missing" for stamp in metric.tombstones)]
+
+
+def is_old(debris: Debris, now: datetime) -> bool:
+    """Whether no run can be at work on it any more."""
+    return debris.stamp <= stamp_of(now - DEBRIS_AGE)
 
 
 class Purge:
     """What one pass over tree and store says about metrics that are gone, and what is done about them."""
 
-    def __init__(self, options: Options, tally: Tally, surplus: list[str]) -> None:
+    def __init__(self, options: Options, tally: Tally) -> None:
         self._options = options
         self._tally = tally
-        self._surplus = surplus
         self._now = util.utc_now()
         self._metrics = 0  # in scope, here or in the store
         self._due = 0
         self._is_blind = False
+        self._root = os.stat(options.prefix)
         self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (lives as long as this object)
 
     @property
@@ -107,7 +115,7 @@ class Purge:
         return self._metrics > 0
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass `pairs` on, noting what is gone, what came back, and what the walk could not see."""
+        """Pass `pairs` on, noting what is gone and what the walk could not see."""
         for pair in pairs:
             if isinstance(pair.local, Unseen):
                 if pair.metric is None:
@@ -118,7 +126,7 @@ class Purge:
             yield pair
 
     def _note_unseen(self, unseen: Unseen) -> None:
-        path = os.fsdecode(unseen.path)
+        path = printable(os.fsdecode(unseen.path))
         if unseen.is_error:
             self._is_blind = True
             self._tally.fail(path, unseen.reason)
@@ -127,32 +135,40 @@ class Purge:
 
     def _note(self, metric: Metric, is_missing: bool) -> None:
         key = self._options.storage_path + metric.key
-        if not is_missing and metric.tombstones:
-            logger.info("%s: is back", metric.name)
-            self._tally.figures["came back"] += 1
-            self._surplus += [f"{key}{stamp}.missing" for stamp in metric.tombstones]
         if is_missing:
             self._tally.figures["missing"] += 1
-            tombstone, is_due = plan(metric, self._options.purge_days, self._now)
+            try:
+                tombstone, is_due = plan(metric, self._options.purge_days, self._now)
+            except ValueError as error:
+                self._tally.fail(metric.name, str(error))
+                return
             if tombstone:
                 self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
             if is_due:
-                self._write(Deletion(metric.name, [key + suffix for suffix in keys_of(metric)]))
+                self._write(Farewell(metric.name, [key + suffix for suffix in keys_of(metric, self._now)]))
                 return
         if metric.is_canonical:
             for half in metric.debris:
-                if half.stamp <= stamp_of(self._now - DEBRIS_AGE):
+                if is_old(half, self._now):
                     self._write(Sweep(metric.name, key, half))
 
-    def _write(self, job: Tombstone | Deletion | Sweep) -> None:
+    def _write(self, job: Tombstone | Farewell | Sweep) -> None:
         self._due += not isinstance(job, Tombstone)
         json.dump((type(job).__name__, job), self._spool)
         self._spool.write("\n")
 
-    def jobs(self) -> Iterator[Tombstone | Deletion | Sweep]:
+    def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
+        """Do what the pass has planned, and delete what is left in `surplus`."""
+        work_through(pool, self._jobs(surplus), self._tally, surplus)
+        work_through(pool, portions(surplus), self._tally)
+
+    def _jobs(self, surplus: list[Doomed]) -> Iterator[Tombstone | Deletion | Sweep]:
         """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
+        yield from portions(surplus)
         if self._is_blind:
             self._tally.fail("purge", "nothing was purged, since a part of the tree could not be read")
+            return
+        if not self._is_still_there():
             return
         is_mistake = self._due > MANY and self._due * 2 > self._metrics and not self._options.purge_anyway
         if is_mistake:
@@ -166,42 +182,47 @@ class Purge:
             kind, fields = json.loads(line)
             if kind == "Tombstone":
                 logger.info("%s: not in the tree, marked as missing", fields[0])
-                self._tally.figures["marked missing"] += 1
                 yield Tombstone(*fields)
-            elif not is_mistake and kind == "Sweep":
+            elif is_mistake:
+                continue
+            elif kind == "Sweep":
                 name, key, half = fields
                 yield Sweep(name, key, Debris(half[0], tuple(half[1]), half[2]))
-            elif not is_mistake:
-                self._doom(*fields)
-            yield from deletions(self._surplus, KEYS_AT_ONCE)
+            elif self._is_back(fields[0]):
+                logger.info("%s: came back while this run was at work", fields[0])
+            else:
+                logger.info("%s: purged, gone for long enough", fields[0])
+                surplus += doom(fields[1], "purged")
+            yield from portions(surplus, KEYS_AT_ONCE)
 
-    def _doom(self, name: str, keys: list[str]) -> None:
-        if os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name))):
-            logger.info("%s: came back while this run was at work", name)
-            return
-        logger.info("%s: purged", name)
-        self._tally.figures["purged"] += 1
-        self._surplus += keys
+    def _is_still_there(self) -> bool:
+        """Whether the tree is the one that the walk began with, and not what an unmounted disk leaves."""
+        try:
+            check_tree(self._options.prefix)
+            if os.path.samestat(os.stat(self._options.prefix), self._root):
+                return True
+            self._tally.fail("purge", "nothing was purged, since the prefix became another folder meanwhile")
+        except (tree.NoTree, OSError) as error:
+            self._tally.fail("purge", f"nothing was purged: {error}")
+        return False
 
-
-def deletions(surplus: list[str], at_least: int = 1) -> Iterator[Deletion]:
-    """Empties `surplus` in portions for as long as it holds `at_least` that many keys."""
-    while len(surplus) >= at_least:
-        keys, surplus[:KEYS_AT_ONCE] = surplus[:KEYS_AT_ONCE], []
-        yield Deletion("deleting", keys)
+    def _is_back(self, name: str) -> bool:
+        return os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name)))
 
 
 def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
     """Do one of purge's jobs.  Raises StorageError."""
     if isinstance(job, Deletion):
-        driver.delete(job.keys)
-    elif isinstance(job, Tombstone):
+        return Outcome(job.name, carry_out(job, driver))
+    if isinstance(job, Tombstone):
         driver.put(job.key, b"")
-    elif job.debris.is_temporary or not _has_other_half(job, driver):
-        logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
-        keys = tuple(job.key + suffix for suffix in job.debris.suffixes)
-        return Outcome(job.name, {"debris removed": len(keys)}, (), keys)
-    return Outcome(job.name, {})
+        return Outcome(job.name, {"marked missing": 1})
+    if not job.debris.is_temporary and _has_other_half(job, driver):
+        return Outcome(job.name, {})
+    logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
+    return Outcome(
+        job.name, {}, (), tuple(doom((job.key + suffix for suffix in job.debris.suffixes), "debris removed"))
+    )
 
 
 def _has_other_half(job: Sweep, driver: Driver) -> bool:
@@ -236,23 +257,25 @@ def run(options: Options) -> int:
             told(tally, options.quiet),
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)
-            surplus: list[str] = []
-            purge = Purge(options, tally, surplus)
-            for pair in purge.watch(join(tree.walk(options.prefix, options.selection), catalog)):
-                tally.figures["examined"] += pair.metric is not None
-            carry_out(purge, pool, tally, surplus)
+            surplus: list[Doomed] = []
+            purge = Purge(options, tally)
+            pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
+            work_through(pool, _returned(pairs, options.storage_path, surplus, tally), tally)
+            purge.carry_out(pool, surplus)
             catalog.report_foreign()
     return tally.finish()
 
 
-def carry_out(purge: Purge, pool: Pool, tally: Tally, surplus: list[str]) -> None:
-    """Do what the pass has planned, and delete what is left in `surplus`."""
-    for outcome in work_through(pool, purge.jobs(), tally):
-        surplus += outcome.surplus
-    for _ in work_through(pool, deletions(surplus), tally):
-        pass
+def _returned(pairs: Iterable[Pair], storage_path: str, surplus: list[Doomed], tally: Tally) -> Iterator[Deletion]:
+    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `surplus`."""
+    for local, metric in pairs:
+        tally.figures["examined"] += metric is not None
+        if metric is not None and isinstance(local, Found):
+            key = storage_path + metric.key
+            surplus += doom((f"{key}{stamp}.missing" for stamp in metric.tombstones), "came back")
+        yield from portions(surplus, KEYS_AT_ONCE)
 
 
 def _prepare(options: Options) -> Work:
-    driver = open_store(options).__enter__()  # for as long as the worker lives
+    driver = open_driver(options)
     return lambda job: work_on(job, driver)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, place, tree
-from whisperbackup.catalog import Backup, Catalog, newest_at
-from whisperbackup.commands import NOTHING_MATCHES, open_store
+from whisperbackup import backups, tree
+from whisperbackup.catalog import Backup, Catalog
+from whisperbackup.commands import NOTHING_MATCHES, open_driver, open_store, restorable
 from whisperbackup.options import Options
+from whisperbackup.place import CannotPlace, Placer
 from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.util import CannotRun
@@ -20,6 +20,9 @@ from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 logger = logging.getLogger(__name__)
 
 FIGURES = ("examined", "created", "healed", "points filled", "already whole", "skipped")
+
+
+CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that is held in memory, measured
 
 
 class Job(NamedTuple):
@@ -39,8 +42,7 @@ def run(options: Options) -> int:
         told(tally, options.quiet),
     ):
         catalog = Catalog(driver, options.storage_path, options.selection)
-        for _ in work_through(pool, _jobs(catalog, options.date, tally), tally):
-            pass
+        work_through(pool, _jobs(catalog, options.date, tally), tally)
         catalog.report_foreign()
     if not tally.figures["examined"] and not tally.failed:
         raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
@@ -48,52 +50,44 @@ def run(options: Options) -> int:
 
 
 def _jobs(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[Job]:
-    for metric in catalog:
-        candidates = newest_at(metric, date)
-        if candidates:
-            yield Job(metric.name, candidates)
-        elif metric.backups:
-            tally.fail(metric.name, f"has no backup as old as {date}; its first is of {metric.backups[0].stamp}")
-        elif metric.debris:
-            tally.fail(metric.name, "has no complete backup, only what an interrupted run left")
+    for metric, candidates in restorable(catalog, date, tally):
+        yield Job(metric.name, candidates)
 
 
 def prepare(options: Options) -> Work:
     """What a worker does with a job, with a driver of its own."""
-    driver = open_store(options).__enter__()  # for as long as the worker lives
+    driver = open_driver(options)
+    placer = Placer(options.prefix, options.overwrite, options.noop, options.max_file_size)
     budget = Budget()
-    tidied: set[bytes] = set()
 
     def work(job: Job) -> Outcome:
-        folder = os.path.dirname(os.path.join(options.prefix, tree.metric_path(job.name)))
-        if folder not in tidied and not options.noop:
-            tidied.add(folder)
-            place.remove_leftovers(folder)
         try:
-            return restore_metric(job, options, driver, budget)
+            return restore_metric(job, options, driver, budget, placer)
         except (OSError, StorageError) as error:
             return failure(job.name, error, examined=1)
 
     return work
 
 
-def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget) -> Outcome:
+def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, placer: Placer) -> Outcome:
     """Restore one metric from its newest good candidate; each bad one on the way is an error."""
     key = f"{options.storage_path}{job.name}/"
+    path = tree.metric_path(job.name)
+    copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
     errors: list[str] = []
     for backup in job.candidates:
         try:
-            with budget.take(2 * max(payload.size for payload in backup.payloads)):
-                content = backups.load(driver, key, backup, options.max_file_size)
-                placed = place.place(
-                    options.prefix, tree.metric_path(job.name), content, options.overwrite, options.noop
-                )
+            placed = backups.load(
+                driver, key, backup, options.max_file_size, budget, copies, lambda content: placer.place(path, content)
+            )
         except backups.BadBackup as error:
             errors.append(f"the backup of {backup.stamp} is bad: {error}")
-        except place.CannotPlace as error:
+        except CannotPlace as error:
             return Outcome(job.name, {"examined": 1}, (*errors, str(error)))
         else:
             logger.debug("%s: %s from %s", job.name, placed.how, backup.stamp)
+            if placed.warning:
+                logger.warning("%s: %s", job.name, placed.warning)
             if errors:
                 errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
             return Outcome(job.name, {"examined": 1, placed.how: 1, "points filled": placed.points}, tuple(errors))

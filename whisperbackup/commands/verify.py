@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups
-from whisperbackup.catalog import Backup, Catalog, newest_at
-from whisperbackup.commands import NOTHING_MATCHES, open_store
+from whisperbackup.catalog import Backup, Catalog
+from whisperbackup.commands import NOTHING_MATCHES, open_driver, open_store, restorable
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.storage.base import StorageError
 from whisperbackup.util import CannotRun
 from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
+
+COPIES = 2  # of a file that checking it holds in memory
 
 
 class Job(NamedTuple):
@@ -31,26 +34,29 @@ def run(options: Options) -> int:
         told(tally, options.quiet),
     ):
         catalog = Catalog(driver, options.storage_path, options.selection)
-        jobs = (Job(metric.name, newest_at(metric, options.date)[0])
-                for metric in catalog if newest_at(metric, options.date))  # fmt: skip
-        for _ in work_through(pool, jobs, tally):
-            pass
+        work_through(pool, _jobs(catalog, options.date, tally), tally)
         catalog.report_foreign()
-    if not tally.figures["examined"]:
+    if not tally.figures["examined"] and not tally.failed:
         raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
     return tally.finish()
 
 
+def _jobs(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[Job]:
+    for metric, candidates in restorable(catalog, date, tally):
+        yield Job(metric.name, candidates[0])
+
+
 def prepare(options: Options) -> Work:
     """What a worker does with a job, with a driver of its own."""
-    driver = open_store(options).__enter__()  # for as long as the worker lives
+    driver = open_driver(options)
     budget = Budget()
 
     def work(job: Job) -> Outcome:
         size = max(payload.size for payload in job.backup.payloads)
         try:
-            with budget.take(2 * size):
-                backups.load(driver, f"{options.storage_path}{job.name}/", job.backup, options.max_file_size)
+            backups.load(
+                driver, f"{options.storage_path}{job.name}/", job.backup, options.max_file_size, budget, COPIES, len
+            )
         except backups.BadBackup as error:
             return Outcome(job.name, {"examined": 1}, (f"the backup of {job.backup.stamp} is bad: {error}",))
         except StorageError as error:

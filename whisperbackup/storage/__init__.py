@@ -6,6 +6,7 @@ import importlib
 from typing import cast
 
 from whisperbackup.storage.base import Driver, NotFound, Opener, StorageError
+from whisperbackup.storage.guarded import Guarded, guard
 from whisperbackup.storage.noop import Noop
 from whisperbackup.storage.readonly import ReadOnly
 
@@ -35,14 +36,14 @@ def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop
     Raises StorageError, and UsageError for storage arguments that the driver does not know.
     """
     opener = _opener(name)
-    if not noop:
-        return opener(bucket, create, arguments)
     try:
-        return ReadOnly(opener(bucket, False, arguments), absent_is_empty=create)
+        with guard(name):
+            driver = Guarded(opener(bucket, create and not noop, arguments), name)
     except NotFound:
-        if not create:
-            raise
-        return Noop()
+        if noop and create:
+            return Noop()
+        raise
+    return ReadOnly(driver, absent_is_empty=create) if noop else driver
 
 
 def _opener(name: str) -> Opener:
@@ -50,8 +51,13 @@ def _opener(name: str) -> Opener:
     if name not in BUILT_IN:
         from importlib.metadata import entry_points
 
-        (point,) = entry_points(group=ENTRY_POINTS, name=name)
-        return cast(Opener, point.load())
+        (point, *others) = entry_points(group=ENTRY_POINTS, name=name)
+        if others:
+            raise StorageError(f"the driver {name} is installed twice: {point.value}, {others[0].value}; remove one")
+        try:
+            return cast(Opener, point.load())
+        except Exception as error:
+            raise StorageError(f"the driver {name} ({point.value}) cannot be loaded: {error}") from error
     try:
         module = importlib.import_module(f"whisperbackup.storage.{name}")
     except ModuleNotFoundError as error:

@@ -92,7 +92,7 @@ def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) 
             name, value = bare, word
         if name not in names:
             takes = f"it takes {', '.join(f'{n}=' for n in names)}" if names else "it takes none"
-            raise UsageError(f"unknown storage argument '{word}': {takes}")
+            raise UsageError(f"unknown storage argument '{name}': {takes}")  # its value may be a secret
         if name in values:
             raise UsageError(f"storage argument '{name}' is given twice")
         values[name] = value

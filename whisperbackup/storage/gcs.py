@@ -199,7 +199,7 @@ class GoogleCloudStorage:
             yield
         except api.RetryError as error:
             raise self._mapped(what, key, error.cause) from error
-        except (api.GoogleAPIError, auth.GoogleAuthError, RequestException, HTTPError) as error:
+        except (api.GoogleAPIError, auth.GoogleAuthError, HTTPError, OSError) as error:
             raise self._mapped(what, key, error) from error
 
     def _mapped(self, what: str, key: str | None, error: BaseException | None) -> StorageError:

@@ -60,6 +60,7 @@ REMEDIES: dict[str, tuple[type[StorageError], str]] = {
     "InvalidLocationConstraint": (StorageError, "there is no such region here: check region="),
     "QuotaExceeded": (StorageError, "the quota is used up: raise it, or keep fewer backups"),
     "InvalidStorageClass": (StorageError, "it has no such class: check storage_class="),
+    "InvalidObjectState": (StorageError, "the object was moved to an archive tier: restore it from there first"),
     "InvalidBucketName": (StorageError, "the bucket's name is not allowed: use 3 to 63 of a-z, 0-9 and -"),
 }
 
@@ -154,6 +155,8 @@ class S3:
                 page = next(pages, None)
             if page is None:
                 return
+            if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
             for found in page.get("Contents", ()):
                 etag = found.get("ETag", "").strip('"')
                 # Not an MD5, but it looks the same, under SSE-KMS; the caller takes a mismatch as "don't know".
@@ -229,6 +232,8 @@ class S3:
             raise StorageError(f"{what}: {error}") from error
         except boto.BotoCoreError as error:
             raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
+        except OSError as error:  # of a file that the credentials come from
+            raise AccessDenied(f"{what}: {error.filename or 'credentials'}: {error.strerror}") from error
 
     def _refusal(self, what: str, key: str | None, error: Any) -> StorageError:
         code, message = (str(error.response.get("Error", {}).get(name, "")) for name in ("Code", "Message"))

@@ -258,8 +258,8 @@ class Swift:
         # The status is 200 whatever happened; the truth is in the body.
         outcome = json.loads(answer[1])
         failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
-        if not failed and not outcome["Response Status"].startswith("200"):
-            return batch
+        if outcome["Number Deleted"] + outcome["Number Not Found"] + len(failed) < len(batch):
+            return batch  # it gave up on the way, after too many failures for one
         return [key for key in batch if key in failed]
 
     def _keys_in_a_bulk_delete(self) -> int:

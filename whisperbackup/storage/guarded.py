@@ -1,0 +1,59 @@
+"""A wrapper around any driver: whatever its libraries raise comes out as a StorageError."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from whisperbackup.storage.base import Driver, StorageError, StoredObject, UsageError
+
+
+class Guarded:
+    """A driver whose every exception is of the one family, as callers rely on; the drivers' own mapping comes first."""
+
+    def __init__(self, driver: Driver, name: str) -> None:
+        self._driver = driver
+        self._name = name
+        self.threads = driver.threads
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """As the wrapped driver."""
+        with guard(self._name):
+            objects = iter(self._driver.list(prefix))
+        while True:
+            with guard(self._name):
+                listed = next(objects, None)
+            if listed is None:
+                return
+            yield listed
+
+    def get(self, key: str) -> bytes:
+        """As the wrapped driver."""
+        with guard(self._name):
+            return self._driver.get(key)
+
+    def put(self, key: str, body: bytes) -> None:
+        """As the wrapped driver."""
+        with guard(self._name):
+            self._driver.put(key, body)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """As the wrapped driver."""
+        with guard(self._name):
+            self._driver.delete(keys)
+
+    def close(self) -> None:
+        """As the wrapped driver."""
+        with guard(self._name):
+            self._driver.close()
+
+
+@contextlib.contextmanager
+def guard(name: str) -> Iterator[None]:
+    """Turn what is not of the family into a StorageError that names the driver and the exception."""
+    try:
+        yield
+    except (StorageError, UsageError):
+        raise
+    except Exception as error:
+        raise StorageError(f"the driver {name} failed unexpectedly: {type(error).__name__}: {error}") from error
