@@ -127,3 +127,13 @@ def children(pid: int) -> Iterator[int]:
 def unprivileged() -> list[str]:
     """A command's prefix under which root, too, may do only what permission bits allow."""
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"] if os.geteuid() == 0 else []
+
+
+def install_driver(program: Program, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Make `source`, a module with an `open`, the third party's driver `shelf`."""
+    package = program.home / "site"
+    (package / "shelf-1.dist-info").mkdir(parents=True)
+    (package / "shelf-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
+    (package / "shelf-1.dist-info/entry_points.txt").write_text("[whisperbackup.storage]\nshelf = shelf:open\n")
+    (package / "shelf.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(package) + os.pathsep + os.environ.get("PYTHONPATH", ""))

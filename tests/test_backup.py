@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Program, add_point, contents
+from conftest import Program, add_point, contents, install_driver
 
 NAMES = [
     "servers.web1.cpu",
@@ -388,15 +388,6 @@ def open(bucket, create, arguments):
     install_driver(program, monkeypatch, strict)
     program.write("a.b")
     program("backup", "shelf")
-
-
-def install_driver(program: Program, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    package = program.home / "site"
-    (package / "shelf-1.dist-info").mkdir(parents=True)
-    (package / "shelf-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
-    (package / "shelf-1.dist-info/entry_points.txt").write_text("[whisperbackup.storage]\nshelf = shelf:open\n")
-    (package / "shelf.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(package) + os.pathsep + os.environ.get("PYTHONPATH", ""))
 
 
 def test_a_third_partys_driver_is_found_by_its_entry_point(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

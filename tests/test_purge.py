@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Program, add_point, contents, unprivileged
+from conftest import Program, add_point, contents, install_driver, unprivileged
 
 from whisperbackup.catalog import Backup, Metric, Payload, stamp_of
 from whisperbackup.commands.purge import Plan, keys_of, plan
@@ -168,6 +168,30 @@ def test_an_unreadable_folder_purges_nothing_anywhere(backed_up: Program, comman
         assert "nothing was purged" in ran.stderr
         assert backed_up.objects() == before
     (backed_up.prefix / "servers").chmod(0o755)
+
+
+LISTINGS = {
+    "out of order": "lambda prefix: reversed(list(type(driver).list(driver, prefix)))",
+    "failing": "lambda prefix: (one if n < 3 else 1 / 0 for n, one in enumerate(type(driver).list(driver, prefix)))",
+    "denied": "lambda prefix: 1 / 0",
+}
+
+
+@pytest.mark.parametrize("listing", list(LISTINGS))
+@pytest.mark.parametrize("command", ["backup", "purge"])
+def test_a_listing_that_cannot_be_trusted_purges_nothing(
+    backed_up: Program, monkeypatch: pytest.MonkeyPatch, listing: str, command: str
+) -> None:
+    source = "from whisperbackup.storage import disk\n\ndef open(bucket, create, arguments):\n"
+    source += f"    driver = disk.open(bucket, create, [])\n    driver.list = {LISTINGS[listing]}\n    return driver\n"
+    install_driver(backed_up, monkeypatch, source)
+    remove(backed_up, "top")
+    remove(backed_up, "servers.web1.cpu")
+    before = backed_up.objects()
+    backed_up.stamp.unlink()
+    assert "ERROR" in backed_up(command, "shelf", "-x", "0", status=1)
+    assert before.items() <= backed_up.objects().items()
+    assert not backed_up.stamp.exists()
 
 
 @pytest.fixture

@@ -102,6 +102,18 @@ def test_a_stopped_run_says_how_far_it_came(big: Program, number: signal.Signals
     assert "complete" in big("backup")
 
 
+def test_a_stopped_run_purges_nothing(big: Program) -> None:
+    gone = big.write("a.gone")
+    big("backup", "disk", "-m", "a.*")
+    gone.unlink()
+    before = big.objects()
+    run = big.start("backup", "disk", "-f", "1", "-x", "0")
+    wait_for(lambda: len(list(big.store.rglob("m*/*.sha1"))) > 2)
+    run.terminate()
+    assert run.wait(12) == 143
+    assert before.items() <= big.objects().items()
+
+
 def test_a_stop_while_waiting_for_the_lock_or_in_splay_is_heard(program: Program) -> None:
     program.write("a.b")
     with program.lock.open("w") as holder:
