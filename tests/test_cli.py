@@ -167,3 +167,16 @@ def test_list_imports_no_client_library(program: Program) -> None:
     words = program.words("list", "disk")
     ran = subprocess.run([words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, check=True)
     assert not re.search(r"boto|swiftclient|google|numpy|tqdm", ran.stderr)
+
+
+@pytest.mark.parametrize(("driver", "library"), [("s3", "boto3"), ("swift", "swiftclient"), ("gcs", "google")])
+def test_a_missing_client_library_is_named_with_its_remedy(
+    program: Program, monkeypatch: pytest.MonkeyPatch, driver: str, library: str
+) -> None:
+    (program.home / "site").mkdir()
+    hidden = f'raise ModuleNotFoundError("no {library}", name="{library}")'
+    (program.home / f"site/{library}.py").write_text(hidden)
+    monkeypatch.setenv("PYTHONPATH", str(program.home / "site"))
+    said = program("list", driver, status=1)
+    assert f"needs the library '{library}'" in said
+    assert f"pip install 'whisper-backup[{driver}]'" in said
