@@ -94,11 +94,14 @@ def load(
             try:
                 with budget.take(size):
                     payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
-                    expected = _expected_size(payload, codec, max_size)
+                    expansion = compression.Expansion(codec, payload)
+                    limit = wsp.declared_size(expansion.beginning, max_size)
+                is_opaque = wsp.is_compressed(expansion.beginning)
+                expected = min(OPAQUE_RATIO * size, limit) if is_opaque else limit
                 # The payload's share is given back before more is asked for, lest two wait for each other.
                 with budget.take(size + copies * expected):
-                    content = _expand(payload, codec, sha1, max_size)
-                    del payload
+                    content = expansion.content(limit)
+                    _check(content, sha1)
                     return use(content)
             except NotFound:
                 reasons.append(f"its {codec} payload is gone")
@@ -107,17 +110,7 @@ def load(
     raise BadBackup("; ".join(reasons))
 
 
-def _expected_size(payload: bytes, codec: str, max_size: int) -> int:
-    """Bytes that `payload` says it will expand to.  Raises CorruptPayload and CorruptFile."""
-    beginning = compression.beginning(codec, payload)
-    if wsp.is_compressed(beginning):
-        return min(OPAQUE_RATIO * len(payload), max_size)
-    return wsp.declared_size(beginning, max_size)
-
-
-def _expand(payload: bytes, codec: str, sha1: str, max_size: int) -> bytes:
-    content = compression.decompress(codec, payload, lambda beginning: wsp.declared_size(beginning, max_size))
+def _check(content: bytes, sha1: str) -> None:
     if sha1_of(content) != sha1:
         raise wsp.CorruptFile("its content does not have the SHA-1 of its mark")
     wsp.check(content)
-    return content

@@ -87,49 +87,36 @@ class _SnappyReader:
         return piece
 
 
-def decompress(codec: str, payload: bytes, size_of: Callable[[bytes], int]) -> bytes:
-    """The content of `payload`, which `size_of` limits.
+class Expansion:
+    """A payload being decompressed: its `beginning` (PIECE bytes, or all there is) at once, the rest on demand.
 
-    `size_of` is told the content's beginning (PIECE bytes, or all there is) and returns how many bytes it may
-    have in all; its exceptions pass through.  Raises CorruptPayload, also for content that is longer.
+    Raises CorruptPayload for what the codec cannot read.
     """
-    read = _safe_read(codec, payload)
-    first = _first(read)
-    limit = size_of(first)
-    pieces, length = [first], len(first)
-    while length <= limit:
-        piece = read(min(PIECE, limit - length + 1))
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
-        length += len(piece)
-    raise CorruptPayload(f"its content is longer than the {limit} bytes that its header declares")
 
+    def __init__(self, codec: str, payload: bytes) -> None:
+        self._codec = codec
+        self._errors = _library_errors(codec)
+        self._source = reader(codec, payload)
+        self.beginning = b""
+        while len(self.beginning) < PIECE and (piece := self._read(PIECE - len(self.beginning))):
+            self.beginning += piece
 
-def beginning(codec: str, payload: bytes) -> bytes:
-    """The first PIECE bytes of the content, or all there is.  Raises CorruptPayload."""
-    return _first(_safe_read(codec, payload))
+    def content(self, limit: int) -> bytes:
+        """All of it; may be asked for once.  Raises CorruptPayload for more than `limit` bytes, and expands no more."""
+        pieces, length = [self.beginning], len(self.beginning)
+        while length <= limit:
+            piece = self._read(min(PIECE, limit - length + 1))
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+            length += len(piece)
+        raise CorruptPayload(f"its content is longer than the {limit} bytes that its header declares")
 
-
-def _first(read: Callable[[int], bytes]) -> bytes:
-    first = b""
-    while len(first) < PIECE and (piece := read(PIECE - len(first))):
-        first += piece
-    return first
-
-
-def _safe_read(codec: str, payload: bytes) -> Callable[[int], bytes]:
-    """The `read` of a reader, with CorruptPayload for whatever the codec's library raises."""
-    errors = _library_errors(codec)
-    source = reader(codec, payload)
-
-    def read(size: int) -> bytes:
+    def _read(self, size: int) -> bytes:
         try:
-            return source.read(size)
-        except errors as error:
-            raise CorruptPayload(f"not {codec}, or cut off: {error}") from error
-
-    return read
+            return self._source.read(size)
+        except self._errors as error:
+            raise CorruptPayload(f"not {self._codec}, or cut off: {error}") from error
 
 
 def _library_errors(codec: str) -> tuple[type[Exception], ...]:
