@@ -181,7 +181,7 @@ class Purge:
             )
         elif self._missing > MANY and self._missing * 2 > self._metrics:
             logger.warning(
-                "%d of %d metrics are not in the tree any more; if that is a mistake, mend it before their days are over",
+                "%d of %d metrics are not in the tree any more; if that is a mistake, mend it while their days last",
                 self._missing, self._metrics,
             )  # fmt: skip
         self._spool.seek(0)
