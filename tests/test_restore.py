@@ -218,6 +218,22 @@ def test_a_file_that_carbon_empties_in_the_instant_of_its_creation_is_healed(
     assert len(points(path, 1)) >= 48
 
 
+@pytest.mark.parametrize("command", ["verify", "restore"])
+def test_memory_does_not_follow_the_number_of_threads(program: Program, command: str) -> None:
+    """Eight empty files of 36 MB, stored in some kB each, at once in one process."""
+    first = program.prefix / "m0.wsp"
+    whisper.create(str(first), [(1, 3_000_000)])
+    for number in range(1, 8):
+        shutil.copy(first, program.prefix / f"m{number}.wsp")
+    program("backup")
+    target = program.home / "target"
+    target.mkdir()
+    run = program.start(command, "disk", "-p", target, "-f", "1", "--threads", "8", stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(run.pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss < 260_000  # kB; 64 MiB in flight, or one file alone, beside the libraries
+
+
 def test_nothing_behind_a_link_is_tidied(program: Program) -> None:
     program.write("a.b")
     program("backup")

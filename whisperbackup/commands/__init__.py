@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from whisperbackup import storage
 from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally
+from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.storage.base import Driver
+from whisperbackup.util import CannotRun
+from whisperbackup.workers import Pool, Work
 
 NOTHING_MATCHES = (
     "no metric in {bucket} matches; see what is there with list "
@@ -40,3 +44,21 @@ def restorable(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[tup
             tally.fail(metric.name, f"has no backup as old as {date}; its first is of {metric.backups[0].stamp}")
         elif metric.debris:
             tally.fail(metric.name, "has no complete backup, only what an interrupted run left")
+
+
+def work_on_backups(
+    options: Options, tally: Tally, prepare: Callable[[Options], Work], job: Callable[[str, list[Backup]], Any]
+) -> int:
+    """Have a pool do `job(name, candidates)` for every metric in the store that is meant; the exit status."""
+    with (
+        open_store(options) as driver,
+        Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
+        told(tally, options.quiet),
+    ):
+        catalog = Catalog(driver, options.storage_path, options.selection)
+        found = restorable(catalog, options.date, tally)
+        work_through(pool, (job(metric.name, candidates) for metric, candidates in found), tally)
+        catalog.report_foreign()
+    if not tally.figures["examined"] and not tally.failed:
+        raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
+    return tally.finish()

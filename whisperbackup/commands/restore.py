@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups, tree
-from whisperbackup.catalog import Backup, Catalog
-from whisperbackup.commands import NOTHING_MATCHES, open_driver, open_store, restorable
+from whisperbackup.catalog import Backup
+from whisperbackup.commands import open_driver, work_on_backups
 from whisperbackup.options import Options
 from whisperbackup.place import CannotPlace, Placer
-from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
+from whisperbackup.workers import Budget, Outcome, Work, failure
 
 logger = logging.getLogger(__name__)
 
 FIGURES = ("examined", "created", "healed", "points filled", "already whole", "skipped")
 
 
-CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that is held in memory, measured
+CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that are in memory at the worst moment
 
 
 class Job(NamedTuple):
@@ -35,23 +32,7 @@ class Job(NamedTuple):
 def run(options: Options) -> int:
     """Restore every metric that is meant; the exit status."""
     tree.check_prefix(options.prefix)
-    tally = Tally("restore", FIGURES)
-    with (
-        open_store(options) as driver,
-        Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
-        told(tally, options.quiet),
-    ):
-        catalog = Catalog(driver, options.storage_path, options.selection)
-        work_through(pool, _jobs(catalog, options.date, tally), tally)
-        catalog.report_foreign()
-    if not tally.figures["examined"] and not tally.failed:
-        raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
-    return tally.finish()
-
-
-def _jobs(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[Job]:
-    for metric, candidates in restorable(catalog, date, tally):
-        yield Job(metric.name, candidates)
+    return work_on_backups(options, Tally("restore", FIGURES), prepare, Job)
 
 
 def prepare(options: Options) -> Work:

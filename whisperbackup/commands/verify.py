@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups
-from whisperbackup.catalog import Backup, Catalog
-from whisperbackup.commands import NOTHING_MATCHES, open_driver, open_store, restorable
+from whisperbackup.catalog import Backup
+from whisperbackup.commands import open_driver, work_on_backups
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.progress import Tally
 from whisperbackup.storage.base import StorageError
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
+from whisperbackup.workers import Budget, Outcome, Work, failure
 
-COPIES = 2  # of a file that checking it holds in memory
+COPIES = 2  # of a file that are in memory while it is checked
 
 
 class Job(NamedTuple):
@@ -28,22 +25,7 @@ class Job(NamedTuple):
 def run(options: Options) -> int:
     """Check the newest backup, or the one as of -c, of every metric that is meant; the exit status."""
     tally = Tally("verify", ("examined", "good", "read bytes"))
-    with (
-        open_store(options) as driver,
-        Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
-        told(tally, options.quiet),
-    ):
-        catalog = Catalog(driver, options.storage_path, options.selection)
-        work_through(pool, _jobs(catalog, options.date, tally), tally)
-        catalog.report_foreign()
-    if not tally.figures["examined"] and not tally.failed:
-        raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
-    return tally.finish()
-
-
-def _jobs(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[Job]:
-    for metric, candidates in restorable(catalog, date, tally):
-        yield Job(metric.name, candidates[0])
+    return work_on_backups(options, tally, prepare, lambda name, candidates: Job(name, candidates[0]))
 
 
 def prepare(options: Options) -> Work:
