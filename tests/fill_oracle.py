@@ -1,4 +1,4 @@
-"""What healing must come to, told slow and plain: one point at a time, from design.md §6, with whisper's own
+"""What healing must come to, told slow and plain: one point at a time, from docs/design.md, with whisper's own
 aggregation.  Nothing is shared with fill.py but the header's parser."""
 
 from __future__ import annotations

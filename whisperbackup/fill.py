@@ -1,6 +1,6 @@
 """Heal: what to write into a live whisper file so that it gets every point that a backup has and it lacks.
 
-The rules are those of design.md §6, "Healing a live file"; each function names the one it carries out.
+The rules are those of docs/design.md, "Healing"; each function names the one it carries out.
 Every archive becomes a `Window`: one place for each of its n slots, in the order of time, from the oldest time
 in (now - s·n, now] to the newest.  Windows are healed from the finest to the coarsest, because a coarser slot
 may be aggregated anew from what the finer archive has become, and written the other way round.
@@ -93,7 +93,7 @@ class Window:
 
 
 def heal(live: bytes, backup: bytes, now: int) -> Healing:
-    """The writes that fill `live` from `backup` (design.md §6).
+    """The writes that fill `live` from `backup` (docs/design.md, "Healing").
 
     `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  Nothing that `live` holds in its
     finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
