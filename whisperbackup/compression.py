@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import io
@@ -29,10 +30,11 @@ class Reader(Protocol):
         """At most `size` more bytes of content, empty at its end.  May raise what its library raises."""
 
 
-def installed() -> list[str]:
+@functools.cache
+def installed() -> tuple[str, ...]:
     """The codecs that can be written on this machine, gz first."""
     modules = {"gz": "zlib", "sz": "snappy", "zst": "zstandard"}
-    return [codec for codec in CODECS if importlib.util.find_spec(modules[codec])]
+    return tuple(codec for codec in CODECS if importlib.util.find_spec(modules[codec]))
 
 
 def compressor(codec: str) -> Compress:

@@ -30,7 +30,6 @@ class Tally:
         self.command = command
         self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(always, 0))
         self.failed = 0
-        self.is_complete = True
         self._started = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:

@@ -103,7 +103,6 @@ class Purge:
         self._options = options
         self._tally = tally
         self._now = util.utc_now()
-        self._missing = 0
         self._metrics = 0  # in scope, here or in the store
         self._due = 0
         self._is_blind = False
@@ -138,7 +137,6 @@ class Purge:
         key = self._options.storage_path + metric.key
         if is_missing:
             self._tally.figures["missing"] += 1
-            self._missing += 1
             try:
                 tombstone, is_due = plan(metric, self._options.purge_days, self._now)
             except ValueError as error:
@@ -179,10 +177,10 @@ class Purge:
                 f"{self._due} of {self._metrics} metrics are due for deletion, which looks like a mistake: "
                 "nothing was deleted; if it is meant, say --purge-anyway",
             )
-        elif self._missing > MANY and self._missing * 2 > self._metrics:
+        elif (missing := self._tally.figures["missing"]) > MANY and missing * 2 > self._metrics:
             logger.warning(
                 "%d of %d metrics are not in the tree any more; if that is a mistake, mend it while their days last",
-                self._missing, self._metrics,
+                missing, self._metrics,
             )  # fmt: skip
         self._spool.seek(0)
         for line in self._spool:
