@@ -19,13 +19,7 @@ class Guarded:
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As the wrapped driver."""
         with guard(self._name):
-            objects = iter(self._driver.list(prefix))
-        while True:
-            with guard(self._name):
-                listed = next(objects, None)
-            if listed is None:
-                return
-            yield listed
+            yield from self._driver.list(prefix)
 
     def get(self, key: str) -> bytes:
         """As the wrapped driver."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
+from whisperbackup.storage import s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
     NotFound,
@@ -43,8 +43,6 @@ LAST_ATTEMPT_SECONDS = 30
 ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
-
-MD5 = re.compile("[0-9a-f]{32}")
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
     "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
@@ -86,6 +84,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
         raise AccessDenied(f"S3 client: {error}; check profile= and the AWS configuration") from error
     client.meta.events.register("request-created.s3", _refuse_late_attempt)
     client.meta.events.register_last("before-call.s3.DeleteObjects", _add_content_md5)
+    s3pages.install(client.meta.events)
     # It has every put wait a round trip for the store's leave to send the body, to spare large bodies.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     stored_as = {"StorageClass": "storage_class", "ServerSideEncryption": "sse", "SSEKMSKeyId": "kms_key"}
@@ -157,10 +156,7 @@ class S3:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
-            for found in page.get("Contents", ()):
-                etag = found.get("ETag", "").strip('"')
-                # Not an MD5, but it looks the same, under SSE-KMS; the caller takes a mismatch as "don't know".
-                yield StoredObject(found["Key"], found["Size"], etag if MD5.fullmatch(etag) else None)
+            yield from s3pages.objects_of(page)
 
     def get(self, key: str) -> bytes:
         attempt = 1

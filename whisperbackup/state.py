@@ -1,0 +1,209 @@
+"""The state file: which files have not been touched since their newest backup was known to hold their content.
+
+Only ever a shortcut, that spares reading them: lost, stale or corrupt, a run is slower and its result the same.
+
+    file   = gzip(header line, one line a metric, ascending by key)
+    header = "whisper-backup state 1" TAB identity                         the prefix's and the store's, as a SHA-1
+    line   = key TAB fingerprint TAB sha1 TAB stamp TAB mark_md5           all text; no key holds a tab
+
+A tree's walk and the lines have one order, so the file is read as a third sorted stream beside tree and store.
+It is written anew, and put in place whole, at the end of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import heapq
+import io
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, NamedTuple
+
+from whisperbackup import compression
+from whisperbackup.catalog import Backup, mark_md5
+from whisperbackup.selection import Selection
+
+logger = logging.getLogger(__name__)
+
+MAGIC = "whisper-backup state 1"
+SETTLED = 2_000_000_000  # nanoseconds
+LINES_IN_MEMORY = 50_000
+TAB = "\t"
+
+
+class Record(NamedTuple):
+    """What was known of a metric: its file's content had this `sha1`, and its backup `stamp` held the same.
+
+    `mark_md5` is what the listing said of that backup's mark then; empty if nothing.
+    """
+
+    key: str  # name + "/"
+    fingerprint: str
+    sha1: str
+    stamp: str
+    mark_md5: str
+
+    def is_of(self, newest: Backup) -> bool:
+        """Whether the backup `newest` surely holds the content that this record is about.
+
+        Either the listing proves it, or it is the backup that was written or read then, and is listed as it
+        was: where listings carry no MD5 (disk, SSE-KMS) that spares a request a metric.
+        """
+        if newest.mark_md5 == mark_md5(self.sha1):
+            return True
+        return (self.stamp, self.mark_md5) == (newest.stamp, newest.mark_md5 or "")
+
+    def seen_in(self, newest: Backup) -> Record:
+        """The same, now that the mark of `newest` was asked."""
+        return self._replace(stamp=newest.stamp, mark_md5=newest.mark_md5 or "")
+
+
+def fingerprint(status: os.stat_result) -> str:
+    """What cannot stay the same when a file is written to, replaced, or swapped for another.
+
+    * inode: another file that took the name, with times to match (`mv`, a renamed folder, `cp -p`);
+    * size: costs nothing, and whisper files of another schema differ in it;
+    * mtime: every write moves it;
+    * ctime: whoever sets mtime back (`touch -r`, `rsync -t`, `tar`) moves it, and cannot set it.
+
+    Not the device: its number may change with every boot.  Not seen: writes through a shared mapping that the
+    kernel has not yet told the inode of; no carbon writes like that.
+    """
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def is_settled(status: os.stat_result, read_at: int) -> bool:
+    """Whether a write after `read_at` (Unix time in nanoseconds) must show in the fingerprint.
+
+    File systems stamp with the clock of their last tick, some with whole seconds: a write soon after another
+    may leave the same time.  Nor does a time ahead of the clock tell anything.
+    """
+    return max(status.st_mtime_ns, status.st_ctime_ns) + SETTLED <= read_at
+
+
+class State:
+    """One run's reading of the old state file and writing of the new one."""
+
+    def __init__(self, path: str | None, identity: Sequence[object], selection: Selection) -> None:
+        """`path` may be None: nothing is recalled, nothing written; empty: the default one.
+
+        `identity` is what tells this prefix and this store from every other.
+        """
+        digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
+        self._path = os.path.join(_default_folder(), f"{digest}.state") if path == "" else path
+        self._selection = selection
+        self._header = f"{MAGIC}{TAB}{digest}\n".encode()
+        self._old = self._records() if path else iter(())
+        self._next = next(self._old, None)
+        self._lines: list[bytes] = []
+        self._runs: list[IO[bytes]] = []
+
+    def recall(self, key: str) -> Record | None:
+        """What is known of the metric whose keys begin with `key`; must be asked in ascending order."""
+        while self._next is not None and self._next.key < key:
+            self._pass_on(self._next)
+            self._next = next(self._old, None)
+        if self._next is None or self._next.key != key:
+            return None
+        known, self._next = self._next, next(self._old, None)
+        return known
+
+    def note(self, record: Record) -> None:
+        """Put a record into the new file; any order."""
+        if self._path is None:
+            return
+        self._lines.append((TAB.join(record) + "\n").encode())
+        if len(self._lines) >= LINES_IN_MEMORY:
+            self._runs.append(_spill(self._lines))
+            self._lines = []
+
+    def write(self) -> None:
+        """Put the new file in place.  That it cannot be written is a warning: the next run reads every file."""
+        if self._path is None:
+            return
+        while self._next is not None:
+            self._pass_on(self._next)
+            self._next = next(self._old, None)
+        self._lines.sort()
+        lines = heapq.merge(*(_unspill(run) for run in self._runs), self._lines)
+        try:
+            _replace(self._path, itertools.chain([self._header], lines))
+        except OSError as error:
+            logger.warning(
+                "cannot write the state file %s: %s; name another with --statefile, or say --nostate "
+                "(this run is none the worse, the next one reads every file)", self._path, error.strerror,
+            )  # fmt: skip
+
+    def _pass_on(self, record: Record) -> None:
+        """Keep what this run did not look for; a metric that it did look for and did not find is gone."""
+        if record.key[:-1] not in self._selection:
+            self.note(record)
+
+    def _records(self) -> Iterator[Record]:
+        """The old file's records, as far as it can be read."""
+        assert self._path is not None
+        try:
+            with _open_own(self._path) as file, compression.open_gzip(file, "rb") as lines:
+                if lines.readline(len(self._header)) != self._header:
+                    logger.info("the state file %s is of another prefix or store, and is ignored", self._path)
+                    return
+                for line in lines:
+                    yield Record(*line.decode().rstrip("\n").split(TAB))
+        except FileNotFoundError:
+            return
+        except (UnicodeDecodeError, TypeError) + compression.library_errors("gz") as error:
+            logger.info("the state file %s cannot be used, files are read instead: %s", self._path, error)
+
+
+def _default_folder() -> str:
+    if os.geteuid() == 0:
+        return "/var/cache/whisper-backup"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "whisper-backup")
+
+
+def _open_own(path: str) -> IO[bytes]:
+    """The file `path`, unless it is a link or another user's, who might say that our files have not changed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if os.fstat(fd).st_uid not in (0, os.geteuid()):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "it belongs to another user")
+    return os.fdopen(fd, "rb")
+
+
+def _spill(lines: list[bytes]) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (lives until the state is written)
+    _write_lines(file, sorted(lines))
+    return file
+
+
+def _unspill(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    with compression.open_gzip(file, "rb") as lines:
+        yield from lines
+
+
+def _write_lines(file: IO[bytes], lines: Iterable[bytes]) -> None:
+    with compression.open_gzip(file, "wb") as compressed, io.BufferedWriter(compressed, 1 << 16) as buffered:
+        buffered.writelines(lines)
+
+
+def _replace(path: str, lines: Iterable[bytes]) -> None:
+    """Write `lines` beside `path`, under a name that nobody can foretell, and rename."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(prefix=".whisper-backup-state-", dir=folder)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            _write_lines(file, lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
