@@ -26,7 +26,7 @@ class Program:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.lock, self.stamp, self.log = home / "lock", home / "stamp", home / "log"
+        self.lock, self.stamp, self.log, self.state = (home / name for name in ("lock", "stamp", "log", "state"))
         self.prefix, self.store = home / "tree", home / "store"
         self.bucket = ""  # in a store that is no directory
         self.environment: dict[str, str] = {}
@@ -34,7 +34,7 @@ class Program:
 
     def words(self, command: str, *options: object) -> list[str]:
         """The command line; a driver other than disk is named by `driver=`."""
-        files = ["--lockfile", self.lock, "--stampfile", self.stamp, "--logfile", self.log]
+        files = ["--lockfile", self.lock, "--stampfile", self.stamp, "--logfile", self.log, "--statefile", self.state]
         words = [
             sys.executable,
             "-m",

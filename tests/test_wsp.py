@@ -31,7 +31,7 @@ def read(path: Path) -> wsp.Reading:
 
 
 def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
-    assert read(path) == (path.read_bytes(), False)
+    assert read(path)[:2] == (path.read_bytes(), False)
 
 
 def test_header_is_what_whisper_says(path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from whisperbackup import compression, wsp
-from whisperbackup.catalog import Backup
+from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.workers import Budget
 
@@ -26,11 +26,6 @@ class BadBackup(Exception):
 def sha1_of(content: bytes | bytearray) -> str:
     """The 40 hex digits that a mark holds."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
-
-
-def mark_md5(sha1: str) -> str:
-    """The MD5 that a listing shows for a mark with this content."""
-    return hashlib.md5(sha1.encode(), usedforsecurity=False).hexdigest()
 
 
 def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:

@@ -10,6 +10,8 @@ Stamps compare as strings: they are all UTC and of one length.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 from whisperbackup.compression import CODECS
 from whisperbackup.selection import Selection
-from whisperbackup.storage.base import Driver, StorageError, StoredObject
+from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import ForeignName, is_canonical, metric_path
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,11 @@ class Metric(NamedTuple):
         return is_canonical(self.name)
 
 
+def mark_md5(sha1: str) -> str:
+    """The MD5 that a listing shows for a mark with this content."""
+    return hashlib.md5(sha1.encode(), usedforsecurity=False).hexdigest()
+
+
 def stamp_of(moment: datetime) -> str:
     """The stamp of an aware datetime."""
     moment = moment.astimezone(UTC)
@@ -108,11 +115,23 @@ def next_stamp(now: datetime, last: str) -> str:
         raise ValueError(f"the store holds an object stamped {last}, and no later stamp can be made") from None
 
 
-def parse_suffix(suffix: str) -> tuple[str, str, str | None] | None:
-    """Stamp, kind (`sha1`, `missing`, `wsp.gz` …) and codec of what follows the metric in a key; None if foreign.
+class Suffix(NamedTuple):
+    """What follows the metric in a key; `kind` is `sha1`, `missing`, `wsp.gz` …, or a temporary file's whole name."""
 
-    The kind of a temporary file is its name, which begins with a dot.
-    """
+    stamp: str
+    kind: str
+    codec: str | None
+
+
+Part = tuple[Suffix, int, str | None]
+"""One of a metric's objects: with the size and the MD5 that the listing tells."""
+
+END: Part = (Suffix("", "", None), 0, None)
+
+
+@functools.lru_cache(1024)  # metrics backed up in the same second follow one another in a listing
+def parse_suffix(suffix: str) -> Suffix | None:
+    """What follows the metric in a key; None if it is none of ours."""
     match = _OBJECT.fullmatch(suffix) or _TEMPORARY.fullmatch(suffix)
     if match is None:
         return None
@@ -120,7 +139,7 @@ def parse_suffix(suffix: str) -> tuple[str, str, str | None] | None:
         datetime.fromisoformat(match[1])
     except ValueError:
         return None
-    return (match[1], match[2], match[3]) if match.re is _OBJECT else (match[1], suffix, None)
+    return Suffix(match[1], match[2], match[3]) if match.re is _OBJECT else Suffix(match[1], suffix, None)
 
 
 class Catalog:
@@ -139,22 +158,32 @@ class Catalog:
         self._is_foreign = False  # the name at hand
 
     def __iter__(self) -> Iterator[Metric]:
-        key: str | None = None
+        last = ""
+        beginning: str | None = None  # of the keys of the name at hand
+        name = slash = ""
         parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
-        for listed in self._objects():
-            name, slash, suffix = listed.key.partition("/")
-            if name + slash != key:
-                if key is not None and parts:
-                    yield read_metric(key[:-1], parts)
-                key = name + slash
-                parts = self._parts_of(name, slash)
-            part = parse_suffix(suffix)
-            if part is None or parts is None:
-                self._count(key, part is None)
-            else:
-                parts.append(Part(*part, listed.size, listed.md5))
-        if key is not None and parts:
-            yield read_metric(key[:-1], parts)
+        for head in self.selection.heads:
+            for listed in self.driver.list(self.storage_path + head):
+                key, size, md5 = listed
+                if key <= last:
+                    raise Disordered(
+                        f"the store lists '{key}' after '{last}': it does not sort its keys, "
+                        "so no conclusion can be drawn from its listing and the run ends here"
+                    )
+                last = key
+                if beginning is None or not key.startswith(beginning):
+                    if parts:
+                        yield read_metric(name, parts)
+                    name, slash, _ = key[len(self.storage_path) :].partition("/")
+                    beginning = self.storage_path + name + slash if slash else None
+                    parts = self._parts_of(name, slash)
+                suffix = parse_suffix(key[len(beginning) :]) if beginning else None
+                if suffix is None or parts is None:
+                    self._count(name + slash, suffix is None)
+                else:
+                    parts.append((suffix, size, md5))
+        if parts:
+            yield read_metric(name, parts)
 
     def _parts_of(self, name: str, slash: str) -> list[Part] | None:
         """Where to gather the parts of the metric `name`; None if it is none, or not meant."""
@@ -181,53 +210,38 @@ class Catalog:
         if self.foreign:
             logger.info("%d objects in the store are none of ours and were left alone", self.foreign)
 
-    def _objects(self) -> Iterator[StoredObject]:
-        """What is listed below the heads of the selection, keys without the storage path."""
-        last = ""
-        for head in self.selection.heads:
-            for listed in self.driver.list(self.storage_path + head):
-                if listed.key <= last:
-                    raise Disordered(
-                        f"the store lists '{listed.key}' after '{last}': it does not sort its keys, "
-                        "so no conclusion can be drawn from its listing and the run ends here"
-                    )
-                last = listed.key
-                yield StoredObject(listed.key.removeprefix(self.storage_path), listed.size, listed.md5)
-
-
-class Part(NamedTuple):
-    """One of a metric's objects."""
-
-    stamp: str
-    kind: str
-    codec: str | None
-    size: int
-    md5: str | None
-
 
 def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     """The metric that these parts, ascending by key, make."""
     backups: list[Backup] = []
     tombstones: list[str] = []
     debris: list[Debris] = []
-    stamps: dict[str, list[Part]] = {}
-    for part in parts:
-        if part.kind.startswith("."):
-            debris.append(Debris(part.stamp, (part.kind,), part.size))
+    last_stamp = ""
+    mark: Part | None = None
+    payloads: list[Part] = []
+    for part in (*parts, END):
+        (stamp, kind, codec), size, _ = part
+        if stamp != last_stamp:
+            if mark and payloads:
+                found = tuple([Payload(suffix.codec or "", size) for suffix, size, _ in payloads])
+                backups.append(Backup(last_stamp, found, mark[2], mark[1]))
+            elif halves := payloads or ([mark] if mark else []):
+                suffixes = tuple(f"{last_stamp}.{suffix.kind}" for suffix, _, _ in halves)
+                debris.append(Debris(last_stamp, suffixes, sum(size for _, size, _ in halves)))
+            if part is END:
+                break
+            mark, payloads = None, []
+        if kind.startswith("."):
+            debris.append(Debris(stamp, (kind,), size))
+            continue  # a temporary file, before all objects and none of them
+        last_stamp = stamp
+        if codec:
+            payloads.append(part)
+        elif kind == "sha1":
+            mark = part
         else:
-            stamps.setdefault(part.stamp, []).append(part)
-    for stamp, of_stamp in stamps.items():
-        payloads = tuple(Payload(part.codec, part.size) for part in of_stamp if part.codec)
-        mark = next((part for part in of_stamp if part.kind == "sha1"), None)
-        if any(part.kind == "missing" for part in of_stamp):
             tombstones.append(stamp)
-        if payloads and mark:
-            backups.append(Backup(stamp, payloads, mark.md5, mark.size))
-        elif payloads or mark:
-            halves = [part for part in of_stamp if part.kind != "missing"]
-            suffixes = tuple(f"{stamp}.{part.kind}" for part in halves)
-            debris.append(Debris(stamp, suffixes, sum(part.size for part in halves)))
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), max(stamps, default=""))
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), last_stamp)
 
 
 def newest_at(metric: Metric, date: str | None) -> list[Backup]:

@@ -61,6 +61,7 @@ class Options:
     lock_timeout: float  # seconds
     splay: float  # seconds
     stampfile: str | None
+    statefile: str | None  # empty: the default one; None: none
 
 
 class _Parser(optparse.OptionParser):
@@ -124,6 +125,10 @@ def _parser() -> _Parser:
     add("--nolock", action="store_true", text="do not exclude other runs on this machine")
     add("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
     add("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
+    add("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
+    add("--statefile", metavar="FILE",
+        text="backup: where to note which files need not be read again [one for each prefix and store, "
+        "in /var/cache/whisper-backup, or in the cache folder of a user who is not root]")  # fmt: skip
     add("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
     add("--nostamp", action="store_true", text="no stamp file")
     add("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
@@ -211,4 +216,5 @@ def parse(words: list[str]) -> Options:
         lock_timeout=values.locktimeout,
         splay=values.splay,
         stampfile=None if values.nostamp else values.stampfile,
+        statefile=None if values.nostate else values.statefile or "",
     )

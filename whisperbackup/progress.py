@@ -7,10 +7,9 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from whisperbackup.deletion import Doomed
 from whisperbackup.signals import Stopped
 from whisperbackup.storage.base import Unavailable
 from whisperbackup.workers import Outcome, Pool
@@ -91,8 +90,8 @@ def told(tally: Tally, quiet: bool) -> Iterator[Tally]:
         raise
 
 
-def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, surplus: list[Doomed] | None = None) -> None:
-    """Have `pool` do `jobs`; adds every outcome to `tally`, and what may be deleted to `surplus`.
+def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, take: Callable[[Outcome], None] | None = None) -> None:
+    """Have `pool` do `jobs`; adds every outcome to `tally`, then hands it to `take`.
 
     When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
     Raises Unavailable when the store does nothing but fail.
@@ -101,9 +100,9 @@ def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, surplus: list[Do
     try:
         for outcome in pool.run(jobs):
             tally.add(outcome)
-            if surplus is not None:
-                surplus += outcome.surplus
-            _tick(tally)
+            if take is not None:
+                take(outcome)
+            tick(tally)
             if not outcome.store_failed:
                 in_a_row, succeeded = 0, time.monotonic()
                 continue
@@ -144,7 +143,8 @@ def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
             _Display.bar = None
 
 
-def _tick(tally: Tally) -> None:
+def tick(tally: Tally) -> None:
+    """Show how far the run has come, if it is time."""
     if _Display.bar is not None:
         _Display.bar.update(tally.figures["examined"] - _Display.bar.n)
     elif time.monotonic() - _Display.last > INTERVAL:

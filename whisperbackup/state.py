@@ -21,6 +21,7 @@ import itertools
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 MAGIC = "whisper-backup state 1"
 SETTLED = 2_000_000_000  # nanoseconds
 LINES_IN_MEMORY = 50_000
+LEFTOVER_AGE = 86400  # seconds
 TAB = "\t"
 
 
@@ -194,9 +196,10 @@ def _write_lines(file: IO[bytes], lines: Iterable[bytes]) -> None:
 
 def _replace(path: str, lines: Iterable[bytes]) -> None:
     """Write `lines` beside `path`, under a name that nobody can foretell, and rename."""
-    folder = os.path.dirname(os.path.abspath(path))
+    folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".whisper-backup-state-", dir=folder)
+    _sweep(folder, f".{name}.")
+    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
         with os.fdopen(fd, "wb") as file:
             _write_lines(file, lines)
@@ -207,3 +210,13 @@ def _replace(path: str, lines: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _sweep(folder: str, beginning: str) -> None:
+    """Remove what killed runs left of their writing."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(beginning) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > LEFTOVER_AGE:
+                        os.unlink(entry.path)

@@ -17,6 +17,7 @@ from whisperbackup.selection import Selection
 SUFFIX = b".wsp"
 NOT_ENTERED = b"lost+found"
 _ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff]")
+_ORDINARY = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
 _ESCAPE = re.compile(b"%([0-9A-F]{2})")
 
 
@@ -87,6 +88,8 @@ def metric_path(name: str) -> bytes:
     A name that is not canonical is read literally.  Raises ForeignName where the path would be unsafe:
     a component that is empty, `.` or `..`, or one with `/` or NUL in it.
     """
+    if _ORDINARY.fullmatch(name):
+        return name.replace(".", "/").encode() + SUFFIX
     try:
         components = [part.encode() for part in name.split(".")]
     except UnicodeEncodeError:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from whisperbackup import signals
 from whisperbackup.deletion import Doomed
+from whisperbackup.state import Record
 from whisperbackup.storage.base import AccessDenied, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Outcome(NamedTuple):
     figures: dict[str, int]
     errors: tuple[str, ...] = ()
     surplus: tuple[Doomed, ...] = ()  # what may be deleted now
+    record: Record | None = None  # for the state file
     store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
 
 

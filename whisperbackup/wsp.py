@@ -137,10 +137,15 @@ class Locked(OSError):
 
 
 class Reading(NamedTuple):
-    """A file's content, and whether it still changed while it was read the last time."""
+    """A file's content, and whether it still changed while it was read the last time.
+
+    `status` is the file's after the reading, `began` the Unix time of its beginning in nanoseconds.
+    """
 
     content: bytearray
     is_torn: bool
+    status: os.stat_result
+    began: int
 
 
 def acquire(fd: int, operation: int, timeout: float = LOCK_TIMEOUT) -> None:
@@ -192,12 +197,12 @@ def read(path: bytes, max_size: int) -> Reading:
 
 def _read(fd: int, max_size: int) -> Reading:
     for number in range(1, READINGS + 1):
-        content, is_torn = _read_once(fd, max_size)
-        if not is_torn or number == READINGS:
+        reading = _read_once(fd, max_size)
+        if not reading.is_torn or number == READINGS:
             break
         time.sleep(TICK / 1e9)
-    check(content)
-    return Reading(content, is_torn)
+    check(reading.content)
+    return reading
 
 
 def _read_once(fd: int, max_size: int) -> Reading:
@@ -218,9 +223,9 @@ def _read_once(fd: int, max_size: int) -> Reading:
         if length == before.st_size:
             moved = (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
             # A write in the same tick as the one before it leaves no trace in the file's times.
-            return Reading(content, moved or abs(began - after.st_mtime_ns) < TICK)
+            return Reading(content, moved or abs(began - after.st_mtime_ns) < TICK, after, began)
         if not flags:
-            return Reading(content[:length], True)  # it shrank
+            return Reading(content[:length], True, after, began)  # it shrank
         _read_into(fd, content, 0)
         flags = 0
 

@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups, compression, tree, util, wsp
-from whisperbackup.catalog import Backup, Catalog, Metric, next_stamp
+from whisperbackup.catalog import Backup, Catalog, Metric, mark_md5, next_stamp
 from whisperbackup.commands import open_driver, open_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.progress import Tally, tick, told, work_through
+from whisperbackup.state import Record, State, fingerprint, is_settled
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import Found
-from whisperbackup.util import CannotRun, Generation, retain
+from whisperbackup.util import CannotRun, Generation, Keep, retain
 from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
@@ -27,11 +28,15 @@ FIGURES = ("examined", "unchanged", "backed up", "read bytes", "stored bytes", "
 
 
 class Job(NamedTuple):
-    """A file to back up if it changed; `metric` is what the store holds of it."""
+    """A file to back up if it changed; `metric` is what the store holds of it.
+
+    `known` is there for a file that was not touched since its content was known.
+    """
 
     name: str
     path: bytes
     metric: Metric | None
+    known: Record | None
 
 
 def run(options: Options) -> int:
@@ -44,22 +49,66 @@ def run(options: Options) -> int:
             told(tally, options.quiet),
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)
+            store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
+            state = State(options.statefile, store, options.selection)
             surplus: list[Doomed] = []
+
+            def take(outcome: Outcome) -> None:
+                surplus.extend(outcome.surplus)
+                if outcome.record:
+                    state.note(outcome.record)
+
             purge = Purge(options, tally)
             pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
-            work_through(pool, _jobs(pairs, surplus), tally, surplus)
+            changed = _touched(pairs, state, options.keep, tally)
+            work_through(pool, _with_deletions(changed, surplus), tally, take)
             purge.carry_out(pool, surplus)
             catalog.report_foreign()
+            if not options.noop:
+                state.write()
     if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
         raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
     return tally.finish()
 
 
-def _jobs(pairs: Iterable[Pair], surplus: list[Doomed]) -> Iterator[Job | Deletion]:
-    """A job for each file that is there; between them deletions, as soon as `surplus` is worth a request."""
-    for pair in pairs:
-        if isinstance(pair.local, Found):
-            yield Job(pair.local.name, pair.local.path, pair.metric)
+def _touched(pairs: Iterable[Pair], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
+    """A job for each file that is there, but for those that are known to be in the store as they are."""
+    for local, metric in pairs:
+        if not isinstance(local, Found):
+            continue
+        known = state.recall(local.key)
+        if known and known.fingerprint != _fingerprint(local.path):
+            known = None
+        if known and metric and _is_settled(metric, known, keep):
+            tally.figures["examined"] += 1
+            tally.figures["unchanged"] += 1
+            tick(tally)
+            state.note(known)
+        else:
+            yield Job(local.name, local.path, metric, known)
+
+
+def _fingerprint(path: bytes) -> str:
+    try:
+        return fingerprint(os.lstat(path))
+    except OSError:
+        return ""  # reading it will tell why
+
+
+def _is_settled(metric: Metric, known: Record, keep: Keep) -> bool:
+    """Whether there is nothing to do about a metric whose file is the one that `known` was noted of."""
+    if not metric.backups or metric.tombstones or not known.is_of(metric.backups[-1]):
+        return False
+    if len(metric.backups) <= keep.last:
+        return True
+    kept = retain(_generations(metric.backups), keep)
+    return not kept.dropped and not kept.guarded
+
+
+def _with_deletions(jobs: Iterable[Job], surplus: list[Doomed]) -> Iterator[Job | Deletion]:
+    """`jobs`, and between them deletions, as soon as `surplus` is worth a request."""
+    for job in jobs:
+        yield job
         yield from portions(surplus, KEYS_AT_ONCE)
 
 
@@ -100,8 +149,11 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
     if job.metric and job.metric.tombstones:  # first of all: if it went again tomorrow, its days must start anew
         driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
         figures["came back"] = 1
+    if job.known and existing and backups.has_digest(driver, key, existing[-1], job.known.sha1):
+        figures["unchanged"] = 1
+        return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
     try:
-        content, is_torn = wsp.read(job.path, options.max_file_size)
+        reading = wsp.read(job.path, options.max_file_size)
     except FileNotFoundError:
         return Outcome(job.name, figures | {"vanished": 1})
     except wsp.TooNew as error:
@@ -112,21 +164,38 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
     except wsp.CorruptFile as error:
         return Outcome(job.name, figures, (f"not a whisper file, not backed up: {error}",))
     now = util.utc_now()
-    figures["read bytes"] = len(content)
-    if is_torn:
+    figures["read bytes"] = len(reading.content)
+    if reading.is_torn:
         figures["changing while read"] = 1
-    sha1 = backups.sha1_of(content)
+    sha1 = backups.sha1_of(reading.content)
+    generations = _generations(existing)
     if existing and backups.has_digest(driver, key, existing[-1], sha1):
         figures["unchanged"] = 1
-        generations = [_generation(backup) for backup in existing]
+        stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
     else:
-        stamp = next_stamp(now, job.metric.last_stamp if job.metric else "")
-        payload = compress(content)
+        stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
+        payload = compress(reading.content)
         backups.store(driver, key, stamp, options.algorithm, payload, sha1)
         logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
         figures |= {"backed up": 1, "stored bytes": len(payload)}
-        new = Generation(stamp, options.algorithm, len(payload), backups.mark_md5(sha1))
-        generations = [*(_generation(backup) for backup in existing), new]
+        generations.append(Generation(stamp, options.algorithm, len(payload), mark_md5(sha1)))
+    record = None
+    if is_settled(reading.status, reading.began) and not reading.is_torn:
+        record = Record(job.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
+    return _outcome(job, options, driver, figures, generations, record)
+
+
+def _outcome(
+    job: Job,
+    options: Options,
+    driver: Driver,
+    figures: dict[str, int],
+    generations: list[Generation],
+    record: Record | None,
+) -> Outcome:
+    """The outcome of a file that is in the store now as `generations`, with what retention no longer keeps of them."""
+    key = f"{options.storage_path}{job.name}/"
+    existing = job.metric.backups if job.metric else ()
     kept = retain(generations, options.keep)
     if kept.dropped or kept.guarded:
         # Told apart as if all were different, some would go; now it is worth asking which are.
@@ -137,7 +206,11 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
         logger.info("%s: kept, every newer backup being much smaller: %s", job.name, ", ".join(kept.guarded))
     dropped = [backup for backup in existing if backup.stamp in kept.dropped]
     surplus = [one for backup in dropped for one in doom((key + end for end in backup.suffixes()), "removed")]
-    return Outcome(job.name, figures, (), tuple(surplus))
+    return Outcome(job.name, figures, (), tuple(surplus), record)
+
+
+def _generations(existing: Iterable[Backup]) -> list[Generation]:
+    return [_generation(backup) for backup in existing]
 
 
 def _generation(backup: Backup) -> Generation:

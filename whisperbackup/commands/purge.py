@@ -147,7 +147,7 @@ class Purge:
             if is_due:
                 self._write(Farewell(metric.name, [key + suffix for suffix in keys_of(metric, self._now)]))
                 return
-        if metric.is_canonical:
+        if metric.debris and metric.is_canonical:
             for half in metric.debris:
                 if is_old(half, self._now):
                     self._write(Sweep(metric.name, key, half))
@@ -159,7 +159,7 @@ class Purge:
 
     def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
         """Do what the pass has planned, and delete what is left in `surplus`."""
-        work_through(pool, self._jobs(surplus), self._tally, surplus)
+        work_through(pool, self._jobs(surplus), self._tally, lambda outcome: surplus.extend(outcome.surplus))
         work_through(pool, portions(surplus), self._tally)
 
     def _jobs(self, surplus: list[Doomed]) -> Iterator[Tombstone | Deletion | Sweep]:
