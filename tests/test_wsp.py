@@ -13,6 +13,7 @@ import pytest
 import whisper
 
 from whisperbackup import wsp
+from whisperbackup.neighbour import Neighbour
 
 CEILING = 1 << 30
 
@@ -27,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> wsp.Reading:
-    return wsp.read(os.fsencode(path), CEILING)
+    return wsp.read(os.fsencode(path), CEILING, Neighbour())
 
 
 def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
@@ -139,4 +140,4 @@ def test_links_fifos_and_oversized_files_are_refused(path: Path, tmp_path: Path)
         with pytest.raises(OSError):
             read(tmp_path / name)
     with pytest.raises(wsp.CorruptFile, match="max-file-size"):
-        wsp.read(os.fsencode(path), 100)
+        wsp.read(os.fsencode(path), 100, Neighbour())

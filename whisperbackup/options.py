@@ -25,6 +25,7 @@ LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
+MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1e6  # MB/s
 MAX_THREADS = 64  # what the drivers keep connections for
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -62,6 +63,8 @@ class Options:
     splay: float  # seconds
     stampfile: str | None
     statefile: str | None  # empty: the default one; None: none
+    bandwidth: float | None  # bytes a second, for all processes together
+    nice: bool
 
 
 class _Parser(optparse.OptionParser):
@@ -114,6 +117,9 @@ def _parser() -> _Parser:
     add("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
     add("--max-file-size", default="1G", metavar="SIZE",
         text="larger files are refused, in the tree and in the store")  # fmt: skip
+    add("--bwlimit", type="float", metavar="MB/s", text="backup: read whisper files no faster than this [no limit]")
+    add("--nice", action="store_true",
+        text="backup: work at the lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
     add("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
     add("--json", action="store_true", text="list: one JSON object a line")
     add("--debris", action="store_true", text="list: what interrupted runs left, instead")
@@ -170,6 +176,8 @@ def parse(words: list[str]) -> Options:
     for name in ("splay", "locktimeout"):
         if not 0 <= getattr(values, name) <= MAX_SECONDS:
             parser.error(f"--{name} {getattr(values, name):g}: a number of seconds from 0 to {MAX_SECONDS}")
+    if values.bwlimit is not None and not MIN_BANDWIDTH <= values.bwlimit <= MAX_BANDWIDTH:
+        parser.error(f"--bwlimit {values.bwlimit:g}: MB/s, from {MIN_BANDWIDTH:g} to {MAX_BANDWIDTH:g}")
     date = None
     if values.date is not None:
         try:
@@ -217,4 +225,6 @@ def parse(words: list[str]) -> Options:
         splay=values.splay,
         stampfile=None if values.nostamp else values.stampfile,
         statefile=None if values.nostate else values.statefile or "",
+        bandwidth=None if values.bwlimit is None else values.bwlimit * 1e6,
+        nice=bool(values.nice),
     )

@@ -20,6 +20,8 @@ import struct
 import time
 from typing import NamedTuple
 
+from whisperbackup.neighbour import Neighbour, absent_pages, give_back
+
 COMPRESSED_MAGIC = b"whisper_compressed"
 METADATA = struct.Struct(">2LfL")
 ARCHIVE_INFO = struct.Struct(">3L")
@@ -171,7 +173,7 @@ def open_regular(path: bytes, flags: int) -> int:
     return fd
 
 
-def read(path: bytes, max_size: int) -> Reading:
+def read(path: bytes, max_size: int, neighbour: Neighbour) -> Reading:
     """The whole whisper file at `path`, read under the shared lock that excludes a locking carbon.
 
     Raises CorruptFile for what is no whisper file or has more than `max_size` bytes, TooNew for a file that
@@ -180,13 +182,13 @@ def read(path: bytes, max_size: int) -> Reading:
     fd = open_regular(path, os.O_RDONLY)
     try:
         try:
-            return _read(fd, max_size)
+            return _read(fd, max_size, neighbour)
         except ShortFile:
             if not _is_young(fd):
                 raise
             time.sleep(0.2)
             try:
-                return _read(fd, max_size)
+                return _read(fd, max_size, neighbour)
             except ShortFile as error:
                 if _is_young(fd):
                     raise TooNew(str(error)) from None
@@ -195,9 +197,9 @@ def read(path: bytes, max_size: int) -> Reading:
         os.close(fd)
 
 
-def _read(fd: int, max_size: int) -> Reading:
+def _read(fd: int, max_size: int, neighbour: Neighbour) -> Reading:
     for number in range(1, READINGS + 1):
-        reading = _read_once(fd, max_size)
+        reading = _read_once(fd, max_size, neighbour)
         if not reading.is_torn or number == READINGS:
             break
         time.sleep(TICK / 1e9)
@@ -205,29 +207,49 @@ def _read(fd: int, max_size: int) -> Reading:
     return reading
 
 
-def _read_once(fd: int, max_size: int) -> Reading:
-    """One reading under the lock; the disk is waited for before the lock is taken, since carbon may wait for us."""
-    flags = getattr(os, "RWF_NOWAIT", 0)  # first look whether the page cache holds it all
-    while True:
+def _read_once(fd: int, max_size: int, neighbour: Neighbour) -> Reading:
+    """One reading under the lock, and of what the page cache holds: carbon may be waiting for us, not for the disk."""
+    size = _size(fd, max_size)
+    absent = absent_pages(fd, size)
+    try:
+        if absent or neighbour.is_slow:
+            neighbour.fill_cache(fd, size)
+        reading = _read_locked(fd, max_size, getattr(os, "RWF_NOWAIT", 0), neighbour)
+        if reading is None:  # the kernel did not tell us what is absent, or took it away again
+            neighbour.fill_cache(fd, size)
+            reading = _read_locked(fd, max_size, 0, neighbour)
+            assert reading is not None
+        return reading
+    finally:
+        give_back(fd, absent)
+
+
+def _read_locked(fd: int, max_size: int, flags: int, neighbour: Neighbour) -> Reading | None:
+    """One reading under the lock; None if `flags` forbid to wait for the disk, and one would have to."""
+    with neighbour.hurrying():
         acquire(fd, fcntl.LOCK_SH)
         try:
             began = time.time_ns()
             before = os.fstat(fd)
-            if before.st_size > max_size:
-                raise CorruptFile(f"{before.st_size} bytes, more than --max-file-size ({max_size})")
-            content = bytearray(before.st_size)
+            content = bytearray(_size(fd, max_size))
             length = _read_into(fd, content, flags)
             after = os.fstat(fd)
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
-        if length == before.st_size:
-            moved = (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
-            # A write in the same tick as the one before it leaves no trace in the file's times.
-            return Reading(content, moved or abs(began - after.st_mtime_ns) < TICK, after, began)
-        if not flags:
-            return Reading(content[:length], True, after, began)  # it shrank
-        _read_into(fd, content, 0)
-        flags = 0
+    if length < len(content) and flags:
+        return None
+    moved = (before.st_mtime_ns, len(content)) != (after.st_mtime_ns, after.st_size)
+    # A write in the same tick as the one before it leaves no trace in the file's times.
+    is_torn = moved or length < len(content) or abs(began - after.st_mtime_ns) < TICK
+    del content[length:]
+    return Reading(content, is_torn, after, began)
+
+
+def _size(fd: int, max_size: int) -> int:
+    size = os.fstat(fd).st_size
+    if size > max_size:
+        raise CorruptFile(f"{size} bytes, more than --max-file-size ({max_size})")
+    return size
 
 
 def _read_into(fd: int, content: bytearray, flags: int) -> int:

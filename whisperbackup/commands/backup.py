@@ -14,6 +14,7 @@ from whisperbackup.commands import open_driver, open_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
 from whisperbackup.merge import Pair, join
+from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, tick, told, work_through
 from whisperbackup.state import Record, State, fingerprint, is_settled
@@ -118,13 +119,14 @@ def prepare(options: Options) -> Work:
     driver = open_driver(options, create=options.noop)
     compress = compression.compressor(options.algorithm)
     budget = Budget()
+    neighbour = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
 
     def work(job: Job | Deletion | Tombstone | Sweep) -> Outcome:
         if not isinstance(job, Job):
             return work_on(job, driver)
         try:
             with budget.take(_size(job.path)):
-                return backup_metric(job, options, driver, compress)
+                return backup_metric(job, options, driver, compress, neighbour)
         except (OSError, ValueError, StorageError) as error:
             return failure(job.name, error, examined=1)
 
@@ -138,7 +140,9 @@ def _size(path: bytes) -> int:
         return 0  # reading it will tell why
 
 
-def backup_metric(job: Job, options: Options, driver: Driver, compress: compression.Compress) -> Outcome:
+def backup_metric(
+    job: Job, options: Options, driver: Driver, compress: compression.Compress, neighbour: Neighbour
+) -> Outcome:
     """Back up one file unless its newest backup holds the same content, then see what retention no longer keeps.
 
     Raises what the driver raises, and ValueError where no later stamp can be made.
@@ -153,7 +157,7 @@ def backup_metric(job: Job, options: Options, driver: Driver, compress: compress
         figures["unchanged"] = 1
         return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
     try:
-        reading = wsp.read(job.path, options.max_file_size)
+        reading = wsp.read(job.path, options.max_file_size, neighbour)
     except FileNotFoundError:
         return Outcome(job.name, figures | {"vanished": 1})
     except wsp.TooNew as error:
