@@ -22,7 +22,15 @@ import swiftclient
 from servers import Store, TroubleProxy
 
 from whisperbackup import storage
-from whisperbackup.storage.base import AccessDenied, Driver, NotFound, StorageError, Unavailable, UsageError
+from whisperbackup.storage.base import (
+    AccessDenied,
+    Driver,
+    NotFound,
+    RangedDriver,
+    StorageError,
+    Unavailable,
+    UsageError,
+)
 
 APPLICATION = "swift-v3-application"
 """Keystone again with another way to get a token, which is all that is tried with it."""
@@ -156,6 +164,19 @@ def test_a_prefix_is_a_string_and_no_folder(full: tuple[Driver, dict[str, bytes]
     driver, contents = full
     expected = sorted((key for key in contents if key.startswith(prefix)), key=str.encode)
     assert keys(driver, prefix) == expected
+
+
+def test_a_range_of_a_listing_is_that_part_of_it(full: tuple[Driver, dict[str, bytes]]) -> None:
+    driver, contents = full
+    if not isinstance(driver, RangedDriver) or not driver.is_ranged:
+        return  # a directory has no requests to do at once
+    every = sorted(contents, key=str.encode)
+    cuts = ["", *every[:: len(every) // 7], every[-1] + "x", ""]
+    for after, until in itertools.pairwise(cuts):
+        expected = [key for key in every if key > after and (not until or key <= until)]
+        assert [found.key for found in driver.list_range("", after, until)] == expected
+    assert [found.key for found in driver.list_range("", every[3], every[4])] == [every[4]]
+    assert next(driver.list_range(every[5], every[2], every[-1])).key == every[5]
 
 
 def test_a_listing_can_be_left_early(full: tuple[Driver, dict[str, bytes]]) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from whisperbackup.compression import CODECS
 from whisperbackup.selection import Selection
 from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.storage.windows import list_in_windows
 from whisperbackup.tree import ForeignName, is_canonical, metric_path
 
 logger = logging.getLogger(__name__)
@@ -149,8 +150,10 @@ class Catalog:
     Raises Disordered as soon as a key is not greater than the one before.
     """
 
-    def __init__(self, driver: Driver, storage_path: str, selection: Selection) -> None:
+    def __init__(self, driver: Driver, storage_path: str, selection: Selection, milestones: Iterable[str] = ()) -> None:
+        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster."""
         self.driver = driver
+        self._milestones = (storage_path + key for key in milestones)
         self.storage_path = storage_path
         self.selection = selection
         self.foreign = 0
@@ -163,7 +166,7 @@ class Catalog:
         name = slash = ""
         parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
         for head in self.selection.heads:
-            for listed in self.driver.list(self.storage_path + head):
+            for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
                 key, size, md5 = listed
                 if key <= last:
                     raise Disordered(

@@ -7,10 +7,12 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from whisperbackup import storage
+from whisperbackup import storage, tree
 from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
+from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.storage import windows
 from whisperbackup.storage.base import Driver
 from whisperbackup.util import CannotRun
 from whisperbackup.workers import Pool, Work
@@ -29,6 +31,17 @@ def open_driver(options: Options, create: bool = False) -> Driver:
 def open_store(options: Options, create: bool = False) -> contextlib.closing[Driver]:
     """The same, as a context manager that closes it."""
     return contextlib.closing(open_driver(options, create))
+
+
+def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
+    """The catalog, and its join with the tree, for one pass over both."""
+    walk = tree.walk(options.prefix, options.selection)
+    milestones: Iterator[str] = iter(())
+    if windows.is_ranged(driver) and len(options.selection.heads) == 1:
+        # Only where they are asked for: what a walk goes ahead is kept in memory until then.
+        walk, milestones = tree.with_milestones(walk)
+    catalog = Catalog(driver, options.storage_path, options.selection, milestones)
+    return catalog, join(walk, catalog)
 
 
 def restorable(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:

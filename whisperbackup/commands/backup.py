@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, compression, tree, util, wsp
-from whisperbackup.catalog import Backup, Catalog, Metric, mark_md5, next_stamp
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup import backups, compression, util, wsp
+from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
+from whisperbackup.commands import open_driver, open_store, tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
-from whisperbackup.merge import Pair, join
+from whisperbackup.merge import Pair
 from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, tick, told, work_through
@@ -49,7 +49,7 @@ def run(options: Options) -> int:
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog = Catalog(driver, options.storage_path, options.selection)
+            catalog, pairs = tree_and_store(options, driver)
             store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
             state = State(options.statefile, store, options.selection)
             surplus: list[Doomed] = []
@@ -60,8 +60,7 @@ def run(options: Options) -> int:
                     state.note(outcome.record)
 
             purge = Purge(options, tally)
-            pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
-            changed = _touched(pairs, state, options.keep, tally)
+            changed = _touched(purge.watch(pairs), state, options.keep, tally)
             work_through(pool, _with_deletions(changed, surplus), tally, take)
             purge.carry_out(pool, surplus)
             catalog.report_foreign()

@@ -17,11 +17,11 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from whisperbackup import tree, util
-from whisperbackup.catalog import Catalog, Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
+from whisperbackup.commands import open_driver, open_store, tree_and_store
 from whisperbackup.compression import CODECS
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
-from whisperbackup.merge import Pair, join
+from whisperbackup.merge import Pair
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, printable, told, work_through
 from whisperbackup.selection import select
@@ -261,11 +261,10 @@ def run(options: Options) -> int:
             Pool(options.processes, options.threads or driver.threads, functools.partial(_prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog = Catalog(driver, options.storage_path, options.selection)
+            catalog, pairs = tree_and_store(options, driver)
             surplus: list[Doomed] = []
             purge = Purge(options, tally)
-            pairs = purge.watch(join(tree.walk(options.prefix, options.selection), catalog))
-            work_through(pool, _returned(pairs, options.storage_path, surplus, tally), tally)
+            work_through(pool, _returned(purge.watch(pairs), options.storage_path, surplus, tally), tally)
             purge.carry_out(pool, surplus)
             catalog.report_foreign()
     return tally.finish()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class StoredObject(NamedTuple):
@@ -35,6 +35,10 @@ class AccessDenied(StorageError):
 
 class Unavailable(StorageError):
     """The store did not answer, or not usefully, also after the client library's retries."""
+
+
+FIRST = "\1"
+"""Behind a key it makes the next one that a service can be asked about; none of ours lies between."""
 
 
 class Driver(Protocol):
@@ -64,6 +68,17 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files."""
+
+
+@runtime_checkable
+class RangedDriver(Driver, Protocol):
+    """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
+
+    is_ranged: bool
+    """False for a wrapper around a driver that cannot."""
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end)."""
 
 
 Opener = Callable[[str, bool, list[str]], Driver]

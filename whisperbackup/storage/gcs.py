@@ -26,6 +26,7 @@ from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
 from whisperbackup.storage.base import (
+    FIRST,
     AccessDenied,
     NotFound,
     StorageError,
@@ -89,6 +90,7 @@ class GoogleCloudStorage:
     """One bucket; the client may be shared by threads."""
 
     threads = 8
+    is_ranged = True
 
     def __init__(self, client: storage.Client, bucket: str, storage_class: str | None) -> None:
         self._client = client
@@ -116,8 +118,17 @@ class GoogleCloudStorage:
                 ) from error
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         fields = "nextPageToken,items(name,size,md5Hash)"
-        found = iter(self._client.list_blobs(self._bucket, prefix=prefix, fields=fields, **PATIENCE))
+        # The service's own range has its start in it, and its end not.
+        start, end = (key + FIRST if key else None for key in (after, until))
+        found = iter(
+            self._client.list_blobs(
+                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **PATIENCE
+            )
+        )
         while True:
             with self._errors("list"):
                 blob = next(found, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from whisperbackup.storage.base import Driver, StorageError, StoredObject, UsageError
+from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError
 
 
 class Guarded:
@@ -15,11 +15,18 @@ class Guarded:
         self._driver = driver
         self._name = name
         self.threads = driver.threads
+        self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As the wrapped driver."""
         with guard(self._name):
             yield from self._driver.list(prefix)
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        """As the wrapped driver, which must be ranged."""
+        assert isinstance(self._driver, RangedDriver)
+        with guard(self._name):
+            yield from self._driver.list_range(prefix, after, until)
 
     def get(self, key: str) -> bytes:
         """As the wrapped driver."""

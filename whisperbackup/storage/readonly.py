@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from whisperbackup.storage.base import Driver, NotFound, StoredObject
+from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject
 
 
 class ReadOnly:
@@ -17,11 +17,21 @@ class ReadOnly:
         self._driver = driver
         self._absent_is_empty = absent_is_empty
         self.threads = driver.threads
+        self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As the wrapped driver."""
         try:
             yield from self._driver.list(prefix)
+        except NotFound:
+            if not self._absent_is_empty:
+                raise
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        """As the wrapped driver, which must be ranged."""
+        assert isinstance(self._driver, RangedDriver)
+        try:
+            yield from self._driver.list_range(prefix, after, until)
         except NotFound:
             if not self._absent_is_empty:
                 raise

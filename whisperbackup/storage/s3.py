@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -126,6 +127,7 @@ class S3:
     """One bucket; boto3's clients may be shared by threads."""
 
     threads = 8
+    is_ranged = True
 
     def __init__(self, client: Any, bucket: str, stored_as: dict[str, str]) -> None:
         self._client = client
@@ -148,7 +150,12 @@ class S3:
                 pass  # made by another run since we looked
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix))
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        start = {"StartAfter": after} if after else {}
+        paginator = self._client.get_paginator("list_objects_v2")
+        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix, **start))
         while True:
             with self._errors("list"):
                 page = next(pages, None)
@@ -156,7 +163,11 @@ class S3:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
-            yield from s3pages.objects_of(page)
+            objects = s3pages.objects_of(page)
+            if until and objects and objects[-1].key > until:
+                yield from itertools.takewhile(lambda found: found.key <= until, objects)
+                return
+            yield from objects
 
     def get(self, key: str) -> bytes:
         attempt = 1

@@ -28,6 +28,7 @@ from swiftclient import ClientException, Connection
 from swiftclient.authv1 import PasswordPlugin
 
 from whisperbackup.storage.base import (
+    FIRST,
     AccessDenied,
     NotFound,
     StorageError,
@@ -180,6 +181,7 @@ class Swift:
     """One container."""
 
     threads = 8
+    is_ranged = True
 
     def __init__(self, connect: Callable[[], TimedConnection], bucket: str) -> None:
         self._connect = connect
@@ -196,16 +198,23 @@ class Swift:
             self._call("create", None, lambda swift: swift.put_container(self._bucket))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        marker = ""
-        while page := self._page(prefix, marker):
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        marker, end = after, until and until + FIRST  # Swift's own end is exclusive
+        while page := self._page(prefix, marker, end):
             for row in page:
                 md5 = row["hash"]
                 yield StoredObject(row["name"], row["bytes"], md5 if MD5.fullmatch(md5) else None)
             marker = page[-1]["name"]
 
-    def _page(self, prefix: str, marker: str) -> Any:
+    def _page(self, prefix: str, marker: str, end: str) -> Any:
         # Without a limit of ours a page is as long as the cluster allows; so only an empty one is surely the last.
-        answer = self._call("list", None, lambda swift: swift.get_container(self._bucket, prefix=prefix, marker=marker))
+        answer = self._call(
+            "list",
+            None,
+            lambda swift: swift.get_container(self._bucket, prefix=prefix, marker=marker, end_marker=end),
+        )
         return answer[1]
 
     def get(self, key: str) -> bytes:

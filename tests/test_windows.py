@@ -1,0 +1,97 @@
+"""A listing in windows is the listing, whatever the milestones; and it is faster where a service is slow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import wait_for
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisperbackup.storage import windows
+from whisperbackup.storage.base import StorageError, StoredObject
+from whisperbackup.storage.noop import Noop
+from whisperbackup.storage.windows import list_in_windows
+
+
+class Shelf(Noop):
+    """A ranged driver over keys in memory, in pages as slow as `seconds` says."""
+
+    is_ranged = True
+
+    def __init__(self, keys: list[str], seconds: float = 0.0, breaks_at: str = "") -> None:
+        self.keys, self.seconds, self.breaks_at = keys, seconds, breaks_at
+        self.served = self.at_once = self.most_at_once = 0
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        found = [key for key in self.keys if key.startswith(prefix) and key > after and (not until or key <= until)]
+        for number, key in enumerate(found):
+            if number % 1000 == 0:  # a request
+                self.at_once += 1
+                self.most_at_once = max(self.most_at_once, self.at_once)
+                time.sleep(self.seconds)
+                self.at_once -= 1
+            if key == self.breaks_at:
+                raise StorageError("it broke")
+            self.served += 1
+            yield StoredObject(key, 1, None)
+
+
+keys = st.sets(st.text(st.sampled_from("ab/."), min_size=1, max_size=4), max_size=40).map(sorted)
+
+
+@given(keys=keys, milestones=keys, prefix=st.sampled_from(["", "a", "b/"]), batch=st.integers(1, 3))
+def test_windows_hold_every_key_once_and_in_order(
+    keys: list[str], milestones: list[str], prefix: str, batch: int
+) -> None:
+    before, windows.BATCH, windows.START_WIDTH = (windows.BATCH, windows.START_WIDTH), batch, 1
+    try:
+        listed = [found.key for found in list_in_windows(Shelf(keys), prefix, milestones)]
+    finally:
+        windows.BATCH, windows.START_WIDTH = before
+    assert listed == [key for key in keys if key.startswith(prefix)]
+
+
+MANY = [f"m{number:06}" for number in range(20_000)]
+
+
+def test_windows_are_listed_at_the_same_time() -> None:
+    shelf = Shelf(MANY, seconds=0.05)
+    assert [found.key for found in list_in_windows(shelf, "", MANY[::100])] == MANY
+    assert shelf.most_at_once > windows.AT_ONCE / 2
+
+
+def test_what_waits_for_its_turn_is_bounded() -> None:
+    shelf = Shelf([f"m{number:06}" for number in range(200_000)])
+    listing = list_in_windows(shelf, "", ["m100000"])  # two windows, far too large
+    next(listing)
+    time.sleep(0.5)
+    assert shelf.served < 2 * (windows.BATCHES + 2) * windows.BATCH
+    listing.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_comes_where_it_belongs_and_no_thread_is_left() -> None:
+    before = threading.active_count()
+    shelf = Shelf(MANY, breaks_at=MANY[12_345])
+    listing = list_in_windows(shelf, "", MANY[::100])
+    keys = []
+    with pytest.raises(StorageError, match="it broke"):
+        for found in listing:
+            keys.append(found.key)  # noqa: PERF401  (what came before the error counts)
+    assert keys == MANY[: len(keys)]
+    assert 12_345 - windows.BATCH <= len(keys) <= 12_345
+    wait_for(lambda: threading.active_count() <= before)
+
+
+def test_a_listing_that_is_left_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    listing = list_in_windows(Shelf(MANY, seconds=0.01), "", MANY[::100])
+    next(listing)
+    listing.close()  # type: ignore[attr-defined]
+    wait_for(lambda: threading.active_count() <= before)
