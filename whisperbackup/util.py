@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
 import random
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
-from typing import IO, NamedTuple
+from io import TextIOWrapper
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +30,28 @@ class CannotRun(Exception):
 
 
 def open_plainly(path: str, flags: int) -> int:
-    """A descriptor of `path`, created when absent; a symbolic link there is never followed.  Raises OSError."""
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    """A descriptor of the file `path`, created when absent, which nobody can have planted.  Raises OSError.
+
+    No symbolic link is followed, and no hard link or FIFO taken; nor, where everybody may write to the folder,
+    a file of a user who is neither this one nor the folder's owner.  The kernel's fs.protected_* may be off.
+    """
+    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if reason := _why_planted(os.fstat(fd), os.stat(os.path.dirname(os.path.abspath(path)))):
+        os.close(fd)
+        raise OSError(errno.EPERM, reason, path)
+    return fd
+
+
+def _why_planted(file: os.stat_result, folder: os.stat_result) -> str:
+    if stat.S_ISCHR(file.st_mode):
+        return ""  # /dev/null
+    if not stat.S_ISREG(file.st_mode):
+        return "it is not a regular file"
+    if file.st_nlink > 1:
+        return "it is a hard link"
+    if folder.st_mode & stat.S_IWOTH and file.st_uid not in (os.geteuid(), folder.st_uid):
+        return f"it belongs to another user (uid {file.st_uid}), and everybody may write to its folder"
+    return ""
 
 
 @contextlib.contextmanager
@@ -41,7 +64,8 @@ def run_lock(path: str, timeout: float) -> Iterator[None]:
 
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):  # which filelock would make
         raise CannotRun(f"cannot lock {path}: its folder does not exist; name another file with --lockfile")
-    lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
+    # Readable to this user alone: whoever can open it can hold it, and keep every run waiting.
+    lock = filelock.FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire(poll_interval=0.1)
     except filelock.Timeout:
@@ -110,9 +134,27 @@ def splay(seconds: float) -> None:
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """A rotating log file that is never a symbolic link's target."""
+    """A rotating log file that nobody can have planted; trouble with it is told once, and ends no run."""
 
-    def _open(self) -> IO[str]:  # type: ignore[override]
+    _is_told = False
+
+    def doRollover(self) -> None:
+        """Rotate; where that is forbidden, as in /var/log to another user than root, the file grows on."""
+        try:
+            super().doRollover()
+        except OSError:
+            self.handleError(logging.makeLogRecord({}))
+            self.stream = self._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say on stderr, once, why the log is not what it should be."""
+        if not self._is_told:
+            self._is_told = True
+            error = sys.exc_info()[1]
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"WARNING: trouble with the log file {self.baseFilename}: {reason}", file=sys.stderr)
+
+    def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
 
 
