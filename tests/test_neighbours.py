@@ -133,3 +133,34 @@ def test_what_is_restored_has_no_special_mode_bits_whatever_its_folder_has(
     assert contents(target) == contents(program.prefix)
     assert not (target / "a/b/c.wsp").stat().st_mode & 0o7111
     assert not (target / "a/b").stat().st_mode & 0o5000  # a setgid folder passes that on, as the kernel has it
+
+
+URL = "http://user:hunter2@127.0.0.1:1"
+OPENRC = {"OS_USERNAME": "u", "OS_PASSWORD": "hunter2", "OS_PROJECT_NAME": "p", "OS_USER_DOMAIN_ID": "default"}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (["s3", f"endpoint={URL}"], {}, "storage argument 'endpoint'"),
+        (["s3", "secret_key=hunter2"], {}, "unknown storage argument 'secret_key'"),
+        (["s3"], {"AWS_ENDPOINT_URL": URL}, "AWS_ENDPOINT_URL"),
+        (["s3"], {"AWS_ENDPOINT_URL_S3": URL.replace("127", "1 2")}, "S3 client"),
+        (["swift"], {"OS_AUTH_URL": URL, **OPENRC}, "OS_AUTH_URL"),
+        (["swift"], {"ST_AUTH": URL, "ST_USER": "u", "ST_KEY": "hunter2"}, "ST_AUTH"),
+        (["swift", "password=hunter2"], {}, "unknown storage argument 'password'"),
+        (["gcs", "key=hunter2"], {}, "unknown storage argument 'key'"),
+    ],
+)
+def test_a_password_in_the_wrong_place_is_refused_unrepeated(
+    program: Program, words: list[str], environment: dict[str, str], says: str
+) -> None:
+    program.bucket = "bucket"
+    program.environment = {
+        "AWS_ACCESS_KEY_ID": "hunter2", "AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull, **environment,
+    }  # fmt: skip
+    said = program("backup", *words, "-d", status=2)
+    assert says in said
+    for text in (said, program.log.read_text(), program.lock.read_text()):
+        assert "hunter2" not in text

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -80,9 +81,11 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
             "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
         )
     except (boto.InvalidRegionError, ValueError) as error:
-        raise UsageError(f"S3 client: {error}") from error
+        raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may repeat a password
     except boto.BotoCoreError as error:
         raise AccessDenied(f"S3 client: {error}; check profile= and the AWS configuration") from error
+    if "@" in _host(client.meta.endpoint_url):  # it would be told whenever the store does not answer
+        raise UsageError("AWS_ENDPOINT_URL, or endpoint_url in the AWS configuration, must be without user or password")
     client.meta.events.register("request-created.s3", _refuse_late_attempt)
     client.meta.events.register_last("before-call.s3.DeleteObjects", _add_content_md5)
     s3pages.install(client.meta.events)

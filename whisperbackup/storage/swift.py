@@ -105,6 +105,9 @@ def _session(certificates: str | None) -> Session:
 def _credentials() -> Any:
     """keystoneauth's plugin for what the environment holds."""
     environment = os.environ
+    for name in ("ST_AUTH", "OS_AUTH_URL"):
+        if "@" in urlsplit(environment.get(name, "")).netloc:  # keystoneauth's warnings would tell it
+            raise UsageError(f"{name} must be without user or password; these have variables of their own")
     if environment.get("ST_AUTH"):
         try:
             return PasswordPlugin(environment["ST_AUTH"], environment["ST_USER"], environment["ST_KEY"])
