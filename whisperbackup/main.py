@@ -28,6 +28,7 @@ def run() -> None:
 
 def main(words: list[str]) -> int:
     """Do what the command line says; the exit status (0 done, 1 could not run, 2 usage, 3 failures, 128+N signal)."""
+    util.occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)

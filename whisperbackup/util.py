@@ -26,6 +26,15 @@ class CannotRun(Exception):
     """The command could not do its job at all; the text names the thing and the remedy."""
 
 
+def occupy_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, lest the next file that is opened become one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (lives as long as the process)
+
+
 # -- files in folders that others may write to ---------------------------------------------------
 
 

@@ -16,29 +16,37 @@ from whisperbackup.util import CannotRun
 
 def run(options: Options) -> int:
     """Print one line a backup, or with --json one object a metric; with -c only what restore would take."""
+    if sys.stdout is None:
+        raise CannotRun("standard output is closed")
     try:
         return _print(options)
-    except ReaderGone:  # `list | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OutputLost as lost:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again as it exits
+        if isinstance(lost.reason, BrokenPipeError):
+            return 0  # `list | head` has seen enough
+        raise CannotRun(f"cannot write to standard output: {lost.reason.strerror}") from lost
 
 
-class ReaderGone(Exception):
-    """Nobody reads our standard output any more."""
+class OutputLost(Exception):
+    """What we print does not reach anybody any more."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 def _say(line: str) -> None:
     try:
         print(line)
-    except BrokenPipeError:
-        raise ReaderGone from None
+    except OSError as error:
+        raise OutputLost(error) from None
 
 
 def _flush() -> None:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise ReaderGone from None
+    except OSError as error:
+        raise OutputLost(error) from None
 
 
 def _print(options: Options) -> int:
