@@ -40,6 +40,12 @@ def _handle(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
 
+def check() -> None:
+    """Raise the Stopped that was lost where Python ignores exceptions, as in a destructor or a hook of fork."""
+    if _State.received is not None:
+        raise Stopped(_State.received)
+
+
 @contextlib.contextmanager
 def shield() -> Iterator[None]:
     """Do something short that an exception in the middle would spoil; a signal that comes meanwhile is raised after."""

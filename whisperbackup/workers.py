@@ -97,11 +97,18 @@ class Pool:
         self._heard: dict[Connection, float] = {}
         self._inbox: collections.deque[Outcome] = collections.deque()
         self._workers: list[_Worker] = []
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            others = [worker.pipe for worker in self._workers] + [ours]
-            process = context.Process(target=_main, args=(theirs, others, threads, prepare, os.getpid()), daemon=True)
-            process.start()
+        for number in range(1, processes + 1):
+            try:
+                ours, theirs = context.Pipe()
+                others = [worker.pipe for worker in self._workers] + [ours]
+                arguments = (theirs, others, threads, prepare, os.getpid())
+                process = context.Process(target=_main, args=arguments, daemon=True)
+                with signals.shield():  # the child has our signal handlers until it begins its own life
+                    process.start()
+            except OSError as error:
+                raise WorkerLost(
+                    f"cannot start worker {number} of {processes}: {error.strerror}; try a smaller -f"
+                ) from error
             theirs.close()
             self._workers.append(_Worker(process, ours))
             self._owed[ours] = 0
@@ -123,6 +130,7 @@ class Pool:
         source = iter(jobs)
         exhausted = False
         while True:
+            signals.check()
             for worker in self._workers:
                 while not exhausted and self._owed[worker.pipe] <= self._ahead - self._batch:
                     batch = list(itertools.islice(source, self._batch))
