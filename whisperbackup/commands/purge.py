@@ -7,6 +7,7 @@ both came to their end without an error.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -27,6 +28,7 @@ from whisperbackup.progress import Tally, printable, told, work_through
 from whisperbackup.selection import select
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.tree import Found, Unseen
+from whisperbackup.util import CannotRun
 from whisperbackup.workers import Outcome, Pool, Work
 
 logger = logging.getLogger(__name__)
@@ -154,8 +156,9 @@ class Purge:
 
     def _write(self, job: Tombstone | Farewell | Sweep) -> None:
         self._due += not isinstance(job, Tombstone)
-        json.dump((type(job).__name__, job), self._spool)
-        self._spool.write("\n")
+        with _spooling():
+            json.dump((type(job).__name__, job), self._spool)
+            self._spool.write("\n")
 
     def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
         """Do what the pass has planned, and delete what is left in `surplus`."""
@@ -182,7 +185,8 @@ class Purge:
                 "%d of %d metrics are not in the tree any more; if that is a mistake, mend it while their days last",
                 missing, self._metrics,
             )  # fmt: skip
-        self._spool.seek(0)
+        with _spooling():
+            self._spool.seek(0)
         for line in self._spool:
             kind, fields = json.loads(line)
             if kind == "Tombstone":
@@ -213,6 +217,17 @@ class Purge:
 
     def _is_back(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name)))
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise CannotRun(
+            f"cannot note in {folder} what to purge: {error.strerror}; make room, or name another folder in TMPDIR"
+        ) from error
 
 
 def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:

@@ -56,5 +56,5 @@ def guard(name: str) -> Iterator[None]:
         yield
     except (StorageError, UsageError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StorageError(f"the driver {name} failed unexpectedly: {type(error).__name__}: {error}") from error
