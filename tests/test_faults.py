@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ import whisper
 from conftest import Program, add_point, children, contents, install_driver, unprivileged, wait_for
 from servers import TroubleProxy
 
-from whisperbackup import wsp
+from whisperbackup import state, wsp
+from whisperbackup.selection import select
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
@@ -440,6 +442,40 @@ def test_a_full_disk_under_what_purge_notes_ends_the_run_before_anything_is_dele
         assert program.objects() == before
 
 
+def test_a_full_disk_under_the_state_file_is_a_warning(
+    program: Program, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = program.write("a.b")
+    program.state = small_disk / "state"
+    time.sleep(2.1)  # or nothing would be recorded
+    program("backup")
+    before = program.state.read_bytes()
+    filler = fill(small_disk)
+    add_point(path)
+    program.stamp.unlink()
+    said = program("backup")
+    assert said.count(f"WARNING: cannot write the state file {program.state}: No space left on device") == 1
+    assert program.stamp.exists()
+    assert program.state.read_bytes() == before
+    assert sorted(small_disk.iterdir()) == [filler, program.state]
+    assert "1 unchanged" in program("backup")
+
+
+def test_a_full_disk_under_what_the_state_file_is_made_of_is_a_warning(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state, "LINES_IN_MEMORY", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    fill(small_disk)
+    made = state.State(str(tmp_path / "state"), ["store"], select(["*"]))
+    for number in range(3000):
+        made.note(state.Record(f"m{number:04}/", "1 2 3 4", os.urandom(20).hex(), "stamp", ""))
+    made.write()
+    assert caplog.text.count("cannot write the state file") == 1
+    assert str(small_disk) in caplog.text
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Makes a folder a read-only file system."""
@@ -480,6 +516,9 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     assert live.read_bytes() == before
     for option in ("--lockfile", "--logfile"):
         assert "Read-only file system; name another" in program("backup", "disk", option, frozen / "x", status=1)
+    said = program("backup", "disk", "--statefile", frozen / "x")
+    assert "WARNING: cannot write the state file" in said
+    program.stamp.unlink()
     said = program("backup", "disk", "--stampfile", frozen / "x", status=1)
     assert "cannot touch the stamp file" in said
     assert not program.stamp.exists()

@@ -75,6 +75,29 @@ def test_nothing_is_written_into_a_planted_lock(shared: Program, what: str) -> N
         assert shared.lock.read_bytes() == b""
 
 
+@root_only
+@pytest.mark.parametrize("what", list(PLANTED))
+def test_a_planted_state_file_is_neither_believed_nor_written_to(shared: Program, what: str) -> None:
+    victim = shared.home / "victim"
+    victim.write_text("precious")
+    shared.state = shared.home / "shared/state"
+    PLANTED[what](shared.state, victim)
+    assert "1 backed up" in shared("backup")
+    assert victim.read_text() == "precious"
+    assert not victim.with_name("nothing").exists()
+    assert not list(shared.state.parent.glob(".state*"))
+    if shared.state.is_file():
+        assert (shared.state.lstat().st_uid, stat.S_IMODE(shared.state.lstat().st_mode)) == (0, 0o600)
+
+
+@root_only
+def test_a_device_in_the_place_of_the_state_file_stays(program: Program) -> None:
+    program.write("a.b")
+    os.mknod(program.state, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # as --statefile /dev/null
+    assert "not a regular file" in program("backup")
+    assert stat.S_ISCHR(program.state.lstat().st_mode)
+
+
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_nobody_else_may_write_to_our_files_nor_hold_the_lock(shared: Program, mask: int) -> None:
     shared.start("backup", "disk", umask=mask).communicate()

@@ -291,6 +291,16 @@ def test_the_default_place_needs_no_root(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert state._default_folder() == "/var/cache/whisper-backup"
 
 
+def test_the_file_in_the_default_place_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    first = State("", ("prefix", "x"), select(["*"]))
+    first.note(Record("a/", "1 2 3 4", "0" * 40, "stamp", ""))
+    first.write()
+    again = State("", ("prefix", "x"), select(["*"]))
+    assert again.recall("a/") == Record("a/", "1 2 3 4", "0" * 40, "stamp", "")
+
+
 SHELF = '''
 import io, os
 from whisperbackup.storage import disk

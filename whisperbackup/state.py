@@ -100,7 +100,7 @@ class State:
         self._path = os.path.join(_default_folder(), f"{digest}.state") if path == "" else path
         self._selection = selection
         self._header = f"{MAGIC}{TAB}{digest}\n".encode()
-        self._old = self._records() if path else iter(())
+        self._old = iter(()) if self._path is None else self._records(self._path)
         self._next = next(self._old, None)
         self._lines: list[bytes] = []
         self._runs: list[IO[bytes]] = []
@@ -121,7 +121,10 @@ class State:
             return
         self._lines.append((TAB.join(record) + "\n").encode())
         if len(self._lines) >= LINES_IN_MEMORY:
-            self._runs.append(_spill(self._lines))
+            try:
+                self._runs.append(_spill(self._lines))
+            except OSError as error:
+                self._give_up(f"{error.strerror} in {tempfile.gettempdir()}")
             self._lines = []
 
     def write(self) -> None:
@@ -131,35 +134,41 @@ class State:
         while self._next is not None:
             self._pass_on(self._next)
             self._next = next(self._old, None)
+        if self._path is None:
+            return
         self._lines.sort()
         lines = heapq.merge(*(_unspill(run) for run in self._runs), self._lines)
         try:
             _replace(self._path, itertools.chain([self._header], lines))
         except OSError as error:
-            logger.warning(
-                "cannot write the state file %s: %s; name another with --statefile, or say --nostate "
-                "(this run is none the worse, the next one reads every file)", self._path, error.strerror,
-            )  # fmt: skip
+            self._give_up(error.strerror)
+
+    def _give_up(self, reason: str | None) -> None:
+        logger.warning(
+            "cannot write the state file %s: %s; name another with --statefile, or say --nostate "
+            "(this run is none the worse, the next one reads every file)", self._path, reason,
+        )  # fmt: skip
+        self._path = None
+        self._runs = []
 
     def _pass_on(self, record: Record) -> None:
         """Keep what this run did not look for; a metric that it did look for and did not find is gone."""
         if record.key[:-1] not in self._selection:
             self.note(record)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self, path: str) -> Iterator[Record]:
         """The old file's records, as far as it can be read."""
-        assert self._path is not None
         try:
-            with _open_own(self._path) as file, compression.open_gzip(file, "rb") as lines:
+            with _open_own(path) as file, compression.open_gzip(file, "rb") as lines:
                 if lines.readline(len(self._header)) != self._header:
-                    logger.info("the state file %s is of another prefix or store, and is ignored", self._path)
+                    logger.info("the state file %s is of another prefix or store, and is ignored", path)
                     return
                 for line in lines:
                     yield Record(*line.decode().rstrip("\n").split(TAB))
         except FileNotFoundError:
             return
         except (UnicodeDecodeError, TypeError) + compression.library_errors("gz") as error:
-            logger.info("the state file %s cannot be used, files are read instead: %s", self._path, error)
+            logger.info("the state file %s cannot be used, files are read instead: %s", path, error)
 
 
 def _default_folder() -> str:
@@ -196,6 +205,8 @@ def _write_lines(file: IO[bytes], lines: Iterable[bytes]) -> None:
 
 def _replace(path: str, lines: Iterable[bytes]) -> None:
     """Write `lines` beside `path`, under a name that nobody can foretell, and rename."""
+    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
+        raise OSError(errno.EINVAL, "it is not a regular file")  # renaming would do away with /dev/null
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, mode=0o755, exist_ok=True)
     _sweep(folder, f".{name}.")
