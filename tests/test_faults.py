@@ -309,7 +309,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -490,7 +490,7 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
 
     yield make
     for folder in done:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_read_only_file_systems_are_named(program: Program, read_only: Callable[[Path], None]) -> None:
