@@ -335,6 +335,19 @@ def records(content: bytes | bytearray) -> set[bytes]:
     return {record for record in found if record != bytes(12)}
 
 
+def test_what_a_killed_restore_left_on_the_way_to_a_file_goes_with_the_next_one(program: Program) -> None:
+    """It makes each missing folder under another name first; no file need ever lie beside that."""
+    program.write("a.b.c.d")
+    program("backup")
+    left = [program.prefix / f"{folder}.whisper-restore-{1:016x}" for folder in ("", "a/", "a/b/", "a/b/c/")]
+    for path in left:
+        path.mkdir()
+    program("restore", "disk", "-n")
+    assert all(path.exists() for path in left)
+    program("restore")
+    assert not any(path.exists() for path in left)
+
+
 @pytest.mark.parametrize(("kind", "share"), [("disk", 2 / 3), ("s3-rclone", 1 / 3)])
 def test_a_run_killed_at_any_moment_costs_nothing_that_was_complete(program: Program, kind: str, share: float) -> None:
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1 << 30)

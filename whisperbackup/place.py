@@ -69,10 +69,9 @@ class Placer:
         Raises CannotPlace and OSError.
         """
         *folders, name = path.split(b"/")
-        with _folder(self.prefix, folders, self.noop) as folder:
+        with self._folder(folders) as folder:
             if folder is None:
                 return Placed("created")
-            self._tidy(folder)
             warning = ""
             for _ in range(ATTEMPTS):
                 try:
@@ -84,9 +83,38 @@ class Placer:
                     continue
             raise CannotPlace("another process keeps replacing it")
 
+    @contextlib.contextmanager
+    def _folder(self, names: list[bytes]) -> Iterator[int | None]:
+        """A descriptor of the folder, made if it is missing (None if `noop` forbids); only the prefix may be a link."""
+        fd = os.open(self.prefix, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        try:
+            for number, name in enumerate(names):
+                self._tidy(fd)
+                try:
+                    inner = os.open(name, READ | os.O_DIRECTORY, dir_fd=fd)
+                except FileNotFoundError:
+                    if self.noop:
+                        yield None
+                        return
+                    inner = _make_folder(fd, name)
+                except NotADirectoryError:
+                    where = os.fsdecode(b"/".join(names[: number + 1]))
+                    raise CannotPlace(
+                        f"{where} is a symbolic link or no folder; nothing is restored below it"
+                    ) from None
+                os.close(fd)
+                fd = inner
+            self._tidy(fd)
+            yield fd
+        finally:
+            os.close(fd)
+
     def _tidy(self, folder: int) -> None:
+        """Remove what a killed run left in a folder on the way, once."""
+        if self.noop:
+            return
         identity = os.fstat(folder)
-        if not self.noop and (identity.st_dev, identity.st_ino) not in self._tidied:
+        if (identity.st_dev, identity.st_ino) not in self._tidied:
             self._tidied.add((identity.st_dev, identity.st_ino))
             remove_leftovers(folder)
 
@@ -105,29 +133,6 @@ class Placer:
 
 
 # -- folders -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _folder(prefix: bytes, names: list[bytes], noop: bool) -> Iterator[int | None]:
-    """A descriptor of the folder, made if it is missing (None if `noop` forbids); only `prefix` may be a link."""
-    fd = os.open(prefix, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        for number, name in enumerate(names):
-            try:
-                inner = os.open(name, READ | os.O_DIRECTORY, dir_fd=fd)
-            except FileNotFoundError:
-                if noop:
-                    yield None
-                    return
-                inner = _make_folder(fd, name)
-            except NotADirectoryError:
-                where = os.fsdecode(b"/".join(names[: number + 1]))
-                raise CannotPlace(f"{where} is a symbolic link or no folder; nothing is restored below it") from None
-            os.close(fd)
-            fd = inner
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _make_folder(parent: int, name: bytes) -> int:
