@@ -11,7 +11,8 @@ from whisperbackup.selection import BadGlob, expand_braces, select
     ("glob", "name", "matches"),
     [("*", "a.b.c", True), ("servers.*", "servers.web1.cpu", True), ("servers.*", "server", False),
      ("*.cpu", "a.b.cpu", True), ("a.?", "a.b", True), ("a.?", "a.bc", False), ("a.[bc]", "a.c", True),
-     ("a.[!bc]", "a.c", False), ("a.{b,c}.d", "a.c.d", True), ("a.{b,c}.d", "a.x.d", False),
+     ("a.[!bc]", "a.c", False), ("a[[]x", "a[x", True), ("[]]", "]", True),
+     ("a.{b,c}.d", "a.c.d", True), ("a.{b,c}.d", "a.x.d", False),
      ("a.{b,c{1,2}}", "a.c2", True), ("a", "a", True), ("a", "a.b", False), ("A", "a", False)],
 )  # fmt: skip
 def test_globs_match_as_operators_expect(glob: str, name: str, matches: bool) -> None:

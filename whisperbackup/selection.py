@@ -58,7 +58,7 @@ def check_glob(glob: str) -> None:
         raise BadGlob("an empty glob matches nothing; '*' matches every metric")
     if "/" in glob:
         raise BadGlob(f"glob '{glob}': metrics are named with dots, as in 'servers.web1.*', not with slashes")
-    if re.search(r"\[(?!!?+.[^]]*+\])", glob):
+    if "[" in re.sub(r"\[!?+.[^]]*+\]", "", glob):
         raise BadGlob(f"glob '{glob}': a '[' without its ']'")
 
 
