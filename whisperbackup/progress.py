@@ -35,7 +35,7 @@ class Tally:
         """Count what became of a metric, and name it if it failed."""
         self.figures.update(outcome.figures)
         for error in outcome.errors:
-            logger.error("%s: %s", printable(outcome.metric), error)
+            logger.error("%s: %s", outcome.metric, error)
         self.failed += bool(outcome.errors)
 
     def fail(self, name: str, reason: str) -> None:
@@ -60,11 +60,6 @@ def _figure(name: str, count: int) -> str:
     if not name.endswith(BYTES):
         return f"{count} {name}"
     return f"{shown_size(count)} {name.removesuffix(BYTES)}"
-
-
-def printable(name: str) -> str:
-    """`name` without what would move a terminal's cursor or forge a line of the log: a store may hold any name."""
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def shown_size(size: float) -> str:

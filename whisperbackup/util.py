@@ -183,7 +183,7 @@ def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default:
     if syslog:
         address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
         to_syslog = logging.handlers.SysLogHandler(address, logging.handlers.SysLogHandler.LOG_DAEMON)
-        to_syslog.setFormatter(logging.Formatter("whisper-backup[%(process)d]: %(levelname)s %(message)s"))
+        to_syslog.setFormatter(_Formatter("whisper-backup[%(process)d]: %(levelname)s %(message)s"))
         root.addHandler(to_syslog)
     if logfile:
         try:
@@ -195,12 +195,27 @@ def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default:
                 ) from error
             logger.warning("cannot open the log file %s: %s; this run has none", logfile, error.strerror)
         else:
-            formatter = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+            formatter = _Formatter("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
             to_file.setFormatter(formatter)
             root.addHandler(to_file)
 
 
-class _ConsoleFormatter(logging.Formatter):
+def printable(text: str) -> str:
+    """`text` without what would move a terminal's cursor or forge a line of the log: a store may hold any name."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+class _Formatter(logging.Formatter):
+    """Makes one line of each message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+class _ConsoleFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"

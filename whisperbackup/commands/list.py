@@ -10,8 +10,8 @@ from typing import NamedTuple
 from whisperbackup.catalog import Catalog, Metric, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
-from whisperbackup.progress import printable, shown_size
-from whisperbackup.util import CannotRun
+from whisperbackup.progress import shown_size
+from whisperbackup.util import CannotRun, printable
 
 
 def run(options: Options) -> int:

@@ -24,7 +24,7 @@ from whisperbackup.compression import CODECS
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
 from whisperbackup.merge import Pair
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally, printable, told, work_through
+from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.selection import select
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.tree import Found, Unseen
@@ -128,7 +128,7 @@ class Purge:
             yield pair
 
     def _note_unseen(self, unseen: Unseen) -> None:
-        path = printable(os.fsdecode(unseen.path))
+        path = os.fsdecode(unseen.path)
         if unseen.is_error:
             self._is_blind = True
             self._tally.fail(path, unseen.reason)
