@@ -10,12 +10,12 @@ from typing import TypeVar
 from whisperbackup import compression, wsp
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.storage.base import Driver, NotFound
-from whisperbackup.workers import Budget
+from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
 
 T = TypeVar("T")
 
 MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
-OPAQUE_RATIO = 20  # what a compressed whisper file may expand to, for the budget: it does not say
+NOT_ITS_SHA1 = "its content does not have the SHA-1 of its mark"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
@@ -43,7 +43,7 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     except NotFound:
         raise BadBackup("its mark is gone") from None
     if not _DIGEST.fullmatch(text):
-        raise BadBackup(f"its mark holds '{text[:60]!a}' instead of a SHA-1")
+        raise BadBackup(f"its mark holds {text[:60]!a} instead of a SHA-1")
     return text
 
 
@@ -76,7 +76,8 @@ def load(
     """What `use` makes of the whisper file that `backup` holds, checked: SHA-1, header, size.
 
     Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded, and
-    `copies` times the size that the header declares is held of the budget meanwhile.
+    `copies` times the size that the header declares is held of the budget meanwhile; before so much is taken that
+    nothing else can be, the SHA-1 is proved once without holding the content.
     """
     sha1 = read_mark(driver, key, backup)
     reasons = []
@@ -91,10 +92,11 @@ def load(
                     payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
                     expansion = compression.Expansion(codec, payload)
                     limit = wsp.declared_size(expansion.beginning, max_size)
-                is_opaque = wsp.is_compressed(expansion.beginning)
-                expected = min(OPAQUE_RATIO * size, limit) if is_opaque else limit
+                    if limit > BYTES_IN_FLIGHT or wsp.is_compressed(expansion.beginning):
+                        # A bomb may declare anything, and a compressed whisper file declares nothing.
+                        limit = _proven_size(codec, payload, limit, sha1)
                 # The payload's share is given back before more is asked for, lest two wait for each other.
-                with budget.take(size + copies * expected):
+                with budget.take(size + copies * limit):
                     content = expansion.content(limit)
                     _check(content, sha1)
                     return use(content)
@@ -105,7 +107,18 @@ def load(
     raise BadBackup("; ".join(reasons))
 
 
+def _proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
+    """Bytes of the content, of which no more than a piece is in memory.  Raises what `load` takes for damage."""
+    digest, size = hashlib.sha1(usedforsecurity=False), 0
+    for piece in compression.Expansion(codec, payload).pieces(limit):
+        digest.update(piece)
+        size += len(piece)
+    if digest.hexdigest() != sha1:
+        raise wsp.CorruptFile(NOT_ITS_SHA1)
+    return size
+
+
 def _check(content: bytes, sha1: str) -> None:
     if sha1_of(content) != sha1:
-        raise wsp.CorruptFile("its content does not have the SHA-1 of its mark")
+        raise wsp.CorruptFile(NOT_ITS_SHA1)
     wsp.check(content)

@@ -7,7 +7,7 @@ import gzip
 import importlib.util
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Literal, Protocol, cast
 
 CODECS = ("gz", "sz", "zst")
@@ -94,6 +94,8 @@ class _SnappyReader:
         while not self._content and self._payload:
             self._content = self._decompressor.decompress(bytes(self._payload[:65536]))
             self._payload = self._payload[65536:]
+            if not self._payload and self._decompressor.remains:  # it keeps half a chunk to itself
+                raise CorruptPayload("not sz, or cut off: its last chunk is not whole")
         piece, self._content = self._content[:size], self._content[size:]
         return piece
 
@@ -112,16 +114,19 @@ class Expansion:
         while len(self.beginning) < PIECE and (piece := self._read(PIECE - len(self.beginning))):
             self.beginning += piece
 
-    def content(self, limit: int) -> bytes:
+    def pieces(self, limit: int) -> Iterator[bytes]:
         """All of it; may be asked for once.  Raises CorruptPayload for more than `limit` bytes, and expands no more."""
-        pieces, length = [self.beginning], len(self.beginning)
-        while length <= limit:
-            piece = self._read(min(PIECE, limit - length + 1))
-            if not piece:
-                return b"".join(pieces)
-            pieces.append(piece)
+        piece, length = self.beginning, 0
+        while piece:
             length += len(piece)
-        raise CorruptPayload(f"its content is longer than the {limit} bytes that its header declares")
+            if length > limit:
+                raise CorruptPayload(f"its content is longer than the {limit} bytes that it may have")
+            yield piece
+            piece = self._read(min(PIECE, limit - length + 1))
+
+    def content(self, limit: int) -> bytes:
+        """The same in one piece."""
+        return b"".join(self.pieces(limit))
 
     def _read(self, size: int) -> bytes:
         try:
