@@ -56,7 +56,8 @@ class World:
         program.environment |= {"TMPDIR": str(self.scratch)}
         (program.home / "sibling").mkdir()
         (program.home / "sibling/theirs.wsp").write_bytes(b"theirs")
-        processes = "2" if store.driver == "disk" else "1"  # every client that is made takes half a second
+        self.is_disk = store.driver == "disk"
+        processes = "2" if self.is_disk else "1"  # every client that is made takes half a second
         self.options = [*store.arguments, "--storage-path", "nodes/one", "-f", processes, "-r", str(KEEP), "-q"]
         if "--statefile" in program("--help"):
             self.options += ["--statefile", str(program.home / "state")]
@@ -191,7 +192,9 @@ class World:
                 time.sleep(self.chance.uniform(0, locked))
             else:
                 self.wait_for_lock(run)
-                time.sleep(self.chance.triangular(0, 1, 0.8) * (whole - locked))
+                # what comes between lock and work is making clients
+                early = 0 if self.chance.random() < 0.3 else 0.2 if self.is_disk else 0.6
+                time.sleep(self.chance.uniform(early, 1) * (whole - locked))
             victim = self.chance.choice(["group", "parent", "worker"])
             workers = list(children(run.pid))
             was_running = run.poll() is None

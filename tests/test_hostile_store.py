@@ -128,7 +128,8 @@ def test_every_spoilt_object_is_named_and_everything_good_comes_back(
     driver, run = liar
     expected: dict[str, bytes] = {}
     errors: dict[str, str] = {}
-    for codec in CODECS if program.bucket == "" else CODECS[:1]:
+    codecs, processes = (CODECS[:1], 1) if program.bucket else (CODECS, 2)  # a client costs more than its work here
+    for codec in codecs:
         for number, name in enumerate(spoil(codec, whisper_file(0))):
             older, content = whisper_file((codec, name, "older")), whisper_file((codec, name))
             spoilt = spoil(codec, content)[name]
@@ -148,7 +149,7 @@ def test_every_spoilt_object_is_named_and_everything_good_comes_back(
         expected[f"good/m{number}.wsp"] = good
     before = outside(program)
 
-    said = run("verify", status=3)
+    said = run("verify", "-f", processes, status=3)
     assert failures(said).keys() == errors.keys()
     for metric, says in errors.items():
         assert re.match(says, failures(said)[metric][0]), failures(said)[metric]
@@ -156,7 +157,7 @@ def test_every_spoilt_object_is_named_and_everything_good_comes_back(
 
     target = program.home / "target"
     target.mkdir()
-    said = run("restore", "-p", target, status=3)
+    said = run("restore", "-p", target, "-f", processes, status=3)
     assert failures(said).keys() == errors.keys()
     for metric, says in errors.items():
         first, then = failures(said)[metric]
@@ -165,7 +166,7 @@ def test_every_spoilt_object_is_named_and_everything_good_comes_back(
             "no good backup is left" if "alone" in metric else f"created from the older backup of {OLD} instead"
         )
     assert files(target) == expected
-    run("restore", "-p", target, status=3)  # into what is there now
+    run("restore", "-p", target, "-f", processes, status=3)  # into what is there now
     assert files(target) == expected
     assert outside(program) == before
 
@@ -222,7 +223,7 @@ def zeros(codec: str) -> bytes:
 
 BOMBS = {
     "declares-little": (header(1 << 16), "its content is longer than the 65536 bytes"),
-    "declares-350-mb": (header(350 << 20), "its content "),  # is longer; snappy's is shorter
+    "declares-240-mb": (header(240 << 20), "its content "),  # is longer; snappy's is shorter
     "declares-4-gb": (header((1 << 32) - 8), r"its header declares 42949\d+ bytes, more than --max-file-size"),
     "is-compressed-whisper": (wsp.COMPRESSED_MAGIC, "its content "),
     "is-no-whisper": (b"", "its header counts 0 archives"),
@@ -237,7 +238,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, status)
 def peak(program: Program, command: str, target: Path) -> tuple[int, int, str]:
     """The most memory in bytes that one of a run's processes had, with all jobs in one; its status; what it said."""
     said = program.home / "said"
-    options = ["-p", target, "-f", "1", "--threads", "4", "--max-file-size", "400M"]
+    options = ["-p", target, "-f", "1", "--threads", "4", "--max-file-size", "250M"]
     words = program.words(command, "disk", *options)
     # by way of a small process: what a child of this big one has at its birth would count
     ran = subprocess.run([sys.executable, "-c", MEASURED, said, *words], capture_output=True, text=True, check=True)
@@ -253,7 +254,7 @@ def test_a_bomb_is_refused_without_its_memory(program: Program) -> None:
     usual = {command: peak(program, command, target)[0] for command in ("verify", "restore")}
     errors = {}
     for codec in CODECS:
-        size = (300 << 20) if codec == "sz" else (10 << 30)  # Snappy makes one of twenty at best
+        size = (200 << 20) if codec == "sz" else (10 << 30)  # Snappy makes one of twenty at best
         for name, (beginning, says) in BOMBS.items():
             put(driver, f"{codec}.{name}", NEW, codec, bomb(codec, beginning, size), sha1(b"whatever"))
             errors[f"{codec}.{name}"] = f"the backup of {re.escape(NEW)} is bad: its {codec} payload is damaged: {says}"
