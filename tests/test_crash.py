@@ -128,6 +128,9 @@ class World:
         for one in listed:
             assert one.size == len(self.objects.get(one.key, bytes(one.size))), one.key
         self.objects = {one.key: self.objects.get(one.key) or self.driver.get(one.key) for one in listed}
+        # The mark comes last and goes first: also a store whose writes are not atomic never shows half a backup.
+        marks = {key.removesuffix(".sha1") for key in self.objects if key.endswith(".sha1")}
+        assert all(f"{mark}.wsp.gz" in self.objects for mark in marks)
 
     def complete(self) -> Complete:
         """The complete backups, the oldest first; each holds what its metric once held, and its mark says so."""
