@@ -431,4 +431,4 @@ def test_no_name_leads_out_of_the_tree_and_what_has_a_file_round_trips(program: 
     program("backup", "disk", "-b", program.home / "second", "-p", target)
     program("restore", "disk", "-b", program.home / "second", "-p", again)
     assert files(again) == expected
-    assert outside(program, "again/", "second/", "stamp") == around
+    assert outside(program, "again/", "second/", "stamp", "state") == around
