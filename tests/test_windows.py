@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisperbackup.storage import windows
-from whisperbackup.storage.base import StorageError, StoredObject
+from whisperbackup.storage.base import StorageError, StoredObject, Unranged
 from whisperbackup.storage.noop import Noop
 from whisperbackup.storage.windows import list_in_windows
 
@@ -87,6 +87,17 @@ def test_an_error_comes_where_it_belongs_and_no_thread_is_left() -> None:
     assert keys == MANY[: len(keys)]
     assert 12_345 - windows.BATCH <= len(keys) <= 12_345
     wait_for(lambda: threading.active_count() <= before)
+
+
+def test_a_service_that_takes_no_notice_of_a_start_is_listed_as_a_whole() -> None:
+    class Deaf(Shelf):
+        def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+            for found in super().list_range(prefix, "", until):
+                if after and found.key <= after:
+                    raise Unranged("it is deaf")
+                yield found
+
+    assert [found.key for found in list_in_windows(Deaf(MANY), "", MANY[::100])] == MANY
 
 
 def test_a_listing_that_is_left_early_leaves_no_thread() -> None:

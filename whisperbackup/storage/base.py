@@ -33,6 +33,10 @@ class AccessDenied(StorageError):
     """The store knows who asks, or not, and refuses."""
 
 
+class Unranged(StorageError):
+    """The service does not begin a listing where it was asked to."""
+
+
 class Unavailable(StorageError):
     """The store did not answer, or not usefully, also after the client library's retries."""
 
@@ -78,7 +82,10 @@ class RangedDriver(Driver, Protocol):
     """False for a wrapper around a driver that cannot."""
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end)."""
+        """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
+
+        Raises Unranged where a service that most speak like takes no notice of `after`.
+        """
 
 
 Opener = Callable[[str, bool, list[str]], Driver]

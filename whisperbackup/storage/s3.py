@@ -29,6 +29,7 @@ from whisperbackup.storage.base import (
     StorageError,
     StoredObject,
     Unavailable,
+    Unranged,
     UsageError,
     batches,
     keyword_arguments,
@@ -167,6 +168,8 @@ class S3:
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
             objects = s3pages.objects_of(page)
+            if after and objects and objects[0].key <= after:
+                raise Unranged(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return

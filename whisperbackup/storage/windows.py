@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import collections
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
-from whisperbackup.storage.base import Driver, RangedDriver, StoredObject
+from whisperbackup.storage.base import Driver, RangedDriver, StoredObject, Unranged
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 6
 MANY = 700  # objects that a window should hold: a page of S3 has a thousand, and a second page is a second request
@@ -24,11 +27,22 @@ BATCH, BATCHES = 500, 4  # what a window holds in memory before its turn comes
 def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
     """As `driver.list(prefix)`, faster if the driver can list ranges; milestones are taken as they are needed.
 
-    A service where ranges are not what they should be gives a key twice, which the reader of a listing notices.
+    A service where ranges are not what they should be is listed as a whole.
     """
     if not is_ranged(driver):
         yield from driver.list(prefix)
         return
+    last = ""
+    try:
+        for found in _in_windows(driver, prefix, milestones):
+            yield found
+            last = found.key
+    except Unranged as error:
+        logger.info("%s: one request at a time lists it", error)
+        yield from itertools.dropwhile(lambda found: found.key <= last, driver.list(prefix))
+
+
+def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
     ahead = iter(milestones)
     windows: collections.deque[_Window] = collections.deque()
     after: str | None = ""
