@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import Catalog, Disordered, Metric, newest_at, next_stamp
+from whisperbackup.catalog import Catalog, Debris, Disordered, Metric, newest_at, next_stamp
 from whisperbackup.merge import Pair, join
 from whisperbackup.selection import select
 from whisperbackup.storage.base import StoredObject
@@ -53,6 +53,13 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
     assert first.last_stamp == C
     assert [payload.codec for payload in second.backups[0].payloads] == ["sz", "zst"]
     assert catalog.foreign == 3
+
+
+def test_a_metric_of_which_only_a_temporary_file_is_left_is_no_more_than_that() -> None:
+    temporary = f".whisper-backup-{A}-0123abcdef"
+    (metric,), catalog = read([f"a/{temporary}"])
+    assert metric == Metric("a", (), (), (Debris(A, (temporary,), 7),), "")
+    assert catalog.foreign == 0
 
 
 def test_foreign_keys_below_one_name_are_not_gathered() -> None:

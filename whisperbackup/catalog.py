@@ -224,7 +224,7 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     payloads: list[Part] = []
     for part in (*parts, END):
         (stamp, kind, codec), size, _ = part
-        if stamp != last_stamp:
+        if stamp != last_stamp or part is END:
             if mark and payloads:
                 found = tuple([Payload(suffix.codec or "", size) for suffix, size, _ in payloads])
                 backups.append(Backup(last_stamp, found, mark[2], mark[1]))
