@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from whisperbackup.selection import BadGlob, expand_braces, select
@@ -29,6 +31,15 @@ def test_braces_expand_like_a_shell() -> None:
     assert expand_braces("a.{b,c{d,}}.e") == ["a.b.e", "a.cd.e", "a.c.e"]
     with pytest.raises(BadGlob, match="1000"):
         expand_braces("{a,b}" * 12)
+
+
+def test_a_glob_of_millions_of_alternatives_is_refused_before_they_are_made() -> None:
+    tracemalloc.start()
+    with pytest.raises(BadGlob, match="1000"):
+        expand_braces("{" + "," * 500 + "}" + "{a,b}" * 9 + "x" * 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,11 @@ def expand_braces(glob: str) -> list[str]:
             break
     else:
         raise BadGlob(f"glob '{glob}': a '{{' without its '}}'")
-    globs = [one for choice in choices for one in expand_braces(glob[:start] + choice + glob[begin:])]
-    if len(globs) > MAX_ALTERNATIVES:
-        raise BadGlob(f"glob '{glob}': its braces make more than {MAX_ALTERNATIVES} alternatives")
+    globs: list[str] = []
+    for choice in choices:
+        globs += expand_braces(glob[:start] + choice + glob[begin:])
+        if len(globs) > MAX_ALTERNATIVES:  # counted while they are made: a line of commas would make millions
+            raise BadGlob(f"glob '{glob}': its braces make more than {MAX_ALTERNATIVES} alternatives")
     return globs
 
 
