@@ -409,6 +409,28 @@ def test_a_coarser_value_richer_than_what_is_left_of_its_points_stays() -> None:
     assert read(healed, 600, t + 900) == {t: 7.0}
 
 
+def test_a_spike_that_is_averaged_anew_explains_no_value_that_its_neighbours_do_not() -> None:
+    """Beside 1e17 the 1 of the next slot is lost in a sum; with the 1e17 taken off again that would seem to be 0."""
+    t, schema = HOUR, [(60, 60), (300, 24), (900, 8)]
+    spike = [(t, 1e17), *[(t + 300 + 60 * k, 1.0) for k in range(5)]]
+    rest = [(t + 60 * k, 1.0) for k in range(1, 5)]
+
+    def pair_of(fine: list[tuple[int, float]], middle: list[tuple[int, float]], value: float) -> bytes:
+        rings = []
+        for points, (step, size) in zip((fine, middle, [(t, value)]), schema, strict=True):
+            ring = [(0, 0.0)] * size
+            for stamp, of in points:
+                ring[(stamp - t) // step] = stamp, of
+            rings.append(ring)
+        return make_file(schema, rings, xff=0)
+
+    live = pair_of(spike, [(t, 1e17), (t + 300, 1.0)], 0.0)
+    backup = pair_of(rest, [(t, 1.0)], 1.0)
+    healed = healed_file(live, backup, t + 900)
+    assert read(healed, 300, t + 900) == {t: (1e17 + 4) / 5, t + 300: 1.0}
+    assert read(healed, 900, t + 900) == {t: 0.0}
+
+
 def test_a_restore_over_an_older_copy_aggregates_the_slot_that_the_copy_had_half(tmp_path: Path) -> None:
     points = ramp(HOUR - 3600, HOUR)
     backup = whisper_file(tmp_path, points)

@@ -421,28 +421,40 @@ def explained(
         alike = ~(times < last[of]) & is_close(values, stored[of])
         return np.bincount(of[alike], minlength=size) > 0
 
-    # One row for each slot in question, two columns for each point to be written: its old value goes, its new one
-    # comes.  That is about twice the finer archive at most.
+    # A row for each slot in question, a column for each point to be written: about the finer archive at most.
     lengths = np.bincount(rows, minlength=size)
-    columns = 1 + 2 * (np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths))
-    numbers = (np.cumsum(doubtful) - 1)[rows]
-    shape = (int(np.count_nonzero(doubtful)), 1 + 2 * int(lengths.max(initial=0)))
-    sums, counts = np.zeros(shape), np.zeros(shape, np.int64)
-    sums[:, 0] = np.bincount(known.groups, known.values, minlength=size)[doubtful]
-    counts[:, 0] = np.bincount(known.groups, minlength=size)[doubtful]
+    places = (np.cumsum(doubtful) - 1)[rows], np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    width = int(lengths.max(initial=0))
     held = finer.held[pending]
-    sums[numbers, columns], counts[numbers, columns] = -np.where(held, finer.stored[pending], 0), -held.astype(np.int64)
-    sums[numbers, columns + 1], counts[numbers, columns + 1] = finer.values[pending], 1
-    sums, counts = np.cumsum(sums, axis=1), np.cumsum(counts, axis=1)
+    staying = known.groups[known.stays]
+    kept = np.bincount(staying, known.values[known.stays], minlength=size)[doubtful]
+    sums = sums_while_written(kept, width, places, np.where(held, finer.stored[pending], 0), finer.values[pending])
+    kept = np.bincount(staying, minlength=size)[doubtful]
+    counts = sums_while_written(kept, width, places, held.astype(np.float64), np.ones(len(pending)))
     if method == AVG_ZERO:
         sums /= total[doubtful, None]
     elif method != SUM:
         sums /= counts
-    # An infinite one says nothing, and could not be followed further: inf - inf.
+    # An infinite one says nothing.
     explaining = is_close(sums, stored[doubtful, None]) | ~np.isfinite(sums)
     answer = np.zeros(size, np.bool_)
     answer[doubtful] = (explaining & (counts > 0)).any(axis=1)
     return answer
+
+
+def sums_while_written(kept: NDArray[Any], width: int, places: tuple[Ints, Ints], old: Floats, new: Floats) -> Floats:
+    """For each row its sums while up to `width` values are replaced one by one, each being none for a moment.
+
+    `kept` is the sum of what else is in the row; `places` are the row and the column of each value.  What is left of
+    the old and what has come of the new is added up each by itself: an old value that dwarfs the others would, added
+    and taken off again, leave nothing of them.
+    """
+    left, come = np.zeros((len(kept), width + 1)), np.zeros((len(kept), width + 1))
+    left[places] = old
+    come[places[0], places[1] + 1] = new
+    left, come = np.cumsum(left[:, ::-1], axis=1)[:, ::-1], np.cumsum(come, axis=1)
+    sums: Floats = kept[:, None] + np.concatenate((come + left, come[:, :-1] + left[:, 1:]), axis=1)
+    return sums
 
 
 # Aggregation, as whisper's
