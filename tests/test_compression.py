@@ -88,3 +88,29 @@ def test_rubbish_raises_one_kind_of_error(codec: str, cut: int, junk: bytes) -> 
             decompress(codec, bad)
         except CorruptPayload:
             pass
+
+
+@pytest.mark.parametrize("field", [0x08, 0x10], ids=["name", "comment"])
+def test_a_gzip_header_without_end_is_a_corrupt_payload(field: int) -> None:
+    header = bytes([0x1F, 0x8B, 8, field, 0, 0, 0, 0, 0, 3])
+    with pytest.raises(CorruptPayload, match="not gz"):
+        decompress("gz", header + b"x" * 1_000_000)
+
+
+def test_a_panic_in_a_library_is_a_corrupt_payload_and_a_stop_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):  # as pyo3 names what a panic in Rust becomes
+        pass
+
+    def fail(error: BaseException) -> None:
+        def decompress(self: object, piece: bytes) -> bytes:
+            raise error
+
+        monkeypatch.setattr(snappy.StreamDecompressor, "decompress", decompress)
+
+    fail(PanicException("called `Option::unwrap()` on a `None` value"))
+    with pytest.raises(CorruptPayload, match="unwrap"):
+        decompress("sz", b"x")
+    for other in (MemoryError(), KeyboardInterrupt()):
+        fail(other)
+        with pytest.raises(type(other)):
+            decompress("sz", b"x")

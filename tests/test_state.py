@@ -188,7 +188,7 @@ def test_another_prefix_is_not_believed_to_hold_the_same_files(rested: Program) 
     assert "0 bytes read" not in rested("backup")
 
 
-@pytest.mark.parametrize("spoil", ["garbage", "cut", "empty", "flip", "plain"])
+@pytest.mark.parametrize("spoil", ["garbage", "cut", "empty", "flip", "plain", "header without end"])
 def test_a_corrupt_state_file_costs_time_only(rested: Program, spoil: str) -> None:
     whole = rested.state.read_bytes()
     flipped = bytearray(whole)
@@ -198,6 +198,7 @@ def test_a_corrupt_state_file_costs_time_only(rested: Program, spoil: str) -> No
         "cut": whole[: len(whole) * 2 // 3],
         "empty": b"",
         "flip": bytes(flipped),
+        "header without end": b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * 1_000_000,
         "plain": gzip.compress(gzip.decompress(whole)[:60] + b"a.one/\tx\n\xff\xfe\n"),
     }
     rested.state.write_bytes(spoiled[spoil])

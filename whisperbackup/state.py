@@ -167,7 +167,7 @@ class State:
                     yield Record(*line.decode().rstrip("\n").split(TAB))
         except FileNotFoundError:
             return
-        except (UnicodeDecodeError, TypeError) + compression.library_errors("gz") as error:
+        except (UnicodeDecodeError, TypeError) + compression.gzip_errors() as error:
             logger.info("the state file %s cannot be used, files are read instead: %s", path, error)
 
 
