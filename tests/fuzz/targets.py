@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import gzip
+import hashlib
 import io
 import os
 import re
 import struct
+import tempfile
 import time
 import warnings
 import zlib
@@ -25,6 +27,7 @@ from whisperbackup import fill, options, wsp
 from whisperbackup.catalog import Catalog, Disordered, newest_at, next_stamp, parse_suffix
 from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
 from whisperbackup.selection import BadGlob, expand_braces, select
+from whisperbackup.state import Record, State
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
 from whisperbackup.tree import ForeignName, encode, is_canonical, metric_name, metric_path
@@ -464,6 +467,31 @@ def dates(content: bytes) -> None:
     check_next(stamp)
 
 
+IDENTITY = ("prefix", "store")
+STATE_HEADER = f"whisper-backup state 1\t{hashlib.sha1(repr(IDENTITY).encode()).hexdigest()}\n".encode()
+
+
+def state(content: bytes) -> None:
+    """Whatever a state file holds, a run reads it or does without, and leaves a good one."""
+    pieces = Pieces(content)
+    how = pieces.number(1)
+    head = pieces.choose(["*", "b*"])
+    stored = payload(pieces, "gz") if how < 64 else STATE_HEADER * (how < 240) + pieces.rest()
+    known = select([head])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        path.write_bytes(stored if how < 64 else gzip.compress(stored, 1)[: how - 255 or None if how > 224 else None])
+        with little_memory(ROOM):
+            old = State(str(path), IDENTITY, known)
+            for key in ("a/", "a.b/", "b/"):
+                record = old.recall(key)
+                assert record is None or record.key == key
+                old.note(record or Record(key, "1 2 3 4", "0" * 40, STAMPS[0], ""))
+            old.write()
+        new = State(str(path), IDENTITY, known)
+        assert all(new.recall(key) for key in ("a.b/", "a/", "b/"))
+
+
 WORDS = ["backup", "restore", "list", "disk", "s3", "-m", "--exclude", "-c", "--max-file-size", "-p", "-b", "-f", "-r",
          "-x", "--splay", "--storage-path", "-a", "--threads", "--keep-daily", "--", "region=x", "-n"]  # fmt: skip
 
@@ -520,5 +548,5 @@ def in_time(target: Callable[[bytes], None], content: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (header, heal, heal_many_archives, expansion, names, listing, dates, command_line, globs)
+    for target in (header, heal, heal_many_archives, expansion, names, listing, state, dates, command_line, globs)
 }
