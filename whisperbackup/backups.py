@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from whisperbackup import compression, wsp
 from whisperbackup.catalog import Backup, mark_md5
-from whisperbackup.storage.base import Driver, NotFound
+from whisperbackup.storage.base import Driver, NotFound, put_all
 from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
 
 T = TypeVar("T")
@@ -30,8 +30,7 @@ def sha1_of(content: bytes | bytearray) -> str:
 
 def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
     """Put a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup."""
-    driver.put(f"{key}{stamp}.wsp.{codec}", payload)
-    driver.put(f"{key}{stamp}.sha1", sha1.encode())
+    put_all(driver, [(f"{key}{stamp}.wsp.{codec}", payload), (f"{key}{stamp}.sha1", sha1.encode())])
 
 
 def read_mark(driver: Driver, key: str, backup: Backup) -> str:

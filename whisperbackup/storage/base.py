@@ -75,6 +75,23 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class BatchDriver(Driver, Protocol):
+    """A driver that can make several objects durable at once for less than it costs one by one."""
+
+    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """As `put` of each key and body, in this order; durable when it returns."""
+
+
+def put_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
+    """Store keys and bodies in this order: who sees one of them sees those before it."""
+    if isinstance(driver, BatchDriver):
+        driver.put_all(objects)
+    else:
+        for key, body in objects:
+            driver.put(key, body)
+
+
+@runtime_checkable
 class RangedDriver(Driver, Protocol):
     """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
 

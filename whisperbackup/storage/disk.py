@@ -10,10 +10,11 @@ killed run left is listed under that name, so that it can be deleted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from whisperbackup.storage.base import (
@@ -35,7 +36,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Disk:
     """One directory."""
 
-    threads = 1  # what waits here is the disk, and it is the same one for all
+    threads = 4  # what waits here is the disk, and a file system's journal can be written for several at once
 
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
@@ -78,26 +79,43 @@ class Disk:
 
     def put(self, key: str, body: bytes) -> None:
         """Write a temporary file beside the place, fsync, rename, fsync the folder."""
-        path = self._path(key)
+        self.put_all([(key, body)])
+
+    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """The same, with one fsync of the folder for all that it gets.
+
+        File systems with a journal keep the order of the renames; on others a power failure may leave a later
+        object without an earlier one, which the catalog takes for debris.
+        """
+        entered: dict[bytes, None] = {}  # folders with new entries, in order
+        for key, body in objects:
+            try:
+                self._write(self._path(key), body, entered)
+            except OSError as error:
+                raise _storage_error(error, key) from error
+        try:
+            for folder in reversed(entered):
+                _fsync_folder(folder)
+        except OSError as error:
+            raise _storage_error(error, objects[-1][0]) from error
+
+    def _write(self, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, _temporary_name())
+        fd = self._create(temporary, entered)
         try:
-            fd = self._create(temporary)
-            try:
-                with os.fdopen(fd, "wb", buffering=0) as file:
-                    view = memoryview(body)
-                    while view:
-                        view = view[file.write(view) :]
-                    os.fdatasync(file.fileno())
-                    # Nobody will read it soon; carbon's files need the page cache more.
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                os.rename(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            _fsync_folder(folder)
-        except OSError as error:
-            raise _storage_error(error, key) from error
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                view = memoryview(body)
+                while view:
+                    view = view[file.write(view) :]
+                os.fdatasync(file.fileno())
+                # Nobody will read it soon; carbon's files need the page cache more.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        entered[folder] = None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Unlink the files, and the folders that they leave empty."""
@@ -129,18 +147,18 @@ class Disk:
             pieces.append(component)
         return b"/".join([self._directory, *pieces])
 
-    def _create(self, path: bytes) -> int:
+    def _create(self, path: bytes, entered: dict[bytes, None]) -> int:
         """A new file, open for writing, in a folder that another run may just be removing because it was empty."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for _ in range(10):
             try:
                 return os.open(path, flags, 0o666)
             except FileNotFoundError:
-                self._make_folders(os.path.dirname(path))
+                self._make_folders(os.path.dirname(path), entered)
         return os.open(path, flags, 0o666)
 
-    def _make_folders(self, folder: bytes) -> None:
-        """`mkdir -p`, each new entry durable; stops at the store's own directory, which must be there."""
+    def _make_folders(self, folder: bytes, entered: dict[bytes, None]) -> None:
+        """`mkdir -p`, noting the folders with new entries; stops at the store's own directory, which must be there."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         missing = []
@@ -148,11 +166,9 @@ class Disk:
             missing.append(folder)
             folder = os.path.dirname(folder)
         for path in reversed(missing):
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
-            except FileExistsError:
-                continue
-            _fsync_folder(os.path.dirname(path))
+            entered[os.path.dirname(path)] = None
 
     def _remove_empty_folders(self, folder: bytes) -> None:
         while folder != self._directory:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError
+from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, put_all
 
 
 class Guarded:
@@ -37,6 +37,11 @@ class Guarded:
         """As the wrapped driver."""
         with guard(self._name):
             self._driver.put(key, body)
+
+    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """As the wrapped driver."""
+        with guard(self._name):
+            put_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
         """As the wrapped driver."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject
 
@@ -41,6 +41,9 @@ class ReadOnly:
         return self._driver.get(key)
 
     def put(self, key: str, body: bytes) -> None:
+        """Nothing."""
+
+    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
         """Nothing."""
 
     def delete(self, keys: Iterable[str]) -> None:
