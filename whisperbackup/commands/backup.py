@@ -79,7 +79,7 @@ def _touched(pairs: Iterable[Pair], state: State, keep: Keep, tally: Tally) -> I
         known = state.recall(local.key)
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_settled(metric, known, keep):
+        if known and metric and _is_done(metric, known, keep):
             tally.figures["examined"] += 1
             tally.figures["unchanged"] += 1
             tick(tally)
@@ -95,7 +95,7 @@ def _fingerprint(path: bytes) -> str:
         return ""  # reading it will tell why
 
 
-def _is_settled(metric: Metric, known: Record, keep: Keep) -> bool:
+def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
     """Whether there is nothing to do about a metric whose file is the one that `known` was noted of."""
     if not metric.backups or metric.tombstones or not known.is_of(metric.backups[-1]):
         return False
