@@ -17,8 +17,7 @@ lint: .venv/tested
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench,test]'
-	$(BIN)/python benchmarks/bench.py
-	$(BIN)/python benchmarks/stores.py
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 .venv/installed: setup.py whisperbackup/__init__.py
 	$(PYTHON) -m venv .venv

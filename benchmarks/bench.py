@@ -1,178 +1,94 @@
-"""This tool beside its peers, in turn in one session; prints a table of medians and ratios.  Run by `make bench`."""
+"""This tool beside its peers, in turn in one session; prints tables of medians and ratios.  Run by `make bench`."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
-import resource
-import shutil
-import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
+import disk
+import healing
+import overhead
+import peers
+import stores
+import tools
 import whispertree
+from timing import Target, show_targets
 
-PROGRAM = [sys.executable, "-m", "whisperbackup", "--nolog", "--nolock", "--nostamp", "-q"]
-Case = tuple[str, Callable[[], object]]
+import whisperbackup
 
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of wall time."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def compare(title: str, cases: list[Case], before: Callable[[], object], rounds: int) -> None:
-    """Time the cases in turn, `rounds` times, each after `before`; the first is the measure of the ratios."""
-    figures: dict[str, list[float]] = {name: [] for name, _ in cases}
-    for _ in range(rounds):
-        for name, work in cases:
-            before()
-            figures[name].append(timed(work))
-    measure = statistics.median(figures[cases[0][0]])
-    print(f"\n| {title} | median s | ratio |\n|---|---|---|")
-    for name, seconds in figures.items():
-        median = statistics.median(seconds)
-        print(f"| {name} | {median:.2f} | {median / measure:.2f} |", flush=True)
+Section = Callable[[Path, Path, int], list[Target]]
+OVER_THE_TREE: dict[str, Section] = {
+    "backup": disk.backup,
+    "advanced": disk.advanced,
+    "restore": disk.restore,
+    "heal": healing.heal,
+}
+ON_ITS_OWN: dict[str, Section] = {
+    "small": disk.small,
+    "s3": stores.s3,
+    "stores": stores.others,
+    "catalog": overhead.catalog,
+    "start": overhead.start,
+}
+TOOLS = (*peers.INSTALL, "tar", "gzip", "cp")
 
 
-def shell(command: str) -> Callable[[], object]:
-    """A command line, its output thrown away."""
-    return lambda: subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], check=True, stdout=subprocess.DEVNULL)
+def describe(scratch: Path) -> None:
+    """The machine, the versions, and what all sections have in common."""
+    words = ["df", "--output=fstype", str(scratch)]
+    file_system = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1]
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    print(f"{datetime.now(UTC):%Y-%m-%d}: {_processor()}, {os.cpu_count()} cores, {gigabytes:.0f} GB, {file_system},")
+    print(f"Linux {platform.release()}, Python {platform.python_version()}, whisper-backup {whisperbackup.__version__}")
+    state = "a state file" if tools.knows(tools.STATE) else "no state file (this version has none)"
+    print(f"with 4 processes and {state}; the page cache holds the tree; what each tool keeps is on the same disk.")
+    print("; ".join(peers.version(name) for name in peers.installed(*TOOLS)) + ".")
+    for name, remedy in peers.INSTALL.items():
+        if not peers.found(name):
+            print(f"{name} is not installed, and left out: {remedy}")
 
 
-def program(*words: object) -> Callable[[], object]:
-    """This tool."""
-    return lambda: subprocess.run([*PROGRAM, *(str(word) for word in words)], check=True, stdout=subprocess.DEVNULL)
-
-
-def bench_backup(tree: Path, scratch: Path, rounds: int) -> None:
-    """A first backup, and restoring all of it, beside tar and cp."""
-    store, copy, archive, target = scratch / "store", scratch / "copy", scratch / "tree.tgz", scratch / "target"
-
-    def clean() -> None:
-        for path in (store, copy, target):
-            shutil.rmtree(path, ignore_errors=True)
-        target.mkdir()
-        os.sync()
-
-    backups = [
-        (f"backup disk -a {a}", program("-p", tree, "-b", store, "-a", a, "backup", "disk"))
-        for a in ("gz", "sz", "zst")
-    ]
-    compare(
-        "first backup",
-        [
-            *backups,
-            ("tar, gzip -1", shell(f"tar c {tree} | gzip -1 > {archive}")),
-            ("cp -r", shell(f"cp -r {tree} {copy}")),
-        ],
-        clean,
-        rounds,
-    )
-    clean()
-    program("-p", tree, "-b", store, "backup", "disk")()
-    compare("unchanged", [("backup disk", program("-p", tree, "-b", store, "backup", "disk"))], lambda: None, rounds)
-
-    def empty() -> None:
-        shutil.rmtree(target)
-        target.mkdir()
-        os.sync()
-
-    compare(
-        "restore all into an empty prefix",
-        [
-            ("restore disk", program("-p", target, "-b", store, "restore", "disk")),
-            ("tar x, gzip", shell(f"tar xf {archive} -C {target}")),
-        ],
-        empty,
-        rounds,
-    )
-
-
-def bench_heal(tree: Path, scratch: Path, rounds: int) -> None:
-    """200 files with a fifth of their points missing, beside carbonate's fill_archives, one process each."""
-    from carbonate.fill import fill_archives
-
-    chance = np.random.default_rng(1)
-    chosen = sorted(tree.rglob("*.wsp"))[:200]
-    source, damaged, live = scratch / "source", scratch / "damaged", scratch / "live"
-    for path in chosen:
-        for root in (source, damaged):
-            (root / path.relative_to(tree)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, root / path.relative_to(tree))
-        whispertree.damage(damaged / path.relative_to(tree), 0.2, chance)
-    program("-p", source, "-b", scratch / "heal-store", "backup", "disk")()
-
-    def spoil() -> None:
-        shutil.rmtree(live, ignore_errors=True)
-        shutil.copytree(damaged, live)
-
-    def carbonate() -> None:
-        now = int(time.time())
-        for path in chosen:
-            fill_archives(str(source / path.relative_to(tree)), str(live / path.relative_to(tree)), now)
-
-    cases: list[Case] = [
-        (
-            "restore disk -f 1, start and end included",
-            program("-f", 1, "-p", live, "-b", scratch / "heal-store", "restore", "disk"),
-        ),
-        ("carbonate fill_archives", carbonate),
-    ]
-    compare("heal 200 files, a fifth of their points missing", cases, spoil, rounds)
-
-
-def bench_catalog(scratch: Path) -> None:
-    """The parent's peak memory over a store of 200,000 objects."""
-    store = scratch / "wide"
-    for number in range(20_000):
-        folder = store / f"servers.host{number // 50:04}.plugin.metric-{number}"
-        folder.mkdir(parents=True)
-        for day in range(1, 6):
-            for end in ("sha1", "wsp.gz"):
-                (folder / f"2026-11-{day:02}T00:00:00+00:00.{end}").touch()
-    began = time.perf_counter()
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.execv(sys.executable, [*PROGRAM, "-b", str(store), "--json", "list", "disk"])
-    _, _, usage = os.wait4(child, 0)
-    seconds = time.perf_counter() - began
-    print("\n| catalog of 200,000 objects on disk | |\n|---|---|")
-    print(f"| list, seconds | {seconds:.1f} |\n| peak memory, MB | {usage.ru_maxrss / 1024:.0f} |", flush=True)
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
-    """Build the trees, run everything, print the tables."""
+    """Build the trees, run the sections, print their tables and what became of the targets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tree", type=Path, help="a tree of whisper files to use instead of a built one")
     parser.add_argument("-n", type=int, default=1000, help="metrics in the built tree")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["backup", "heal", "catalog"])
+    parser.add_argument("--only", action="append", choices=[*OVER_THE_TREE, *ON_ITS_OWN], help="may be repeated")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
-    )
     with tempfile.TemporaryDirectory(prefix="whisper-backup-bench-") as folder:
         scratch = Path(folder)
-        tree = arguments.tree or scratch / "tree"
-        if arguments.tree is None and arguments.only != "catalog":
-            print(f"{arguments.n} files, {whispertree.build(tree, arguments.n) / 1e6:.0f} MB")
-        if arguments.only in (None, "backup"):
-            bench_backup(tree.resolve(), scratch, arguments.rounds)
-        if arguments.only in (None, "heal"):
-            bench_heal(tree.resolve(), scratch, arguments.rounds)
-        if arguments.only in (None, "catalog"):
-            bench_catalog(scratch)
+        describe(scratch)
+
+        @functools.cache
+        def tree() -> Path:
+            root = arguments.tree.resolve() if arguments.tree else scratch / "tree"
+            if not arguments.tree:
+                whispertree.build(root, arguments.n)
+            count = sum(1 for _ in root.rglob("*.wsp"))
+            print(f"The tree: {count} files, {tools.folder_size(root) / 1e6:.0f} MB.")
+            return root
+
+        targets: list[Target] = []
+        for name in arguments.only or [*OVER_THE_TREE, *ON_ITS_OWN]:
+            with tempfile.TemporaryDirectory(dir=scratch) as room:
+                if name in OVER_THE_TREE:
+                    targets += OVER_THE_TREE[name](tree(), Path(room), arguments.rounds)
+                else:
+                    targets += ON_ITS_OWN[name](scratch, Path(room), arguments.rounds)
+        show_targets(targets)
 
 
 if __name__ == "__main__":

@@ -1,68 +1,99 @@
-"""2,000 small metrics to each kind of store, 30 ms away: first backup, unchanged, restore.  Run by `make bench`."""
+"""To object stores, at a distance: S3 beside its peers; Swift and Google Cloud Storage.
+
+The services are those of the tests, on this machine: client, service and the proxy that adds latency and counts
+share its cores.  So beside what a run took stand its CPU time and what the latency alone comes to.
+"""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-import uuid
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import whispertree
+from peers import Rclone, Restic, Service, installed
+from timing import Command, Table, Target, run
+from tools import Tool, WhisperBackup, empty
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import servers  # noqa: E402  (the tests' servers)
+from whisperbackup.storage.s3 import S3
 
-PROGRAM = [sys.executable, "-m", "whisperbackup", "--nolog", "--nolock", "--nostamp", "-q"]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import servers  # the tests'
 
+METRICS = 2000
+LATENCY = 0.03  # seconds
+IN_FLIGHT = 4 * S3.threads  # what -f is by default, times threads; Swift and GCS have as many
+ADVANCED = "40% of the files advanced by a point"
+STEPS = ("first backup", "unchanged", ADVANCED, "restore all", "restore one metric")
 
-def measure(kind: str, tree: Path, count: int, delay: float) -> None:
-    """One line of the table."""
-    direct = servers.store(kind)
-    with servers.TroubleProxy(direct.port) as proxy, tempfile.TemporaryDirectory() as target:
-        proxy.delay = delay
-        store = direct.through(proxy.port)
-        environment = {**os.environ, **store.environment, "AWS_EC2_METADATA_DISABLED": "true"}
-        bucket = f"bench-{uuid.uuid4().hex[:12]}"
-
-        def timed(command: str, prefix: Path) -> tuple[float, int]:
-            proxy.requests.clear()
-            words = ["-b", bucket, "-p", str(prefix), command, store.driver, *store.arguments]
-            began = time.perf_counter()
-            subprocess.run([*PROGRAM, *words], env=environment, check=True)
-            return time.perf_counter() - began, proxy.requests.total()
-
-        first, puts = timed("backup", tree)
-        unchanged, lists = timed("backup", tree)
-        restored, gets = timed("restore", Path(target))
-    print(
-        f"| {kind} | {first:.1f} s, {count / first:.0f}/s, {puts} requests | {unchanged:.1f} s, {lists} requests "
-        f"| {restored:.1f} s, {count / restored:.0f}/s, {gets} requests |",
-        flush=True,
-    )
+Choice = Callable[[servers.Store, Path], list[Tool]]
 
 
-def main() -> None:
-    """Build the tree, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=2000)
-    parser.add_argument("--delay-ms", type=float, default=30)
-    arguments = parser.parse_args()
-    tree = Path(tempfile.mkdtemp(prefix="whisper-backup-bench-"))
-    try:
-        whispertree.build(tree, arguments.n, schema="minute")
-        print(f"\n| {arguments.n} metrics, {arguments.delay_ms:g} ms away | first backup | unchanged | restore |")
-        print("|---|---|---|---|")
-        for kind in ("s3-rclone", "swift-v1", "gcs"):
-            measure(kind, tree, arguments.n, arguments.delay_ms / 1000)
-    finally:
-        shutil.rmtree(tree)
+def s3(_root: Path | None, scratch: Path, rounds: int) -> list[Target]:
+    """S3 next door, where nothing stands between, and at a distance."""
+    tree = _tree(scratch)
+    for latency in (0, LATENCY):
+        _measure("s3-rclone", latency, tree, scratch, rounds, _s3_tools)
+    return []
 
 
-if __name__ == "__main__":
-    main()
+def others(_root: Path | None, scratch: Path, rounds: int) -> list[Target]:
+    """Swift and Google Cloud Storage at a distance."""
+    tree = _tree(scratch)
+    for kind in ("swift-v1", "gcs"):
+        _measure(kind, LATENCY, tree, scratch, rounds, lambda store, home: [_own(store, home)])
+    return []
+
+
+def _tree(scratch: Path) -> Path:
+    whispertree.build(scratch / "small", METRICS, schema="minute")
+    return scratch / "small"
+
+
+def _own(store: servers.Store, home: Path) -> WhisperBackup:
+    environment = {**store.environment, "AWS_EC2_METADATA_DISABLED": "true"}
+    return WhisperBackup(home, "gz", (store.driver, *store.arguments), environment, IN_FLIGHT)
+
+
+def _s3_tools(store: servers.Store, home: Path) -> list[Tool]:
+    service = Service(store.arguments[0].removeprefix("endpoint="), store.environment)
+    peers: dict[str, Tool] = {"restic": Restic(home, service), "rclone": Rclone(home, service, IN_FLIGHT)}
+    return [_own(store, home), *(peers[name] for name in installed(*peers))]
+
+
+def _measure(kind: str, latency: float, tree: Path, scratch: Path, rounds: int, choose: Choice) -> None:
+    """Each tool goes through all the steps with a store of its own, in turn, `rounds` times; a table a step."""
+    store, requests = servers.store(kind), Counter[str]()
+    with contextlib.ExitStack() as held:
+        if latency:
+            proxy = held.enter_context(servers.TroubleProxy(store.port))
+            proxy.delay = latency
+            store, requests = store.through(proxy.port), proxy.requests
+        tables = {step: Table(f"{kind}, {METRICS} metrics, {latency * 1000:g} ms away: {step}") for step in STEPS}
+        tools = choose(store, scratch)
+        for _ in range(rounds):
+            for tool in tools:
+                tool.clear()
+                for step, table in tables.items():
+                    command = _command(step, tool, tree, scratch / "target")
+                    os.sync()
+                    requests.clear()
+                    taken, sent = run(command), requests.total()
+                    limit = sent * latency / tool.in_flight
+                    table.add(tool.label, taken, {"requests": sent, "limit s": limit} if latency else None)
+    for table in tables.values():
+        table.show()
+
+
+def _command(step: str, tool: Tool, tree: Path, target: Path) -> Command:
+    """What the step is, everything before it made ready."""
+    empty(target)
+    if step == ADVANCED:
+        whispertree.advance(tree, 0.4)
+    if not step.startswith("restore"):
+        return tool.backup(tree)
+    one = next(tree.rglob("*.wsp")).relative_to(tree)
+    return tool.restore(target, str(one) if step == "restore one metric" else "")

@@ -85,9 +85,9 @@ def damage(path: Path, share: float, chance: np.random.Generator) -> None:
     path.write_bytes(content)
 
 
-def advance(root: Path, share: float, seed: int = 1) -> int:
-    """One newer point in the finest archive of a share of the files; how many that were."""
-    chance, now, count = random.Random(seed), int(time.time()), 0
+def advance(root: Path, share: float, seed: int = 1) -> list[Path]:
+    """One newer point in the finest archive of a share of the files, the same files each time; which they are."""
+    chance, now, advanced = random.Random(seed), int(time.time()), []
     for path in sorted(root.rglob("*.wsp")):
         if chance.random() < share:
             with path.open("r+b") as file:
@@ -96,9 +96,9 @@ def advance(root: Path, share: float, seed: int = 1) -> int:
                 file.seek(archive.offset)
                 base = int.from_bytes(file.read(4)) or when
                 file.seek(archive.offset + POINT_SIZE * ((when - base) // archive.step % archive.points))
-                file.write(np.array((when, chance.random()), RECORD).tobytes())
-            count += 1
-    return count
+                file.write(np.array((when, random.random()), RECORD).tobytes())
+            advanced.append(path)
+    return advanced
 
 
 if __name__ == "__main__":
