@@ -12,7 +12,7 @@ from pathlib import Path
 import whispertree
 from peers import Borg, Copy, Restic, Tar, installed
 from timing import Case, Command, Run, Target, compare, run
-from tools import Tool, WhisperBackup, empty
+from tools import Tool, WhisperBackup, empty, folder_size
 
 ADVANCED = 0.4
 """The share of files that carbon has written to between two backups."""
@@ -131,9 +131,14 @@ def restore(root: Path, scratch: Path, rounds: int) -> list[Target]:
     backup_all(tools, root)
     paths = sorted(root.rglob("*.wsp"))
     one = str(paths[len(paths) // 2].relative_to(root))
+
+    def restored(_: Run) -> Mapping[str, float | None]:
+        return {"restored MB": folder_size(target) / 1e6}
+
     for title, path in (("restore all into an empty prefix", ""), ("restore one metric", one)):
         cases = [
-            Case(tool.label, lambda: empty(target), functools.partial(tool.restore, target, path)) for tool in tools
+            Case(tool.label, lambda: empty(target), functools.partial(tool.restore, target, path), restored)
+            for tool in tools
         ]
         compare(title, cases, rounds)
     return []
