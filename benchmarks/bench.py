@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,6 +25,19 @@ from timing import Target, show_targets
 import whisperbackup
 
 Section = Callable[[Path, Path, int], list[Target]]
+
+
+def _script(name: str) -> Section:
+    """A section that is a program of its own."""
+
+    def run(_root: Path, _scratch: Path, _rounds: int) -> list[Target]:
+        sys.stdout.flush()
+        subprocess.run([sys.executable, Path(__file__).with_name(name)], check=True)
+        return []
+
+    return run
+
+
 OVER_THE_TREE: dict[str, Section] = {
     "backup": disk.backup,
     "advanced": disk.advanced,
@@ -36,6 +50,8 @@ ON_ITS_OWN: dict[str, Section] = {
     "stores": stores.others,
     "catalog": overhead.catalog,
     "start": overhead.start,
+    "listing": _script("listing.py"),
+    "large": _script("large.py"),
 }
 TOOLS = (*peers.INSTALL, "tar", "gzip", "cp")
 
