@@ -10,7 +10,9 @@ import os
 import sys
 
 from whisperbackup import __version__, options, signals, util
+from whisperbackup.figures import key_of
 from whisperbackup.options import Options
+from whisperbackup.progress import Tally
 from whisperbackup.storage.base import StorageError, UsageError
 from whisperbackup.tree import NoTree
 from whisperbackup.workers import WorkerLost
@@ -33,30 +35,50 @@ def main(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)
     signals.install()
+    tally = Tally(_name(settings), settings.json) if settings.command != "list" else None
     try:
-        return _run(settings)
-    except (util.CannotRun, StorageError, NoTree, WorkerLost) as error:
-        logger.error("%s", error)
-        return 1
-    except UsageError as error:
-        logger.error("%s; see whisper-backup --help", error)
-        return 2
-    except signals.Stopped as stop:
-        logger.error("%s", stop)
-        return 128 + stop.number
-    except OSError as error:
-        logger.error("%s: %s", error.filename or "system error", error.strerror)
-        logger.debug("where it came from", exc_info=True)
-        return 1
-    except Exception as error:
-        logger.error("unexpected %s: %s; run again with --debug to see where", type(error).__name__, error)
-        logger.debug("where it came from", exc_info=True)
-        return 1
+        status, error = _attempt(settings, tally)
+        signals.disregard()
+        if tally:
+            _tell_programs(settings, tally, status, error)
+        return status
     finally:
         logging.shutdown()
 
 
-def _run(settings: Options) -> int:
+def _name(settings: Options) -> str:
+    """What the run is called in its last line."""
+    return "verify --tree" if settings.compares_tree else settings.command
+
+
+def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
+    """The exit status, and why the run could not go on to its end if it could not."""
+    try:
+        return _run(settings, tally), None
+    except (util.CannotRun, StorageError, NoTree, WorkerLost) as error:
+        status, reason = 1, str(error)
+    except UsageError as error:
+        status, reason = 2, f"{error}; see whisper-backup --help"
+    except signals.Stopped as stop:
+        status, reason = 128 + stop.number, str(stop)
+    except OSError as error:
+        status, reason = 1, f"{error.filename or 'system error'}: {error.strerror}"
+        logger.debug("where it came from", exc_info=True)
+    except Exception as error:
+        status, reason = 1, f"unexpected {type(error).__name__}: {error}; run again with --debug to see where"
+        logger.debug("where it came from", exc_info=True)
+    logger.error("%s", reason)
+    return status, reason
+
+
+def _tell_programs(settings: Options, tally: Tally, status: int, error: str | None) -> None:
+    """How the run ended, for --json."""
+    figures = tally.figures_by_key()
+    name = key_of(tally.command)
+    tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
+
+
+def _run(settings: Options, tally: Tally | None) -> int:
     writes = settings.command in WRITING
     logfile = settings.logfile if writes or not settings.logfile_is_default else None
     util.configure_logging(settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog)
@@ -74,7 +96,12 @@ def _run(settings: Options) -> int:
             util.splay(settings.splay)
             if settings.lockfile:
                 held.enter_context(util.run_lock(settings.lockfile, settings.lock_timeout))
-        status: int = verb.run(settings)
+        status: int
+        if tally is None:
+            status = verb.run(settings)
+        else:
+            tally.start()
+            status = verb.run(settings, tally)
         if status == 0 and writes and settings.stampfile and not settings.noop:
             util.touch_stamp(settings.stampfile)
     return status

@@ -26,6 +26,7 @@ STAMPFILE = "/var/tmp/whisperbackup.py.success"
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
 MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1e6  # MB/s
+MAX_SHARES = 1000
 MAX_THREADS = 64  # what the drivers keep connections for
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -51,6 +52,9 @@ class Options:
     storage_path: str  # empty, or ending in a slash
     max_file_size: int  # bytes
     overwrite: bool
+    every_backup: bool
+    shares: int  # verify one of so many, today's
+    compares_tree: bool
     json: bool
     debris: bool
     debug: bool
@@ -86,6 +90,21 @@ def _parse_size(text: str) -> int:
     return int(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
+def _parse_shares(parser: _Parser, values: optparse.Values, command: str) -> int:
+    """The N of --sample 1/N, 1 if not given; complains of what does not go together with verify's options."""
+    for name in ("all", "sample", "tree"):
+        if getattr(values, name) and command != "verify":
+            parser.error(f"--{name} is an option of verify")
+    if values.tree and (values.all or values.date is not None):
+        parser.error("--tree compares with the newest backups; neither --all nor -c goes with it")
+    if values.sample is None:
+        return 1
+    match = re.fullmatch(r"1/(\d{1,4})", values.sample, re.ASCII)
+    if not match or not 1 <= int(match[1]) <= MAX_SHARES:
+        parser.error(f"--sample '{values.sample}': 1/N, with an N from 1 to {MAX_SHARES}")
+    return int(match[1])
+
+
 def _parser() -> _Parser:
     parser = _Parser(usage=USAGE, version=f"whisper-backup {__version__}", epilog=EPILOG, add_help_option=False)
     parser.remove_option("--version")
@@ -111,17 +130,27 @@ def _parser() -> _Parser:
         text="metrics to work on, as 'servers.web1.*' or 'a.{b,c}'; * crosses dots; may be repeated [*]")  # fmt: skip
     add("--exclude", action="append", metavar="GLOB", text="metrics to leave out; may be repeated")
     add("-c", "--date", metavar="DATE",
-        text="restore as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 [the newest]")  # fmt: skip
+        text="restore, verify: as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 [newest]")  # fmt: skip
     add("-a", "--algorithm", default="gz", metavar="CODEC",
         text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
     add("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
     add("--max-file-size", default="1G", metavar="SIZE",
         text="larger files are refused, in the tree and in the store")  # fmt: skip
-    add("--bwlimit", type="float", metavar="MB/s", text="backup: read whisper files no faster than this [no limit]")
+    add(
+        "--bwlimit",
+        type="float",
+        metavar="MB/s",
+        text="backup, verify --tree: read whisper files no faster than this [no limit]",
+    )
     add("--nice", action="store_true",
-        text="backup: work at the lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
+        text="backup, verify --tree: lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
     add("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
-    add("--json", action="store_true", text="list: one JSON object a line")
+    add("--all", action="store_true", text="verify: every backup of every metric, or those up to -c")
+    add("--sample", metavar="1/N",
+        text="verify: another share of the metrics each day (UTC), so that N days in a row take all")  # fmt: skip
+    add("--tree", action="store_true",
+        text="verify: compare the tree with the newest backups, of which only the marks are read")  # fmt: skip
+    add("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
     add("--debris", action="store_true", text="list: what interrupted runs left, instead")
     add("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
     add("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
@@ -184,6 +213,7 @@ def parse(words: list[str]) -> Options:
             date = parse_date(values.date)
         except (ValueError, OverflowError):
             parser.error(f"-c '{values.date}' is no date in ISO 8601, as 2026-11-23 or 2026-11-23T18:00:00+01:00")
+    shares = _parse_shares(parser, values, command)
     try:
         max_file_size = _parse_size(values.max_file_size)
     except ValueError:
@@ -213,6 +243,9 @@ def parse(words: list[str]) -> Options:
         storage_path=path if not path or path.endswith("/") else path + "/",
         max_file_size=max_file_size,
         overwrite=bool(values.overwrite),
+        every_backup=bool(values.all),
+        shares=shares,
+        compares_tree=bool(values.tree),
         json=bool(values.json),
         debris=bool(values.debris),
         debug=bool(values.debug),

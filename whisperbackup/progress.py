@@ -7,9 +7,11 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from whisperbackup import jsonlines
+from whisperbackup.figures import FIGURES, key_of
 from whisperbackup.signals import Stopped
 from whisperbackup.storage.base import Unavailable
 from whisperbackup.workers import Outcome, Pool
@@ -23,12 +25,17 @@ BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
 
 
 class Tally:
-    """The figures of one run.  `always` are printed even when they are zero, in this order, before all others."""
+    """The figures of one run of a `command` that figures.py knows."""
 
-    def __init__(self, command: str, always: Sequence[str]) -> None:
+    def __init__(self, command: str, as_json: bool = False) -> None:
         self.command = command
-        self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(always, 0))
+        self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(FIGURES[command].always, 0))
         self.failed = 0
+        self._printer = jsonlines.Printer() if as_json else None
+        self.start()
+
+    def start(self) -> None:
+        """Count the seconds from now on."""
         self._started = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
@@ -36,16 +43,32 @@ class Tally:
         self.figures.update(outcome.figures)
         for error in outcome.errors:
             logger.error("%s: %s", outcome.metric, error)
+            about = {"backup": outcome.stamp} if outcome.stamp else {}
+            self.tell({"metric": outcome.metric, "error": error, **about})
         self.failed += bool(outcome.errors)
 
     def fail(self, name: str, reason: str) -> None:
         """Count and name a failure outside of any worker."""
         self.add(Outcome(name, {}, (reason,)))
 
+    def tell(self, fields: dict[str, object]) -> None:
+        """Print a line of JSON, if JSON is wanted."""
+        if self._printer:
+            self._printer.say(fields)
+
     def summary(self) -> str:
         """Figures, failures and seconds, as the last line says them."""
         parts = [_figure(name, count) for name, count in self.figures.items()]
-        return ", ".join([*parts, f"{self.failed} failed", f"{time.monotonic() - self._started:.1f} s"])
+        return ", ".join([*parts, f"{self.failed} failed", f"{self._seconds:.1f} s"])
+
+    def figures_by_key(self) -> dict[str, float]:
+        """The same for programs: all figures of the command, whether zero or not."""
+        counts = {key_of(name): self.figures[name] for name in (*FIGURES[self.command].seldom, *self.figures)}
+        return {"seconds": round(self._seconds, 3), "failed": self.failed, **counts}
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def finish(self) -> int:
         """Print the last line; the exit status: 0, or 3 if anything failed."""

@@ -26,7 +26,7 @@ class _State:
 
 def install() -> None:
     """Turn the stop signals into Stopped, raised in the main thread."""
-    _State.received = None
+    _State.received, _State.is_shielded = None, False
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
             signal.signal(number, _handle)
@@ -49,11 +49,16 @@ def check() -> None:
 @contextlib.contextmanager
 def shield() -> Iterator[None]:
     """Do something short that an exception in the middle would spoil; a signal that comes meanwhile is raised after."""
-    before = _State.received
+    before, was_shielded = _State.received, _State.is_shielded
     _State.is_shielded = True
     try:
         yield
     finally:
-        _State.is_shielded = False
-    if _State.received is not None and before is None:
+        _State.is_shielded = was_shielded
+    if _State.received is not None and before is None and not was_shielded:
         raise Stopped(_State.received)
+
+
+def disregard() -> None:
+    """From now on, the work being over, a first signal changes nothing any more; the second still ends at once."""
+    _State.is_shielded = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from whisperbackup import storage, tree
@@ -44,7 +44,7 @@ def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[
     return catalog, join(walk, catalog)
 
 
-def restorable(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:
+def restorable(catalog: Iterable[Metric], date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:
     """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
 
     One that has none is a failure, and named.
@@ -60,18 +60,22 @@ def restorable(catalog: Catalog, date: str | None, tally: Tally) -> Iterator[tup
 
 
 def work_on_backups(
-    options: Options, tally: Tally, prepare: Callable[[Options], Work], job: Callable[[str, list[Backup]], Any]
+    options: Options,
+    tally: Tally,
+    prepare: Callable[[Options], Work],
+    jobs: Callable[[str, list[Backup]], Iterable[Any]],
+    is_meant: Callable[[str], bool] = lambda _: True,
 ) -> int:
-    """Have a pool do `job(name, candidates)` for every metric in the store that is meant; the exit status."""
+    """Have a pool do `jobs(name, candidates)` for every metric in the store that is meant; the exit status."""
     with (
         open_store(options) as driver,
         Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
         told(tally, options.quiet),
     ):
         catalog = Catalog(driver, options.storage_path, options.selection)
-        found = restorable(catalog, options.date, tally)
-        work_through(pool, (job(metric.name, candidates) for metric, candidates in found), tally)
+        found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
+        work_through(pool, (job for metric, candidates in found for job in jobs(metric.name, candidates)), tally)
         catalog.report_foreign()
-    if not tally.figures["examined"] and not tally.failed:
+    if not any(tally.figures.values()) and not tally.failed:
         raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
     return tally.finish()

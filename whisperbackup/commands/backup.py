@@ -25,8 +25,6 @@ from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
 
-FIGURES = ("examined", "unchanged", "backed up", "read bytes", "stored bytes", "removed")
-
 
 class Job(NamedTuple):
     """A file to back up if it changed; `metric` is what the store holds of it.
@@ -40,9 +38,8 @@ class Job(NamedTuple):
     known: Record | None
 
 
-def run(options: Options) -> int:
+def run(options: Options, tally: Tally) -> int:
     """Back up what changed; the exit status."""
-    tally = Tally("backup", FIGURES)
     with open_store(options, create=True) as driver:
         check_tree(options.prefix)
         with (

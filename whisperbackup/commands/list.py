@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import NamedTuple
 
+from whisperbackup import jsonlines
 from whisperbackup.catalog import Catalog, Metric, newest_at
 from whisperbackup.commands import NOTHING_MATCHES, open_store
 from whisperbackup.options import Options
@@ -60,7 +60,7 @@ def _print(options: Options) -> int:
             if options.json:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
-                _say(json.dumps({"metric": metric.name, kind: objects}, ensure_ascii=False))
+                _say(jsonlines.line({"metric": metric.name, kind: objects}))
             else:
                 for item in shown:
                     _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")

@@ -33,7 +33,6 @@ from whisperbackup.workers import Outcome, Pool, Work
 
 logger = logging.getLogger(__name__)
 
-FIGURES = ("examined", "missing", "purged")
 DEBRIS_AGE = timedelta(days=1)  # younger debris may be another run's work
 MANY = 100  # deletions above which half of everything is taken for a mistake
 
@@ -267,9 +266,8 @@ def check_tree(prefix: bytes) -> None:
         )
 
 
-def run(options: Options) -> int:
+def run(options: Options, tally: Tally) -> int:
     """Purge without backing up; the exit status."""
-    tally = Tally("purge", FIGURES)
     with open_store(options) as driver:
         check_tree(options.prefix)
         with (

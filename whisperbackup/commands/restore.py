@@ -16,9 +16,6 @@ from whisperbackup.workers import Budget, Outcome, Work, failure
 
 logger = logging.getLogger(__name__)
 
-FIGURES = ("examined", "created", "healed", "points filled", "already whole", "skipped")
-
-
 CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that are in memory at the worst moment
 
 
@@ -29,10 +26,10 @@ class Job(NamedTuple):
     candidates: list[Backup]
 
 
-def run(options: Options) -> int:
+def run(options: Options, tally: Tally) -> int:
     """Restore every metric that is meant; the exit status."""
     tree.check_prefix(options.prefix)
-    return work_on_backups(options, Tally("restore", FIGURES), prepare, Job)
+    return work_on_backups(options, tally, prepare, lambda name, candidates: [Job(name, candidates)])
 
 
 def prepare(options: Options) -> Work:

@@ -2,47 +2,74 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
-from whisperbackup import backups
+from whisperbackup import backups, util
 from whisperbackup.catalog import Backup
-from whisperbackup.commands import open_driver, work_on_backups
+from whisperbackup.commands import open_driver, verify_tree, work_on_backups
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally
-from whisperbackup.storage.base import StorageError
+from whisperbackup.selection import is_in_share
+from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.workers import Budget, Outcome, Work, failure
 
 COPIES = 2  # of a file that are in memory while it is checked
 
 
 class Job(NamedTuple):
-    """A metric whose backup is to be checked."""
+    """A backup of the metric `name` to be checked."""
 
     name: str
     backup: Backup
 
 
-def run(options: Options) -> int:
-    """Check the newest backup, or the one as of -c, of every metric that is meant; the exit status."""
-    tally = Tally("verify", ("examined", "good", "read bytes"))
-    return work_on_backups(options, tally, prepare, lambda name, candidates: Job(name, candidates[0]))
+def run(options: Options, tally: Tally) -> int:
+    """Check the newest backup of every metric that is meant, or that as of -c, or all; the exit status."""
+    is_meant = _todays(options.shares, tally)
+    if options.compares_tree:
+        return verify_tree.run(options, tally, is_meant)
+
+    def jobs(name: str, candidates: list[Backup]) -> list[Job]:
+        return [Job(name, backup) for backup in (candidates if options.every_backup else candidates[:1])]
+
+    return work_on_backups(options, tally, prepare, jobs, is_meant)
+
+
+def _todays(shares: int, tally: Tally) -> Callable[[str], bool]:
+    """Whether a metric is in today's share; counts it if not."""
+    day = util.utc_now().toordinal()
+
+    def is_todays(name: str) -> bool:
+        is_meant = is_in_share(name, shares, day)
+        tally.figures["left to other days"] += not is_meant
+        return is_meant
+
+    return is_todays if shares > 1 else lambda _: True
 
 
 def prepare(options: Options) -> Work:
     """What a worker does with a job, with a driver of its own."""
-    driver = open_driver(options)
-    budget = Budget()
+    return functools.partial(verify_backup, options=options, driver=open_driver(options), budget=Budget())
 
-    def work(job: Job) -> Outcome:
-        size = max(payload.size for payload in job.backup.payloads)
+
+def verify_backup(job: Job, options: Options, driver: Driver, budget: Budget) -> Outcome:
+    """Check one backup, each of its payloads: restore may come to need any of them."""
+    key = f"{options.storage_path}{job.name}/"
+    reasons: list[str] = []
+    size = 0
+    for payload in job.backup.payloads:
+        alone = job.backup._replace(payloads=(payload,))
         try:
-            backups.load(
-                driver, f"{options.storage_path}{job.name}/", job.backup, options.max_file_size, budget, COPIES, len
-            )
+            backups.load(driver, key, alone, options.max_file_size, budget, COPIES, len)
+            size += payload.size
         except backups.BadBackup as error:
-            return Outcome(job.name, {"examined": 1}, (f"the backup of {job.backup.stamp} is bad: {error}",))
+            reasons.append(str(error))
         except StorageError as error:
-            return failure(job.name, error, examined=1)
-        return Outcome(job.name, {"examined": 1, "good": 1, "read bytes": size})
-
-    return work
+            return failure(job.name, error, examined=1)._replace(stamp=job.backup.stamp)
+    figures = {"examined": 1, "good": int(not reasons), "read bytes": size}
+    if not reasons:
+        return Outcome(job.name, figures)
+    told = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, however many payloads it has
+    return Outcome(job.name, figures, (f"the backup of {job.backup.stamp} is bad: {told}",), stamp=job.backup.stamp)
