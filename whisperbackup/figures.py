@@ -1,10 +1,11 @@
-"""The figures of each command: what a run counts, by the names that its last line and its JSON show.
+"""The figures of each command: what a run counts, by the names that its last line, its JSON and carbon show.
 
     last line      `12 backed up, 3.4 MB read`       names as below; bytes in kB, MB …
     --json         `"backed_up": 12, "read_bytes": 3412345`
+    --carbon       `….backup.backed_up 12 1795000000`
 
-JSON always has all the figures of a command, and besides `failed` (what is named on stderr), `seconds`
-and `status` (the exit status).  The names in this file are an interface: runbooks have them.
+JSON and carbon always have all the figures of a command, and besides `failed` (what is named on stderr), `seconds`
+and `status` (the exit status).  The names in this file are an interface: dashboards and runbooks have them.
 """
 
 from __future__ import annotations
@@ -95,5 +96,5 @@ FIGURES = {
 
 
 def key_of(name: str) -> str:
-    """A figure's or command's name as JSON has it: `read bytes` becomes `read_bytes`."""
+    """A figure's or command's name as JSON and carbon have it: `read bytes` becomes `read_bytes`."""
     return re.sub(r"\W+", "_", name)

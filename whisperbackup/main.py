@@ -7,15 +7,16 @@ import importlib
 import io
 import logging
 import os
+import socket
 import sys
 
-from whisperbackup import __version__, options, signals, util
+from whisperbackup import __version__, carbon, options, signals, util
 from whisperbackup.figures import key_of
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import StorageError, UsageError
 from whisperbackup.tree import NoTree
-from whisperbackup.workers import WorkerLost
+from whisperbackup.workers import STOP_LIMIT, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,14 @@ def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
 
 
 def _tell_programs(settings: Options, tally: Tally, status: int, error: str | None) -> None:
-    """How the run ended, for --json."""
+    """How the run ended, for --json and --carbon."""
     figures = tally.figures_by_key()
     name = key_of(tally.command)
     tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
+    if settings.carbon and not settings.noop:
+        path = f"{settings.carbon_prefix}.{carbon.node_name(socket.gethostname())}.{name}"
+        text = carbon.lines(path, figures, status, int(util.utc_now().timestamp()))
+        carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(STOP_LIMIT)))
 
 
 def _run(settings: Options, tally: Tally | None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, compression, storage
+from whisperbackup import __version__, carbon, compression, storage
 from whisperbackup.catalog import stamp_of
 from whisperbackup.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
@@ -56,6 +56,8 @@ class Options:
     shares: int  # verify one of so many, today's
     compares_tree: bool
     json: bool
+    carbon: carbon.Receiver | None
+    carbon_prefix: str
     debris: bool
     debug: bool
     quiet: bool
@@ -151,6 +153,10 @@ def _parser() -> _Parser:
     add("--tree", action="store_true",
         text="verify: compare the tree with the newest backups, of which only the marks are read")  # fmt: skip
     add("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
+    add("--carbon", metavar="HOST[:PORT]",
+        text=f"send the figures of the run to this carbon's line receiver [port {carbon.PORT}]")  # fmt: skip
+    add("--carbon-prefix", default="whisper-backup", metavar="PREFIX",
+        text="they are PREFIX.<node>.<command>.<figure>")  # fmt: skip
     add("--debris", action="store_true", text="list: what interrupted runs left, instead")
     add("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
     add("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
@@ -214,6 +220,14 @@ def parse(words: list[str]) -> Options:
         except (ValueError, OverflowError):
             parser.error(f"-c '{values.date}' is no date in ISO 8601, as 2026-11-23 or 2026-11-23T18:00:00+01:00")
     shares = _parse_shares(parser, values, command)
+    receiver = None
+    if values.carbon is not None:
+        try:
+            receiver = carbon.parse_receiver(values.carbon)
+        except ValueError:
+            parser.error(f"--carbon '{values.carbon}': HOST or HOST:PORT, an IPv6 address in brackets")
+    if not carbon.is_prefix(values.carbon_prefix):
+        parser.error(f"--carbon-prefix '{values.carbon_prefix}': letters, digits, '_' and '-', in parts joined by dots")
     try:
         max_file_size = _parse_size(values.max_file_size)
     except ValueError:
@@ -247,6 +261,8 @@ def parse(words: list[str]) -> Options:
         shares=shares,
         compares_tree=bool(values.tree),
         json=bool(values.json),
+        carbon=receiver,
+        carbon_prefix=values.carbon_prefix,
         debris=bool(values.debris),
         debug=bool(values.debug),
         quiet=bool(values.quiet),

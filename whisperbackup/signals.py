@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -21,6 +22,7 @@ class Stopped(BaseException):
 
 class _State:
     received: int | None = None
+    received_at = 0.0  # time.monotonic()
     is_shielded = False
 
 
@@ -35,7 +37,7 @@ def install() -> None:
 def _handle(number: int, _: FrameType | None) -> None:
     if _State.received is not None:
         os._exit(128 + number)  # the workers die with their parent
-    _State.received = number
+    _State.received, _State.received_at = number, time.monotonic()
     if not _State.is_shielded:
         raise Stopped(number)
 
@@ -62,3 +64,8 @@ def shield() -> Iterator[None]:
 def disregard() -> None:
     """From now on, the work being over, a first signal changes nothing any more; the second still ends at once."""
     _State.is_shielded = True
+
+
+def left_of(seconds: float) -> float:
+    """What is left of `seconds` since the stop signal; all of them if none came."""
+    return seconds if _State.received is None else seconds - (time.monotonic() - _State.received_at)

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
 REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
 HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
-GRACE = 9.0  # seconds that work in flight gets to finish when a run is stopped; it is to be gone within ten
+STOP_LIMIT = 10.0  # seconds within which a run that is stopped is to be gone
+GRACE = STOP_LIMIT - 1  # seconds that work in flight gets to finish then
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 
