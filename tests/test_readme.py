@@ -1,0 +1,156 @@
+"""The README and the other documents: their commands work as they stand, and what they name is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import whisper
+from conftest import Program
+
+from whisperbackup import options, storage
+from whisperbackup.storage import s3
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+SETTING = re.compile(r"^(TREE|BACKUPS|STAMP)=\S+", re.MULTILINE)
+OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ")
+LONG_AGO = "2020-01-01T00:00:00+00:00"
+
+
+def blocks() -> list[str]:
+    """The README's commands that are marked as tested, in its order."""
+    return TESTED.findall(README)
+
+
+@pytest.fixture
+def newcomer(program: Program) -> Program:
+    """The program as `whisper-backup` in a PATH, with lock, log and state of the test's own, as an option given twice
+    may be; the README's settings lead into the test's folder."""
+    shelf = program.home / "bin"
+    shelf.mkdir()
+    words = ["--lockfile", program.lock, "--logfile", program.log, "--statefile", program.state]
+    words = [sys.executable, "-m", "whisperbackup", *words, "--stampfile", program.stamp]
+    (shelf / "whisper-backup").write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+    (shelf / "whisper-backup").chmod(0o755)
+    program.environment = {
+        "PATH": f"{shelf}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        "TMPDIR": str(program.home),
+    }
+    return program
+
+
+def type_in(newcomer: Program, commands: list[str]) -> str:
+    """What a shell says to `commands`, the README's own; each must succeed."""
+    ours = {"TREE": newcomer.prefix, "BACKUPS": newcomer.store, "STAMP": newcomer.stamp}
+    script = SETTING.sub(lambda match: f"{match[1]}={ours[match[1]]}", "\n".join(commands))
+    script = script.replace("/tmp/cpu.wsp", f"{newcomer.home}/cpu.wsp")
+    done = subprocess.run(
+        ["sh", "-euvc", script],
+        env={**os.environ, **newcomer.environment},
+        cwd=newcomer.home, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_newcomer_can_type_the_readmes_commands_in_their_order(newcomer: Program) -> None:
+    settings, tree, first, *rest = blocks()
+    said = type_in(newcomer, [settings, tree, first])
+    assert "backup complete: 3 examined, 0 unchanged, 3 backed up" in said
+    files = sorted(newcomer.prefix.rglob("*.wsp"))
+    before = {path: path.read_bytes() for path in files}
+    for path in newcomer.store.rglob("20*"):  # the dates that the README restores as of are later than this
+        path.rename(path.with_name(LONG_AGO + path.name[len(LONG_AGO) :]))
+    for path in files:
+        path.unlink()
+    said = type_in(newcomer, [settings, *rest])
+    assert "verify complete: 3 examined, 3 good" in said
+    assert said.count("restore complete: 2 examined, 2 created") == 1  # the host, into the scratch folder
+    assert {path: path.read_bytes() for path in files} == before
+
+
+@pytest.mark.parametrize("codec", ["gz", "sz", *(["zst"] if shutil.which("zstd") else [])])
+def test_a_file_comes_back_by_hand_whatever_its_codec(newcomer: Program, codec: str) -> None:
+    settings, (by_hand,) = blocks()[0], [block for block in blocks() if "gunzip" in block]
+    path = newcomer.write("servers.web1.cpu")
+    content = path.read_bytes()
+    newcomer("backup", "-a", codec, "disk")
+    path.unlink()
+    assert "cpu.wsp: OK" in type_in(newcomer, [settings, by_hand])
+    assert path.read_bytes() == content
+    assert whisper.info(str(path))
+
+
+def named_options(text: str) -> Iterator[str]:
+    """The long options in `text` that are meant to be ours."""
+    for line in text.splitlines():
+        if not line.strip().startswith(OTHER_PROGRAMS):
+            yield from OPTION.findall(line)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_option_that_is_named_is_one(document: Path) -> None:
+    parser = options._parser()
+    assert [name for name in named_options(document.read_text()) if not parser.has_option(name)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_and_heading_that_is_linked_is_there(document: Path) -> None:
+    text = document.read_text()
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, heading = target.partition("#")
+        if "://" not in target:
+            assert not path or (document.parent / path).exists(), target
+            assert path or heading in headings, target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_in_the_repository_that_is_named_is_there(document: Path) -> None:
+    named = re.findall(r"`((?:docs|tests|contrib|benchmarks|whisperbackup|\.ci)/[\w./-]+)`", document.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_make_target_that_is_named_is_one(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)`", document.read_text())) <= targets
+
+
+def test_every_command_line_of_the_readme_is_understood() -> None:
+    given = re.findall(r"(?:^|`|&& |root +|graphite +|=\S+ )whisper-backup +([^`#\n]+)", README, re.MULTILINE)
+    given = [line.replace("$STORE", "disk -b /backup/graphite") for line in given]
+    assert len(given) > 20
+    for line in given:
+        if "--help" not in line:
+            options.parse(shlex.split(line))
+
+
+def test_every_storage_argument_of_the_readme_is_one() -> None:
+    text = README[README.index("### Amazon S3") : README.index("### OpenStack Swift")]
+    assert set(re.findall(r"`([a-z_]+)=", text)) == set(s3.ARGUMENTS)
+
+
+def test_every_driver_has_its_part_of_the_readme() -> None:
+    stores = README[README.index("## Stores") : README.index("## The layout")]
+    assert all(re.search(rf"(backup|\[)[^\n]* ?{name}\b", stores) for name in storage.BUILT_IN)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_is_named_is_there(document: Path) -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", document.read_text()))
+    assert {name for name in named if f"def {name}(" not in tests} == set()
