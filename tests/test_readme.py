@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import whisper
-from conftest import Program
+from conftest import Program, add_point, contents, install_driver
 
 from whisperbackup import options, storage
 from whisperbackup.storage import s3
@@ -154,3 +154,23 @@ def test_every_test_that_is_named_is_there(document: Path) -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", document.read_text()))
     assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
+def test_the_driver_in_the_design_is_a_whole_one(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/design.md").read_text(), re.DOTALL)
+    install_driver(program, monkeypatch, source)
+    (point,) = program.home.rglob("entry_points.txt")
+    point.write_text("[whisperbackup.storage]\nshelf = shelf:open_shelf\n")
+    for number in range(3):
+        program.write(f"a.m{number}", number)
+    assert "3 backed up" in program("backup", "shelf")
+    add_point(program.prefix / "a/m0.wsp", 7.0)
+    assert "2 unchanged, 1 backed up" in program("backup", "shelf", "-r", "1")
+    assert "3 examined, 3 good" in program("verify", "shelf")
+    target = program.home / "target"
+    target.mkdir()
+    program("restore", "shelf", "-p", target)
+    assert contents(target) == contents(program.prefix)
+    (program.prefix / "a/m1.wsp").unlink()
+    assert "1 purged" in program("purge", "shelf", "-x", "0")
+    assert "no metric in" in program("list", "shelf", "-m", "a.m1", status=1)
