@@ -132,7 +132,7 @@ def test_every_make_target_that_is_named_is_one(document: Path) -> None:
 
 def test_every_command_line_of_the_readme_is_understood() -> None:
     given = re.findall(r"(?:^|`|&& |root +|graphite +|=\S+ )whisper-backup +([^`#\n]+)", README, re.MULTILINE)
-    given = [line.replace("$STORE", "disk -b /backup/graphite") for line in given]
+    given = [line.replace("$STORE", "disk -b /backup/graphite").replace("$WHEN", "2026-11-20") for line in given]
     assert len(given) > 20
     for line in given:
         if "--help" not in line:
