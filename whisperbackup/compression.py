@@ -50,7 +50,8 @@ def compressor(codec: str) -> Compress:
     if codec == "sz":
         import snappy
 
-        return lambda content: cast(bytes, snappy.StreamCompressor().add_chunk(content))
+        # bytes(): some releases of cramjam, which does the work, take nothing else
+        return lambda content: bytes(snappy.StreamCompressor().add_chunk(bytes(content)))
     import zstandard
 
     # Level 1 that looks for matches of four bytes, as long as a time stamp is: on whisper files within 3 % of the
