@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"
 TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTING = re.compile(r"^(TREE|BACKUPS|STAMP)=\S+", re.MULTILINE)
-OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ")
+OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ")
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 
 
