@@ -68,6 +68,7 @@ def type_in(newcomer: Program, commands: list[str]) -> str:
 def test_a_newcomer_can_type_the_readmes_commands_in_their_order(newcomer: Program) -> None:
     ours = blocks()
     broken_at = next(number for number, block in enumerate(ours) if "restore $STORE" in block)
+    newcomer.prefix.rmdir()
     said = type_in(newcomer, ours[:broken_at])
     assert "backup complete: 3 examined, 0 unchanged, 3 backed up" in said
     assert "verify complete: 3 examined, 3 good" in said
@@ -177,3 +178,8 @@ def test_the_driver_in_the_design_is_a_whole_one(program: Program, monkeypatch: 
     (program.prefix / "a/m1.wsp").unlink()
     assert "1 purged" in program("purge", "shelf", "-x", "0")
     assert "no metric in" in program("list", "shelf", "-m", "a.m1", status=1)
+
+
+def test_the_tree_to_try_it_on_is_not_planted_in_one_that_is_there(newcomer: Program) -> None:
+    type_in(newcomer, blocks()[:2])
+    assert list(newcomer.prefix.iterdir()) == []
