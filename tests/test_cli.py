@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Program, unprivileged
 
-from whisperbackup.options import LOGFILE, parse, parse_date
+from whisperbackup.options import LOGFILE, make_parser, parse, parse_date
 from whisperbackup.util import Keep
 
 
@@ -140,6 +140,14 @@ def test_help_shows_usage_and_every_default() -> None:
     values = ("/opt/graphite/storage/whisper", "[4]", "[5]", "[45]", "[graphite-backups]", "[gz]", "[90]", "[0]")
     for default in (*names, *values):
         assert default in re.sub(r"\s+", "", shown), default
+
+
+def test_help_fits_a_terminal_and_every_option_is_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = make_parser()
+    assert not parser.option_list
+    assert max(len(line) for line in parser.format_help().splitlines()) < 80
+    assert not [option for group in parser.option_groups for option in group.option_list if not option.help]
 
 
 def test_version_is_printed() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import optparse
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -14,12 +16,37 @@ from whisperbackup.catalog import stamp_of
 from whisperbackup.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
-COMMANDS = ("backup", "restore", "purge", "list", "verify")
-USAGE = "whisper-backup [options] backup|restore|purge|list|verify disk|gcs|noop|s3|swift [storage args]"
-EPILOG = (
-    "Exit status: 0 all done; 1 could not run; 2 usage; 3 ran, but some metrics failed, each named on stderr; "
-    "128+N stopped by signal N.  Storage args are name=value, or one bare value, a region."
-)
+USAGE = """whisper-backup [options] backup|restore|purge|list|verify
+                      disk|gcs|noop|s3|swift [storage args]"""
+ABOUT = {
+    "backup": "store every metric whose file changed, then purge",
+    "restore": "create what is missing in the tree, fill the gaps of what is there",
+    "purge": "delete what has been gone from the tree for -x days",
+    "list": "show the metrics in the store and their backups",
+    "verify": "read backups back and check them",
+}
+STORES = {
+    "disk": "a directory",
+    "gcs": "Google Cloud Storage",
+    "noop": "none: what a first backup would cost on this machine alone",
+    "s3": "Amazon S3, and what speaks S3",
+    "swift": "OpenStack Swift",
+}
+STORAGE_ARGS = "name=value, or one bare value, a region"
+EXAMPLES = """\
+  whisper-backup -b /backup/graphite backup disk
+  whisper-backup -b graphite-backups --storage-path node1 backup s3 eu-west-1
+  whisper-backup -b /backup/graphite -m 'servers.web1.*' list disk
+  whisper-backup -b /backup/graphite -m 'servers.web1.*' -n restore disk
+"""
+STATUS = {
+    "0": "all done",
+    "1": "could not run: no store, credentials or tree, no match, lock busy",
+    "2": "usage",
+    "3": "ran, but some metrics failed; each is named on stderr",
+    "128+N": "stopped by signal N",
+}
+COMMANDS = tuple(ABOUT)
 LOGFILE = "/var/log/whisperbackup.py.log"
 LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"
@@ -77,6 +104,23 @@ class _Parser(optparse.OptionParser):
     def error(self, msg: str) -> NoReturn:
         self.exit(2, f"whisper-backup: {msg}; see whisper-backup --help\n")
 
+    def format_help(self, formatter: optparse.HelpFormatter | None = None) -> str:
+        """As optparse's, with tables around the options."""
+        parts = [
+            f"Usage: {USAGE}\n",
+            _table("Commands", ABOUT),
+            _table("Stores", STORES),
+            f"Storage args: {STORAGE_ARGS}\n",
+            self.format_option_help(formatter),
+            f"Examples:\n{EXAMPLES}",
+            _table("Exit status", STATUS),
+        ]
+        return "\n".join(parts)
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    return f"{title}:\n" + "".join(f"  {name:<8} {text}\n" for name, text in rows.items())
+
 
 def parse_date(text: str) -> str:
     """The stamp of a moment in ISO 8601: a date alone is 00:00, no zone is UTC.  Raises ValueError."""
@@ -107,80 +151,99 @@ def _parse_shares(parser: _Parser, values: optparse.Values, command: str) -> int
     return int(match[1])
 
 
-def _parser() -> _Parser:
-    parser = _Parser(usage=USAGE, version=f"whisper-backup {__version__}", epilog=EPILOG, add_help_option=False)
+def make_parser() -> optparse.OptionParser:
+    """The parser of the whole command line; also what the manual page and the completion are made from."""
+    parser = _Parser(
+        usage=USAGE,
+        version=f"whisper-backup {__version__}",
+        add_help_option=False,
+        formatter=optparse.IndentedHelpFormatter(max_help_position=30),
+    )
     parser.remove_option("--version")
 
-    def add(*names: str, text: str, **settings: Any) -> None:
+    def add(group: optparse.OptionGroup, *names: str, text: str, **settings: Any) -> None:
         shown = f"{text} [%default]" if settings.get("default", "") != "" else text
-        parser.add_option(*names, help=shown, **settings)
+        group.add_option(*names, help=shown, **settings)
 
-    add("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
-    add("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
-    add("--threads", type="int", metavar="N", text="requests in flight in each process [what the store likes]")
-    add("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
-    for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month")):
-        add(f"--keep-{period}", type="int", default=0, metavar="N",
-            text=f"beside -r, keep the newest backup of each of N {unit}s (UTC)")  # fmt: skip
-    add("-x", "--purge", type="int", default=45, metavar="DAYS",
-        text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
-    add("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
-    add("-n", "--noop", action="store_true", text="read and report everything, change nothing")
-    add("-b", "--bucket", default="graphite-backups", metavar="NAME",
-        text="bucket or container; for disk the directory")  # fmt: skip
-    add("-m", "--metrics", action="append", metavar="GLOB",
+    def group(title: str) -> Callable[..., None]:
+        return functools.partial(add, parser.add_option_group(optparse.OptionGroup(parser, title)))
+
+    where = group("Where")
+    where("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
+    where("-b", "--bucket", default="graphite-backups", metavar="NAME",
+        text="bucket, container, or (disk) directory")  # fmt: skip
+    where("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
+
+    what = group("What")
+    what("-m", "--metrics", action="append", metavar="GLOB",
         text="metrics to work on, as 'servers.web1.*' or 'a.{b,c}'; * crosses dots; may be repeated [*]")  # fmt: skip
-    add("--exclude", action="append", metavar="GLOB", text="metrics to leave out; may be repeated")
-    add("-c", "--date", metavar="DATE",
-        text="restore, verify: as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 [newest]")  # fmt: skip
-    add("-a", "--algorithm", default="gz", metavar="CODEC",
-        text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
-    add("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
-    add("--max-file-size", default="1G", metavar="SIZE",
-        text="larger files are refused, in the tree and in the store")  # fmt: skip
-    add(
-        "--bwlimit",
-        type="float",
-        metavar="MB/s",
-        text="backup, verify --tree: read whisper files no faster than this [no limit]",
-    )
-    add("--nice", action="store_true",
-        text="backup, verify --tree: lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
-    add("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
-    add("--all", action="store_true", text="verify: every backup of every metric, or those up to -c")
-    add("--sample", metavar="1/N",
+    what("--exclude", action="append", metavar="GLOB", text="metrics to leave out; may be repeated")
+    what("-c", "--date", metavar="DATE",
+        text="restore, list, verify: as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 "
+        "[the newest]")  # fmt: skip
+    what("-n", "--noop", action="store_true", text="read and report everything, change nothing")
+    what("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
+    what("--all", action="store_true", text="verify: every backup of every metric, or those up to -c")
+    what("--sample", metavar="1/N",
         text="verify: another share of the metrics each day (UTC), so that N days in a row take all")  # fmt: skip
-    add("--tree", action="store_true",
+    what("--tree", action="store_true",
         text="verify: compare the tree with the newest backups, of which only the marks are read")  # fmt: skip
-    add("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
-    add("--carbon", metavar="HOST[:PORT]",
-        text=f"send the figures of the run to this carbon's line receiver [port {carbon.PORT}]")  # fmt: skip
-    add("--carbon-prefix", default="whisper-backup", metavar="PREFIX",
-        text="they are PREFIX.<node>.<command>.<figure>")  # fmt: skip
-    add("--debris", action="store_true", text="list: what interrupted runs left, instead")
-    add("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
-    add("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
-    add("--nolog", action="store_true", text="no log file")
-    add("--logfile", metavar="FILE", text=f"log file [{LOGFILE}]")
-    add("--syslog", action="store_true", text="log to syslog, too")
-    add("--nolock", action="store_true", text="do not exclude other runs on this machine")
-    add("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
-    add("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
-    add("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
-    add("--statefile", metavar="FILE",
+    what("--debris", action="store_true", text="list: what interrupted runs left, instead")
+
+    keep = group("Retention and purge")
+    keep("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
+    for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month")):
+        keep(f"--keep-{period}", type="int", default=0, metavar="N",
+            text=f"beside -r, keep the newest backup of each of N {unit}s (UTC)")  # fmt: skip
+    keep("-x", "--purge", type="int", default=45, metavar="DAYS",
+        text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
+    keep("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
+
+    tune = group("Tuning")
+    tune("-a", "--algorithm", default="gz", metavar="CODEC",
+        text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
+    tune("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
+    tune("--threads", type="int", metavar="N", text="requests in flight in each process [what the store likes]")
+    tune("--bwlimit", type="float", metavar="MB/s",
+        text="backup, verify --tree: read whisper files no faster than this [no limit]")  # fmt: skip
+    tune("--nice", action="store_true",
+        text="backup, verify --tree: lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
+    tune("--max-file-size", default="1G", metavar="SIZE",
+        text="refuse larger files, in the tree and in the store")  # fmt: skip
+    tune("--statefile", metavar="FILE",
         text="backup: where to note which files need not be read again [one for each prefix and store, "
         "in /var/cache/whisper-backup, or in the cache folder of a user who is not root]")  # fmt: skip
-    add("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
-    add("--nostamp", action="store_true", text="no stamp file")
-    add("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
-    add("-h", "--help", action="help", text="show this and exit")
-    add("--version", action="version", text="show the version and exit")
+    tune("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
+
+    when = group("When")
+    when("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
+    when("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
+    when("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
+    when("--nolock", action="store_true", text="do not exclude other runs on this machine")
+
+    log = group("Logging and monitoring")
+    log("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
+    log("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
+    log("--logfile", metavar="FILE", text=f"log file; it rotates itself [{LOGFILE}]")
+    log("--nolog", action="store_true", text="no log file")
+    log("--syslog", action="store_true", text="log to syslog, too")
+    log("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
+    log("--nostamp", action="store_true", text="no stamp file")
+    log("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
+    log("--carbon", metavar="HOST[:PORT]",
+        text=f"send the figures of the run to this carbon's line receiver [port {carbon.PORT}]")  # fmt: skip
+    log("--carbon-prefix", default="whisper-backup", metavar="PREFIX",
+        text="they are PREFIX.<node>.<command>.<figure>")  # fmt: skip
+
+    more = group("Help")
+    more("-h", "--help", action="help", text="show this and exit")
+    more("--version", action="version", text="show the version and exit")
     return parser
 
 
 def parse(words: list[str]) -> Options:
     """The checked command line; exits with status 2 and one line for one that cannot be meant."""
-    parser = _parser()
+    parser = make_parser()
     values, arguments = parser.parse_args(words)
     if not arguments:
         parser.error(f"no command; one of {', '.join(COMMANDS)}")
