@@ -1,0 +1,160 @@
+"""Writes the bash completion and the manual page beside this file, from the parser itself: run it after changing one.
+
+python contrib/generate.py
+"""
+
+from __future__ import annotations
+
+import optparse
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+from whisperbackup import __version__, compression, options, storage
+
+FOLDER = Path(__file__).parent
+COMPLETION, PAGE = FOLDER / "whisper-backup.bash", FOLDER / "whisper-backup.1"
+
+BASH = r"""# Completion of whisper-backup in bash.  Made by contrib/generate.py; source it, or install it as
+# /usr/share/bash-completion/completions/whisper-backup
+
+_whisper_backup() {{
+    local word=$2 before=$3 place=0 index
+    [[ $word == = ]] && word=
+    [[ $before == = ]] && before=${{COMP_WORDS[COMP_CWORD - 2]}}
+    COMPREPLY=()
+    case $before in
+        {files}) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
+        {folders}) mapfile -t COMPREPLY < <(compgen -d -- "$word"); compopt -o filenames 2>/dev/null; return ;;
+        {codec}) mapfile -t COMPREPLY < <(compgen -W '{codecs}' -- "$word"); return ;;
+        {values}) return ;;
+    esac
+    if [[ $word == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W '{names}' -- "$word")
+        return
+    fi
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        case ${{COMP_WORDS[index]}} in
+            {values}) [[ ${{COMP_WORDS[index + 1]}} == = ]] && ((index++)); ((index++)) ;;
+            -*) ;;
+            *) ((place++)) ;;
+        esac
+    done
+    case $place in
+        0) mapfile -t COMPREPLY < <(compgen -W '{commands}' -- "$word") ;;
+        1) mapfile -t COMPREPLY < <(compgen -W '{drivers}' -- "$word") ;;
+    esac
+}}
+complete -F _whisper_backup whisper-backup
+"""
+
+MAN = r"""'\" Made by contrib/generate.py
+.TH WHISPER-BACKUP 1 "" "whisper-backup {version}" "User Commands"
+.SH NAME
+whisper-backup \- back up Graphite's whisper files and bring them back
+.SH SYNOPSIS
+.B whisper-backup
+[options] \fIcommand\fR \fIstore\fR [\fIstorage args\fR]
+.SH DESCRIPTION
+Copies the whisper files of a Graphite node, file by file, compressed, several generations of each, into an object store
+or a directory, and brings any part of them back, also into the tree that carbon is writing to.
+Options and arguments come in any order.
+.SS Commands
+{commands}
+.SS Stores
+{stores}
+.PP
+Storage args: {storage_args}.
+Credentials come from the environment and from files, as the store's own client library reads them.
+.SH OPTIONS
+{options}
+.SH EXIT STATUS
+{status}
+.SH EXAMPLES
+.nf
+{examples}
+.fi
+.SH FILES
+{files}
+.SH SEE ALSO
+.BR carbon-cache (1),
+.BR whisper-info (1)
+"""
+
+
+def completion() -> str:
+    """The bash completion."""
+    parser = options.make_parser()
+    valued = [option for option in _options(parser) if option.takes_value()]
+    files = _named(option for option in valued if option.metavar == "FILE")
+    folders = _named(option for option in valued if option.metavar == "DIR" or option.dest == "bucket")
+    codec = _named(option for option in valued if option.metavar == "CODEC")
+    return BASH.format(
+        files="|".join(files),
+        folders="|".join(folders),
+        codec="|".join(codec),
+        values="|".join(_named(valued)),  # the others: there is nothing to propose
+        names=" ".join(_named(_options(parser))),
+        codecs=" ".join(compression.CODECS),
+        commands=" ".join(options.COMMANDS),
+        drivers=" ".join(storage.BUILT_IN),
+    )
+
+
+def manual_page() -> str:
+    """The manual page, in the man macros."""
+    parser = options.make_parser()
+    groups = [f".SS {group.title}\n{_tagged(_described(parser, group.option_list))}" for group in parser.option_groups]
+    files = {
+        options.LOGFILE: "the log; five rotated ones of 10 MiB stay beside it",
+        options.LOCKFILE: "the lock of backup, restore and purge",
+        options.STAMPFILE: "touched by a backup, restore or purge that did all its work",
+        "/var/cache/whisper-backup": "what backup knows of files that need not be read again",
+    }
+    return MAN.format(
+        version=_roff(__version__),
+        commands=_tagged((_bold(name), text) for name, text in options.ABOUT.items()),
+        stores=_tagged((_bold(name), text) for name, text in options.STORES.items()),
+        storage_args=_roff(options.STORAGE_ARGS),
+        options="\n".join(groups),
+        status=_tagged((_bold(status), text) for status, text in options.STATUS.items()),
+        examples=_roff(textwrap.dedent(options.EXAMPLES).rstrip()),
+        files=_tagged((_bold(path), text) for path, text in files.items()),
+    )
+
+
+def _options(parser: optparse.OptionParser) -> list[optparse.Option]:
+    return [option for group in parser.option_groups for option in group.option_list]
+
+
+def _names(option: optparse.Option) -> list[str]:
+    return [*option._short_opts, *option._long_opts]  # type: ignore[attr-defined]
+
+
+def _named(listed: Iterable[optparse.Option]) -> list[str]:
+    return [name for option in listed for name in _names(option)]
+
+
+def _described(parser: optparse.OptionParser, listed: Iterable[optparse.Option]) -> Iterable[tuple[str, str]]:
+    for option in listed:
+        value = rf" \fI{_roff(option.metavar)}\fR" if option.takes_value() and option.metavar else ""
+        shown = ", ".join(_bold(name) + value for name in _names(option))
+        yield shown, parser.formatter.expand_default(option)
+
+
+def _tagged(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f".TP\n{tag}\n{_roff(text)}" for tag, text in rows)
+
+
+def _bold(text: str) -> str:
+    return rf"\fB{_roff(text)}\fR"
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq")
+    return "\n".join(rf"\&{line}" if line.startswith(".") else line for line in escaped.splitlines())
+
+
+if __name__ == "__main__":
+    COMPLETION.write_text(completion())
+    PAGE.write_text(manual_page())

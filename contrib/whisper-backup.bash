@@ -1,0 +1,31 @@
+# Completion of whisper-backup in bash.  Made by contrib/generate.py; source it, or install it as
+# /usr/share/bash-completion/completions/whisper-backup
+
+_whisper_backup() {
+    local word=$2 before=$3 place=0 index
+    [[ $word == = ]] && word=
+    [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
+    COMPREPLY=()
+    case $before in
+        --statefile|--lockfile|--logfile|--stampfile) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
+        -p|--prefix|-b|--bucket) mapfile -t COMPREPLY < <(compgen -d -- "$word"); compopt -o filenames 2>/dev/null; return ;;
+        -a|--algorithm) mapfile -t COMPREPLY < <(compgen -W 'gz sz zst' -- "$word"); return ;;
+        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile) return ;;
+    esac
+    if [[ $word == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W '-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --overwrite --json --debris -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp -h --help --version' -- "$word")
+        return
+    fi
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        case ${COMP_WORDS[index]} in
+            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
+            -*) ;;
+            *) ((place++)) ;;
+        esac
+    done
+    case $place in
+        0) mapfile -t COMPREPLY < <(compgen -W 'backup restore purge list verify' -- "$word") ;;
+        1) mapfile -t COMPREPLY < <(compgen -W 'disk gcs noop s3 swift' -- "$word") ;;
+    esac
+}
+complete -F _whisper_backup whisper-backup

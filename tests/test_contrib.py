@@ -1,0 +1,96 @@
+"""What lies in contrib: it is what the parser says, and what bash, man and systemd take."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from whisperbackup import options, storage
+
+CONTRIB = Path(__file__).parent.parent / "contrib"
+SCRIPT = """
+source "$1"; shift
+complete -p whisper-backup >&2
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_whisper_backup whisper-backup "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", CONTRIB / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def completions(*words: str, folder: Path = CONTRIB) -> list[str]:
+    """What bash proposes for the last of `words`."""
+    ran = subprocess.run(
+        ["bash", "-c", SCRIPT, "bash", CONTRIB / "whisper-backup.bash", "whisper-backup", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert ran.stderr == "complete -F _whisper_backup whisper-backup\n"
+    return ran.stdout.split()
+
+
+def test_completion_and_manual_page_are_what_the_parser_says(generate: ModuleType) -> None:
+    assert generate.COMPLETION.read_text() == generate.completion(), "run contrib/generate.py"
+    assert generate.PAGE.read_text() == generate.manual_page(), "run contrib/generate.py"
+
+
+def test_bash_completes_options_commands_stores_and_files(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "log.txt").touch()
+    assert completions("--st") == ["--storage-path", "--statefile", "--stampfile"]
+    assert completions("") == list(options.COMMANDS)
+    assert completions("-n", "-r", "3", "res") == ["restore"]
+    assert completions("backup", "") == list(storage.BUILT_IN)
+    assert completions("-b", "store", "--logfile", "=", "x", "list", "s") == ["s3", "swift"]
+    assert completions("backup", "disk", "") == []
+    assert completions("-a", "") == ["gz", "sz", "zst"]
+    assert completions("-r", "") == []
+    assert sorted(completions("--logfile", "lo", folder=tmp_path)) == ["log.txt", "logs"]
+    assert completions("--logfile", "=", "log.", folder=tmp_path) == ["log.txt"]
+    assert completions("--logfile", "=", folder=tmp_path) == completions("--logfile", "", folder=tmp_path)
+    assert completions("-b", "lo", folder=tmp_path) == ["logs"]
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
+def test_the_manual_page_renders_without_a_warning(generate: ModuleType) -> None:
+    words = ["groff", "-man", "-Tutf8", "-ww", generate.PAGE]
+    ran = subprocess.run(words, capture_output=True, text=True, env={"GROFF_NO_SGR": "1", "PATH": "/usr/bin:/bin"})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    shown = re.sub(".\b", "", ran.stdout)
+    for option in (option for group in options.make_parser().option_groups for option in group.option_list):
+        assert option.get_opt_string().removeprefix("--") in shown, option
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
+def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
+    for unit in ("whisper-backup.service", "whisper-backup.timer"):
+        text = (CONTRIB / unit).read_text().replace("/usr/local/bin/whisper-backup", "/bin/true")
+        (tmp_path / unit).write_text(text)
+    units = sorted(tmp_path.iterdir())
+    ran = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_cron_line_and_the_service_are_command_lines() -> None:
+    line = (CONTRIB / "whisper-backup.cron").read_text().splitlines()[-1]
+    assert options.parse(line.split("whisper-backup ", 1)[1].split()).command == "backup"
+    (start,) = (line for line in (CONTRIB / "whisper-backup.service").read_text().splitlines() if "ExecStart" in line)
+    words = (
+        start.replace("$WHISPER_BACKUP_OPTIONS", "-b x").replace("$WHISPER_BACKUP_STORE", "s3 eu-west-1").split()[1:]
+    )
+    assert options.parse(words).storage_arguments == ["eu-west-1"]
