@@ -86,6 +86,13 @@ class Metric(NamedTuple):
         return self.name + "/"
 
     @property
+    def missing_since(self) -> str:
+        """The stamp of its tombstone; empty if it has none, or one that is void, being no later than a backup."""
+        newest = self.backups[-1].stamp if self.backups else ""
+        tombstone = max(self.tombstones, default="")
+        return tombstone if tombstone > newest else ""
+
+    @property
     def is_canonical(self) -> bool:
         """Whether its name is one that this tool writes; others are never given a tombstone, never purged."""
         return is_canonical(self.name)

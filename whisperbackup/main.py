@@ -86,14 +86,18 @@ def _tell_programs(settings: Options, tally: Tally, status: int, error: str | No
 def _run(settings: Options, tally: Tally | None) -> int:
     writes = settings.command in WRITING
     logfile = settings.logfile if writes or not settings.logfile_is_default else None
-    util.configure_logging(settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog)
+    util.configure_logging(
+        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop
+    )
     if writes:
         logger.info(
             "whisper-backup %s: %s, %s, %s '%s', %d processes%s",
             __version__, settings.command, os.fsdecode(settings.prefix), settings.driver, settings.bucket,
-            settings.processes, ", noop: nothing will be changed" if settings.noop else "",
+            settings.processes, ", nothing will be changed" if settings.noop else "",
         )  # fmt: skip
-    if settings.date:
+    if settings.date and settings.command == "backup":
+        logger.warning("-c means nothing to backup, which stores the files as they are now")
+    elif settings.date:
         logger.info("as of %s", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:

@@ -72,7 +72,7 @@ class Options:
     purge_days: int
     purge_anyway: bool
     noop: bool
-    bucket: str
+    bucket: str  # for disk an absolute path
     selection: Selection
     date: str | None  # a stamp; None: the newest
     algorithm: str
@@ -241,6 +241,12 @@ def make_parser() -> optparse.OptionParser:
     return parser
 
 
+def _lies_in(path: str, folder: str) -> bool:
+    """Whether `path` is `folder` or below it, links resolved; neither needs to exist."""
+    folder = os.path.realpath(folder)
+    return os.path.commonpath([folder, os.path.realpath(path)]) == folder
+
+
 def parse(words: list[str]) -> Options:
     """The checked command line; exits with status 2 and one line for one that cannot be meant."""
     parser = make_parser()
@@ -299,6 +305,18 @@ def parse(words: list[str]) -> Options:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:
         parser.error(str(error))
+    for name, value, commands in (
+        ("--overwrite", values.overwrite, ("restore",)),
+        ("--debris", values.debris, ("list",)),
+        ("-c", values.date, ("backup", "restore", "list", "verify")),  # of backup the older tool takes it, too
+    ):
+        if value and command not in commands:
+            parser.error(f"{name} means nothing to {command}")
+    bucket = values.bucket
+    if driver == "disk":
+        bucket = os.path.abspath(bucket)
+        if command in ("backup", "purge") and _lies_in(bucket, values.prefix):
+            parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
     path = values.storage_path
     if not path.isprintable():  # also what argv holds that is not UTF-8
         parser.error(f"--storage-path {path!a}: printable UTF-8 only")
@@ -313,7 +331,7 @@ def parse(words: list[str]) -> Options:
         purge_days=values.purge,
         purge_anyway=bool(values.purge_anyway),
         noop=bool(values.noop),
-        bucket=values.bucket,
+        bucket=bucket,
         selection=selection,
         date=date,
         algorithm=values.algorithm,

@@ -100,6 +100,11 @@ class Selection:
     excluded: re.Pattern[str] | None  # None: none
     folders_excluded: re.Pattern[str] | None
 
+    @property
+    def exact(self) -> list[str]:
+        """The names that are wanted as they stand, without any wildcard."""
+        return [head[:-1] for head in self.heads if head.endswith("/")]
+
     def __contains__(self, name: str) -> bool:
         """Whether the metric `name` is meant."""
         return (self.wanted is None or self.wanted.match(name) is not None) and (

@@ -119,7 +119,7 @@ def check_prefix(prefix: bytes) -> None:
     except FileNotFoundError:
         raise NoTree(f"prefix '{shown}' does not exist; name the folder that holds the whisper files with -p") from None
     except OSError as error:
-        raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}") from error
+        raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
 
 
 def walk(prefix: bytes, selection: Selection) -> Iterator[Found | Unseen]:

@@ -167,8 +167,10 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
 
 
-def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool) -> None:
-    """Send the run's story to stderr, `logfile` (None: nowhere) and syslog.
+def configure_logging(
+    debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool, noop: bool = False
+) -> None:
+    """Send the run's story to stderr, `logfile` (None: nowhere) and syslog; with `noop` each line says so.
 
     Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning.
     """
@@ -176,14 +178,16 @@ def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default:
     root = logging.getLogger()
     root.handlers[:] = []
     root.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("filelock").setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING if quiet else logging.DEBUG)
-    console.setFormatter(_ConsoleFormatter())
+    story = "noop: %(message)s" if noop else "%(message)s"
+    console.setFormatter(_ConsoleFormatter(story))
     root.addHandler(console)
     if syslog:
         address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
         to_syslog = logging.handlers.SysLogHandler(address, logging.handlers.SysLogHandler.LOG_DAEMON)
-        to_syslog.setFormatter(_Formatter("whisper-backup[%(process)d]: %(levelname)s %(message)s"))
+        to_syslog.setFormatter(_Formatter(f"whisper-backup[%(process)d]: %(levelname)s {story}"))
         root.addHandler(to_syslog)
     if logfile:
         try:
@@ -195,7 +199,7 @@ def configure_logging(debug: bool, quiet: bool, logfile: str | None, is_default:
                 ) from error
             logger.warning("cannot open the log file %s: %s; this run has none", logfile, error.strerror)
         else:
-            formatter = _Formatter("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+            formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {story}", "%Y-%m-%dT%H:%M:%S%z")
             to_file.setFormatter(formatter)
             root.addHandler(to_file)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import errno
 import itertools
 import logging
 import multiprocessing
@@ -36,6 +37,12 @@ STOP_LIMIT = 10.0  # seconds within which a run that is stopped is to be gone
 GRACE = STOP_LIMIT - 1  # seconds that work in flight gets to finish then
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
+REMEDIES = {
+    errno.EACCES: "; run as root, or as the user whom the tree belongs to",
+    errno.EPERM: "; run as root, or as the user whom the tree belongs to",
+    errno.ENOSPC: "; make room there",
+    errno.EDQUOT: "; make room there",
+}
 
 
 class WorkerLost(Exception):
@@ -294,8 +301,16 @@ def _main(
 def failure(metric: str, error: Exception, **figures: int) -> Outcome:
     """The outcome of a job that raised `error`."""
     logger.debug("%s", metric, exc_info=error)
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return Outcome(metric, figures, (reason,), store_failed=isinstance(error, (AccessDenied, NotFound, Unavailable)))
+    return Outcome(
+        metric, figures, (_reason(error),), store_failed=isinstance(error, (AccessDenied, NotFound, Unavailable))
+    )
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return where + error.strerror + REMEDIES.get(error.errno or 0, "")
 
 
 def _outcome(work: Work, job: Any) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,11 +18,6 @@ from whisperbackup.storage.base import Driver
 from whisperbackup.util import CannotRun
 from whisperbackup.workers import Pool, Work
 
-NOTHING_MATCHES = (
-    "no metric in {bucket} matches; see what is there with list "
-    "(an older whisper-backup wrote to Swift and GCS below --storage-path /)"
-)
-
 
 def open_driver(options: Options, create: bool = False) -> Driver:
     """The bucket that the command line names, open; with --noop nothing in it will change."""
@@ -31,6 +27,38 @@ def open_driver(options: Options, create: bool = False) -> Driver:
 def open_store(options: Options, create: bool = False) -> contextlib.closing[Driver]:
     """The same, as a context manager that closes it."""
     return contextlib.closing(open_driver(options, create))
+
+
+def nothing_matches(options: Options, driver: Driver) -> CannotRun:
+    """That the store has no metric that is meant, and why, as far as a look or two can tell.  Raises StorageError."""
+    for name in options.selection.exact:
+        if next(driver.list(f"{options.storage_path}{name}."), None):
+            return CannotRun(
+                f"there is no metric '{name}' in {options.bucket}, but there are some below it: {_all(name)}"
+            )
+    below = f" below the storage path '{options.storage_path}'" if options.storage_path else ""
+    return CannotRun(f"no metric in {options.bucket}{below} matches; {_first_object(driver)}")
+
+
+def _first_object(driver: Driver) -> str:
+    first = next(driver.list(""), None)
+    if first is None:
+        return "it holds no objects at all"
+    hint = " (an older whisper-backup wrote that: --storage-path / reaches it)" if first.key.startswith("/") else ""
+    return f"the first object there is '{first.key}'{hint}; see -m, --exclude, --storage-path, and what list shows"
+
+
+def nothing_to_back_up(options: Options) -> CannotRun:
+    """That neither tree nor store has a metric that is meant, and why, as far as a look can tell."""
+    for name in options.selection.exact:
+        folder = os.path.join(options.prefix, tree.metric_path(name).removesuffix(tree.SUFFIX))
+        if os.path.isdir(folder):
+            return CannotRun(f"there is no metric '{name}', but '{os.fsdecode(folder)}' is a folder: {_all(name)}")
+    return CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
+
+
+def _all(name: str) -> str:
+    return f"say -m '{name}.*'"
 
 
 def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
@@ -67,15 +95,15 @@ def work_on_backups(
     is_meant: Callable[[str], bool] = lambda _: True,
 ) -> int:
     """Have a pool do `jobs(name, candidates)` for every metric in the store that is meant; the exit status."""
-    with (
-        open_store(options) as driver,
-        Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
-        told(tally, options.quiet),
-    ):
-        catalog = Catalog(driver, options.storage_path, options.selection)
-        found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
-        work_through(pool, (job for metric, candidates in found for job in jobs(metric.name, candidates)), tally)
-        catalog.report_foreign()
-    if not any(tally.figures.values()) and not tally.failed:
-        raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
+    with open_store(options) as driver:
+        with (
+            Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
+            told(tally, options.quiet),
+        ):
+            catalog = Catalog(driver, options.storage_path, options.selection)
+            found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
+            work_through(pool, (job for metric, candidates in found for job in jobs(metric.name, candidates)), tally)
+            catalog.report_foreign()
+        if not any(tally.figures.values()) and not tally.failed:
+            raise nothing_matches(options, driver)
     return tally.finish()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from whisperbackup import backups, compression, util, wsp
 from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
-from whisperbackup.commands import open_driver, open_store, tree_and_store
+from whisperbackup.commands import nothing_to_back_up, open_driver, open_store, tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
 from whisperbackup.merge import Pair
@@ -20,7 +20,7 @@ from whisperbackup.progress import Tally, tick, told, work_through
 from whisperbackup.state import Record, State, fingerprint, is_settled
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import Found
-from whisperbackup.util import CannotRun, Generation, Keep, retain
+from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def run(options: Options, tally: Tally) -> int:
             if not options.noop:
                 state.write()
     if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
-        raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
+        raise nothing_to_back_up(options)
     return tally.finish()
 
 

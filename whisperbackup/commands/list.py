@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NamedTuple
 
 from whisperbackup import jsonlines
 from whisperbackup.catalog import Catalog, Metric, newest_at
-from whisperbackup.commands import NOTHING_MATCHES, open_store
+from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.options import Options
 from whisperbackup.progress import shown_size
+from whisperbackup.storage.base import Driver
 from whisperbackup.util import CannotRun, printable
+
+logger = logging.getLogger(__name__)
 
 
 def run(options: Options) -> int:
@@ -50,31 +54,51 @@ def _flush() -> None:
 
 
 def _print(options: Options) -> int:
-    metrics = count = total = 0
+    seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = Catalog(driver, options.storage_path, options.selection)
         for metric in catalog:
+            seen += 1
             shown = _debris(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
+            since = "" if options.debris or options.date else metric.missing_since
             if options.json:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
-                _say(jsonlines.line({"metric": metric.name, kind: objects}))
+                fields = {"metric": metric.name, kind: objects} | ({"missing_since": since} if since else {})
+                _say(jsonlines.line(fields))
             else:
                 for item in shown:
                     _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
+                if since:
+                    _say(f"{since}  -       missing  {printable(metric.name)}")
+            missing += bool(since)
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})
             total += sum(item.size for item in shown)
         catalog.report_foreign()
-    if not metrics and options.selection.wanted is not None and not options.debris:
-        raise CannotRun(NOTHING_MATCHES.format(bucket=options.bucket))
+        if not metrics and not options.debris:
+            _explain(options, driver, seen, catalog.foreign)
     if not options.json:
         what = "pieces of debris" if options.debris else "backups"
-        _say(f"{metrics} metrics, {count} {what}, {shown_size(total)}")
+        gone = f", {missing} missing from the tree" if missing else ""
+        _say(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}")
     _flush()
     return 0
+
+
+def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
+    """Say why nothing was shown.  Raises CannotRun where something was asked for by name."""
+    if seen:
+        date = f" as old as {options.date}" if options.date else ""
+        nothing = CannotRun(f"none of the {seen} metrics has a complete backup{date}")
+    else:
+        nothing = nothing_matches(options, driver)
+    if options.selection.wanted is not None:
+        raise nothing
+    if seen or foreign or options.storage_path:  # an empty bucket explains itself
+        logger.warning("%s", nothing)
 
 
 class Item(NamedTuple):

@@ -75,11 +75,9 @@ def plan(metric: Metric, days: int, now: datetime) -> Plan:
         return Plan(None, False)
     if days == 0:
         return Plan(None, True)
-    newest = metric.backups[-1].stamp if metric.backups else ""
-    tombstone = max(metric.tombstones, default="")
-    if tombstone <= newest:
+    if not metric.missing_since:
         return Plan(next_stamp(now, metric.last_stamp), False)
-    return Plan(None, tombstone <= stamp_of(now - timedelta(days=days)))
+    return Plan(None, metric.missing_since <= stamp_of(now - timedelta(days=days)))
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
@@ -168,7 +166,9 @@ class Purge:
         """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
         yield from portions(surplus)
         if self._is_blind:
-            self._tally.fail("purge", "nothing was purged, since a part of the tree could not be read")
+            self._tally.fail(
+                "purge", "nothing was purged, since a part of the tree could not be read; run as a user who may"
+            )
             return
         if not self._is_still_there():
             return

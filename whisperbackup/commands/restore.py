@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import NamedTuple
 
 from whisperbackup import backups, tree
@@ -41,7 +42,12 @@ def prepare(options: Options) -> Work:
     def work(job: Job) -> Outcome:
         try:
             return restore_metric(job, options, driver, budget, placer)
-        except (OSError, StorageError) as error:
+        except OSError as error:
+            error.filename = os.path.join(
+                options.prefix, tree.metric_path(job.name)
+            )  # whole, not as seen from a folder
+            return failure(job.name, error, examined=1)
+        except StorageError as error:
             return failure(job.name, error, examined=1)
 
     return work

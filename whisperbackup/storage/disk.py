@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -26,6 +28,8 @@ from whisperbackup.storage.base import (
     Unavailable,
     keyword_arguments,
 )
+
+logger = logging.getLogger(__name__)
 
 PIECE = 254
 CONTINUED = b"+"
@@ -187,14 +191,18 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
         if create and not os.path.isdir(directory):
             os.makedirs(directory, exist_ok=True)
             _fsync_folder(os.path.dirname(directory))
-        if not os.path.isdir(directory):
-            raise _missing_directory(directory)
+            logger.info("made the directory %s", os.fsdecode(directory))
+        if not stat.S_ISDIR(os.stat(directory).st_mode):
+            raise NotADirectoryError
         if create and not os.access(directory, os.W_OK | os.X_OK):
             raise AccessDenied(f"this user may not write to the directory {bucket}; mend that, or name another with -b")
     except (FileExistsError, NotADirectoryError):
         raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
     except OSError as error:
-        raise AccessDenied(f"cannot create the directory {bucket}: {error.strerror}; name another with -b") from error
+        if isinstance(error, FileNotFoundError) and not create:
+            raise _missing_directory(directory) from None
+        doing = "create" if create else "enter"
+        raise AccessDenied(f"cannot {doing} the directory {bucket}: {error.strerror}; name another with -b") from error
     return Disk(directory)
 
 
@@ -241,7 +249,7 @@ def _fsync_folder(folder: bytes) -> None:
 
 
 def _missing_directory(directory: bytes) -> NotFound:
-    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; create it, or run backup once")
+    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; name one with -b, or run backup once")
 
 
 def _storage_error(error: OSError, name: str) -> StorageError:
