@@ -10,15 +10,15 @@ _whisper_backup() {
         --statefile|--lockfile|--logfile|--stampfile) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -p|--prefix|-b|--bucket) mapfile -t COMPREPLY < <(compgen -d -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -a|--algorithm) mapfile -t COMPREPLY < <(compgen -W 'gz sz zst' -- "$word"); return ;;
-        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile) return ;;
+        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) return ;;
     esac
     if [[ $word == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --overwrite --json --debris -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp -h --help --version' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --overwrite --all --sample --tree --debris -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' -- "$word")
         return
     fi
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
+            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
             -*) ;;
             *) ((place++)) ;;
         esac

@@ -25,13 +25,14 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 
 from whisperbackup import signals
 
 logger = logging.getLogger(__name__)
 
 
-def line(fields: dict[str, object]) -> str:
+def line(fields: Mapping[str, object]) -> str:
     """One line, in ASCII, whatever encoding the locale asks for."""
     return json.dumps(fields)
 
@@ -42,7 +43,7 @@ class Printer:
     def __init__(self) -> None:
         self._is_lost = False
 
-    def say(self, fields: dict[str, object]) -> None:
+    def say(self, fields: Mapping[str, object]) -> None:
         """Print one line, at once and whole."""
         if self._is_lost:
             return

@@ -136,7 +136,7 @@ def _parse_size(text: str) -> int:
     return int(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
-def _parse_shares(parser: _Parser, values: optparse.Values, command: str) -> int:
+def _parse_shares(parser: optparse.OptionParser, values: optparse.Values, command: str) -> int:
     """The N of --sample 1/N, 1 if not given; complains of what does not go together with verify's options."""
     for name in ("all", "sample", "tree"):
         if getattr(values, name) and command != "verify":
