@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
 import threading
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -61,6 +60,8 @@ def send(receiver: Receiver, text: str, timeout: float = TIMEOUT) -> None:
     reasons = [f"it did not take them within {timeout:.1f} seconds"]
 
     def deliver() -> None:
+        import socket
+
         try:
             with socket.create_connection(receiver, timeout) as connection:
                 connection.sendall(text.encode())

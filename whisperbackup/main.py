@@ -7,7 +7,6 @@ import importlib
 import io
 import logging
 import os
-import socket
 import sys
 
 from whisperbackup import __version__, carbon, options, signals, util
@@ -16,7 +15,6 @@ from whisperbackup.options import Options
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import StorageError, UsageError
 from whisperbackup.tree import NoTree
-from whisperbackup.workers import STOP_LIMIT, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
     """The exit status, and why the run could not go on to its end if it could not."""
     try:
         return _run(settings, tally), None
-    except (util.CannotRun, StorageError, NoTree, WorkerLost) as error:
+    except (util.CannotRun, StorageError, NoTree) as error:
         status, reason = 1, str(error)
     except UsageError as error:
         status, reason = 2, f"{error}; see whisper-backup --help"
@@ -78,9 +76,9 @@ def _tell_programs(settings: Options, tally: Tally, status: int, error: str | No
     name = key_of(tally.command)
     tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
     if settings.carbon and not settings.noop:
-        path = f"{settings.carbon_prefix}.{carbon.node_name(socket.gethostname())}.{name}"
+        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{name}"
         text = carbon.lines(path, figures, status, int(util.utc_now().timestamp()))
-        carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(STOP_LIMIT)))
+        carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
 def _run(settings: Options, tally: Tally | None) -> int:

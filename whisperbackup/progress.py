@@ -8,13 +8,16 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whisperbackup import jsonlines
 from whisperbackup.figures import FIGURES, key_of
+from whisperbackup.outcome import Outcome
 from whisperbackup.signals import Stopped
 from whisperbackup.storage.base import Unavailable
-from whisperbackup.workers import Outcome, Pool
+
+if TYPE_CHECKING:  # what only lists need not load it
+    from whisperbackup.workers import Pool
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+STOP_LIMIT = 10.0  # seconds within which a run that is stopped is to be gone
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

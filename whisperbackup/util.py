@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import logging.handlers
 import os
 import random
 import stat
@@ -13,13 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
-from io import TextIOWrapper
 from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
-
-LOG_SIZE = 10 * 1024 * 1024  # bytes before the log is rotated
-LOG_COUNT = 5
 
 
 class CannotRun(Exception):
@@ -142,31 +137,6 @@ def splay(seconds: float) -> None:
         time.sleep(pause)
 
 
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """A rotating log file that nobody can have planted; trouble with it is told once, and ends no run."""
-
-    _is_told = False
-
-    def doRollover(self) -> None:
-        """Rotate; where that is forbidden, as in /var/log to another user than root, the file grows on."""
-        try:
-            super().doRollover()
-        except OSError:
-            self.handleError(logging.makeLogRecord({}))
-            self.stream = self._open()
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say on stderr, once, why the log is not what it should be."""
-        if not self._is_told:
-            self._is_told = True
-            error = sys.exc_info()[1]
-            reason = error.strerror if isinstance(error, OSError) else error
-            print(f"WARNING: trouble with the log file {self.baseFilename}: {reason}", file=sys.stderr)
-
-    def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
-
-
 def configure_logging(
     debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool, noop: bool = False
 ) -> None:
@@ -185,13 +155,17 @@ def configure_logging(
     console.setFormatter(_ConsoleFormatter(story))
     root.addHandler(console)
     if syslog:
+        from logging.handlers import SysLogHandler
+
         address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
-        to_syslog = logging.handlers.SysLogHandler(address, logging.handlers.SysLogHandler.LOG_DAEMON)
+        to_syslog = SysLogHandler(address, SysLogHandler.LOG_DAEMON)
         to_syslog.setFormatter(_Formatter(f"whisper-backup[%(process)d]: %(levelname)s {story}"))
         root.addHandler(to_syslog)
     if logfile:
+        from whisperbackup.logfile import LogFile
+
         try:
-            to_file = _LogFile(logfile, maxBytes=LOG_SIZE, backupCount=LOG_COUNT)
+            to_file = LogFile(logfile)
         except OSError as error:
             if not is_default:
                 raise CannotRun(

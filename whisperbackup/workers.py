@@ -24,17 +24,16 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from whisperbackup import signals
-from whisperbackup.deletion import Doomed
-from whisperbackup.state import Record
+from whisperbackup.outcome import Outcome
 from whisperbackup.storage.base import AccessDenied, NotFound, Unavailable
+from whisperbackup.util import CannotRun
 
 logger = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
 REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
 HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
-STOP_LIMIT = 10.0  # seconds within which a run that is stopped is to be gone
-GRACE = STOP_LIMIT - 1  # seconds that work in flight gets to finish then
+GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 REMEDIES = {
@@ -45,20 +44,8 @@ REMEDIES = {
 }
 
 
-class WorkerLost(Exception):
+class WorkerLost(CannotRun):
     """A worker process died or hangs; the run cannot vouch for what it was given."""
-
-
-class Outcome(NamedTuple):
-    """What became of one job: figures to add up, errors to name, and whatever the command wants back."""
-
-    metric: str
-    figures: dict[str, int]
-    errors: tuple[str, ...] = ()
-    surplus: tuple[Doomed, ...] = ()  # what may be deleted now
-    record: Record | None = None  # for the state file
-    store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
-    stamp: str | None = None  # of the one backup that this is about, where it is about one
 
 
 Work = Callable[[Any], Outcome]

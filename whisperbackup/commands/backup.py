@@ -10,18 +10,20 @@ from typing import NamedTuple
 
 from whisperbackup import backups, compression, util, wsp
 from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
-from whisperbackup.commands import nothing_to_back_up, open_driver, open_store, tree_and_store
+from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
+from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
 from whisperbackup.merge import Pair
 from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, tick, told, work_through
 from whisperbackup.state import Record, State, fingerprint, is_settled
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import Found
 from whisperbackup.util import Generation, Keep, retain
-from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
+from whisperbackup.workers import Budget, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
 

@@ -19,17 +19,19 @@ from typing import NamedTuple
 
 from whisperbackup import tree, util
 from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_driver, open_store, tree_and_store
+from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.compression import CODECS
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
 from whisperbackup.merge import Pair
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.selection import select
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.tree import Found, Unseen
 from whisperbackup.util import CannotRun
-from whisperbackup.workers import Outcome, Pool, Work
+from whisperbackup.workers import Pool, Work
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from whisperbackup import backups, tree
 from whisperbackup.catalog import Backup
-from whisperbackup.commands import open_driver, work_on_backups
+from whisperbackup.commands import open_driver
+from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.place import CannotPlace, Placer
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.workers import Budget, Outcome, Work, failure
+from whisperbackup.workers import Budget, Work, failure
 
 logger = logging.getLogger(__name__)
 

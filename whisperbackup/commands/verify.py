@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from whisperbackup import backups, util
 from whisperbackup.catalog import Backup
-from whisperbackup.commands import open_driver, verify_tree, work_on_backups
+from whisperbackup.commands import open_driver, verify_tree
+from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally
 from whisperbackup.selection import is_in_share
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.workers import Budget, Outcome, Work, failure
+from whisperbackup.workers import Budget, Work, failure
 
 COPIES = 2  # of a file that are in memory while it is checked
 

@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 from whisperbackup import backups, util, wsp
 from whisperbackup.catalog import Backup, mark_md5
-from whisperbackup.commands import open_driver, open_store, tree_and_store
+from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import check_tree
 from whisperbackup.merge import Pair
 from whisperbackup.neighbour import LIBC, Neighbour
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.tree import Found, Unseen
 from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Outcome, Pool, Work, failure
+from whisperbackup.workers import Budget, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
 
