@@ -121,7 +121,8 @@ def test_the_tree_is_told_metric_by_metric(stored: Program) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids="".join)
 def test_a_run_that_cannot_begin_says_so_in_its_object(stored: Program, command: tuple[str, ...]) -> None:
-    stored.store = stored.prefix / "a/one.wsp"
+    stored.store = stored.home / "file"
+    stored.store.touch()
     ran = run(stored, *command)
     assert ran.status == 1
     assert str(stored.store) in ran.summary["error"]
