@@ -210,7 +210,7 @@ def test_what_cannot_be_read_is_a_failure(stored: Program) -> None:
     (stored.prefix / "a").chmod(0o755)
     assert ran.returncode == 3, ran.stderr
     assert f"ERROR: {stored.prefix}/a: Permission denied" in ran.stderr
-    assert "ERROR: b.one: Permission denied" in ran.stderr
+    assert re.search(r"ERROR: b\.one: .*Permission denied", ran.stderr)
     assert "ERROR: b.two: not a whisper file" in ran.stderr
     assert "2 examined, 0 same, 0 differ" in ran.stderr
     assert "2 unseen" in ran.stderr
