@@ -47,7 +47,7 @@ setup(
         "gcs": GCS,
         "all": S3 + SWIFT + GCS,
         "bench": ["carbonate"],
-        "test": [*S3, *SWIFT, *GCS, *SERVERS, "hypothesis", "mypy", "pytest", "ruff"],
+        "test": [*S3, *SWIFT, *GCS, *SERVERS, "build", "hypothesis", "mypy", "pytest", "ruff", "setuptools>=70.1"],
     },
     entry_points={"console_scripts": ["whisper-backup = whisperbackup.main:run"]},
 )

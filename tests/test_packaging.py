@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
 from importlib.metadata import requires
 from pathlib import Path
+
+import pytest
+from conftest import Program, contents
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,3 +34,66 @@ def test_requirements_txt_is_the_extra_all() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = {canonical(line) for line in lines if line and not line.startswith("#")}
     assert {specifiers(r) for r in listed} == {specifiers(r) for r in everything}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is made from it."""
+    scratch = tmp_path_factory.mktemp("packaging")
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "demo", "__pycache__")
+    shutil.copytree(ROOT, scratch / "source", ignore=ignored)
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", scratch / "dist", scratch / "source"]
+    ran = subprocess.run(words, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return scratch / "dist"
+
+
+def install(folder: Path, built: Path, extra: str = "") -> Path:
+    """Install the wheel into a fresh environment; the folder of its programs."""
+    (wheel,) = built.glob("*.whl")
+    venv.create(folder, with_pip=True)
+    subprocess.run([folder / "bin/pip", "install", "--quiet", f"{wheel}{extra}"], check=True)
+    return folder / "bin"
+
+
+def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "docs/design.md", "tests/conftest.py", "requirements.txt"):
+        assert name in names
+    assert {f"contrib/whisper-backup.{end}" for end in ("1", "bash", "cron", "service", "timer")} <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_without_extras_a_directory_works_and_s3_says_what_to_install(
+    built: Path, tmp_path: Path, program: Program
+) -> None:
+    programs = install(tmp_path / "venv", built)
+    program.write("a.b")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        options = ["--nolog", "--nolock", "--nostamp", "--nostate", "-p", program.prefix, "-b", program.store]
+        return subprocess.run(
+            [programs / "whisper-backup", *options, *words], capture_output=True, text=True, env=clean, cwd="/"
+        )
+
+    for command in ("backup", "list", "verify"):
+        assert run(command, "disk").returncode == 0, command
+    before = contents(program.prefix)
+    (program.prefix / "a/b.wsp").unlink()
+    assert run("restore", "disk").returncode == 0
+    assert contents(program.prefix) == before
+    ran = run("list", "s3")
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert "pip install 'whisper-backup[s3]'" in ran.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("EXTRAS"), reason="takes minutes; EXTRAS=1 runs it")
+@pytest.mark.parametrize("extra", ["s3", "swift", "gcs", "all"])
+def test_each_extra_brings_what_its_driver_imports(built: Path, tmp_path: Path, extra: str) -> None:
+    programs = install(tmp_path, built, f"[{extra}]")
+    for driver in ("s3", "swift", "gcs") if extra == "all" else (extra,):
+        words = [programs / "python", "-c", f"import whisperbackup.storage.{driver}"]
+        subprocess.run(words, check=True, cwd="/", env={"PATH": os.environ["PATH"]})
