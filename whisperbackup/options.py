@@ -311,7 +311,8 @@ def parse(words: list[str]) -> Options:
         ("-c", values.date, ("backup", "restore", "list", "verify")),  # of backup the older tool takes it, too
     ):
         if value and command not in commands:
-            parser.error(f"{name} means nothing to {command}")
+            known_by = ", which goes by -x DAYS" if command == "purge" else ""
+            parser.error(f"{name} means nothing to {command}{known_by}")
     bucket = values.bucket
     if driver == "disk":
         bucket = os.path.abspath(bucket)

@@ -171,7 +171,7 @@ def configure_logging(
                 raise CannotRun(
                     f"cannot open the log file {logfile}: {error.strerror}; name another with --logfile"
                 ) from error
-            logger.warning("cannot open the log file %s: %s; this run has none (see --logfile)", logfile, error.strerror)
+            logger.warning("cannot open the log file %s: %s; see --logfile", logfile, error.strerror)
         else:
             formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {story}", "%Y-%m-%dT%H:%M:%S%z")
             to_file.setFormatter(formatter)
