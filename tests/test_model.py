@@ -42,18 +42,18 @@ class Kill:
     """A worker killed at its n-th write to the store, between the two halves of a backup or amid one."""
 
     left: ClassVar[int | None] = None
-    put = disk.Disk.put
+    write = disk.Disk._write
 
     @staticmethod
-    def killing_put(self: disk.Disk, key: str, body: bytes) -> None:
+    def killing_write(self: disk.Disk, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
         if Kill.left is not None:
             Kill.left -= 1
             if Kill.left < 0:
-                folder = os.path.dirname(self._path(key))
+                folder = os.path.dirname(path)
                 os.makedirs(folder, exist_ok=True)
                 Path(os.fsdecode(os.path.join(folder, disk._temporary_name()))).write_bytes(body[:7])
                 os.kill(os.getpid(), signal.SIGKILL)
-        Kill.put(self, key, body)
+        Kill.write(self, path, body, entered)
 
 
 class Store(RuleBasedStateMachine):
@@ -247,7 +247,7 @@ class Store(RuleBasedStateMachine):
 def _world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "utc_now", lambda: Clock.now)
     monkeypatch.setattr(disk, "_temporary_name", lambda: _temporary(Clock.now))
-    monkeypatch.setattr(disk.Disk, "put", Kill.killing_put)
+    monkeypatch.setattr(disk.Disk, "_write", Kill.killing_write)
 
 
 def _temporary(now: datetime) -> bytes:
