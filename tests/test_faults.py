@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import resource
 import shutil
 import signal
@@ -515,7 +516,7 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     assert "may not write" in program("backup", "disk", "-b", frozen / "store", status=1)
     for tree in ("tree", "live"):
         said = program("restore", "disk", "-p", frozen / tree, status=3)
-        assert "ERROR: a.b: Read-only file system" in said
+        assert re.search(r"ERROR: a\.b: .*Read-only file system", said)
     assert live.read_bytes() == before
     for option in ("--lockfile", "--logfile"):
         assert "Read-only file system; name another" in program("backup", "disk", option, frozen / "x", status=1)
@@ -632,7 +633,7 @@ def test_files_that_change_between_walk_and_reading_fail_alone(program: Program)
     whisper.create(str(other), [(60, 10)])
     with first.open("r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        words = [*unprivileged(), *program.words("backup", "disk", "-f", "1", "-x", "0")]
+        words = [*unprivileged(), *program.words("backup", "disk", "-f", "1", "--threads", "1", "-x", "0")]
         run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: [child for child in children(run.pid) if str(first) in opened_by(child)])
         with paths["appended"].open("ab") as file:
