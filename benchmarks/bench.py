@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,7 @@ def describe(scratch: Path) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}: {_processor()}, {os.cpu_count()} cores, {gigabytes:.0f} GB, {file_system},")
     print(f"Linux {platform.release()}, Python {platform.python_version()}, whisper-backup {whisperbackup.__version__}")
     state = "a state file" if tools.knows(tools.STATE) else "no state file (this version has none)"
-    print(f"with 4 processes and {state}; the page cache holds the tree; what each tool keeps is on the same disk.")
+    print(f"with 4 processes and {state}; the page cache is warm; what each tool keeps is on the same disk.")
     print("; ".join(peers.version(name) for name in peers.installed(*TOOLS)) + ".")
     for name, remedy in peers.INSTALL.items():
         if not peers.found(name):
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", choices=[*OVER_THE_TREE, *ON_ITS_OWN], help="may be repeated")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that gigabytes of scratch folder go
     with tempfile.TemporaryDirectory(prefix="whisper-backup-bench-") as folder:
         scratch = Path(folder)
         describe(scratch)
