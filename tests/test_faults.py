@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -743,3 +744,42 @@ def test_the_longest_names_and_a_hundred_levels_come_back(program: Program) -> N
     assert "6 created" in program("restore", "disk", "-p", target)
     assert contents(target) == contents(program.prefix)
     assert "6 already whole" in program("restore", "disk", "-p", target)
+
+
+# -- a sick disk -------------------------------------------------------------------------------------
+
+SICK = """
+import errno, os
+from whisperbackup.storage import disk
+def fail(*_, **__):
+    number = getattr(errno, os.environ["SICKNESS"])
+    raise OSError(number, os.strerror(number))
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, arguments)
+    setattr(os, os.environ["CALL"], fail)  # in the run's own processes, at the edge to the kernel
+    return driver
+"""
+
+
+@pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])
+@pytest.mark.parametrize("call", ["preadv", "fdatasync", "rename", "fsync"])
+def test_a_sick_disk_fails_the_metric_and_leaves_nothing_half_written(
+    program: Program, monkeypatch: pytest.MonkeyPatch, call: str, sickness: str
+) -> None:
+    path = program.write("a.b")
+    program("backup")
+    program.stamp.unlink()
+    before = program.objects()
+    add_point(path)
+    install_driver(program, monkeypatch, SICK)
+    monkeypatch.setenv("SICKNESS", sickness)
+    monkeypatch.setenv("CALL", call)
+    said = program("backup", "shelf", "--nostate", status=3)
+    assert re.search(f"ERROR: a.b: .*{os.strerror(getattr(errno, sickness))}", said)
+    assert not program.stamp.exists()
+    after = program.objects()
+    assert before.items() <= after.items()
+    if call != "fsync":  # which says only that what is there may not last
+        assert after == before
+    program("backup")
+    assert "1 good" in program("verify")
