@@ -404,7 +404,7 @@ def test_healing_a_sparse_file_on_a_full_disk_leaves_it_valid_and_is_completed_l
     whisper.update(str(live), 7.0, now)
     filler = fill(small_disk)
     said = program("restore", "disk", "-p", small_disk, status=3)
-    assert "ERROR: a: No space left on device" in said
+    assert re.search("ERROR: a: .*No space left on device", said)
     assert not program.stamp.exists()
     wsp.check(live.read_bytes())
     assert whisper.fetch(str(live), now - 86400, now)[1][-1] == 7.0
@@ -550,7 +550,7 @@ def test_files_larger_than_the_limit_fail_and_leave_nothing(program: Program) ->
     target = program.home / "target"
     target.mkdir()
     run = program.start("restore", "disk", "-p", target, preexec_fn=limit)
-    assert "ERROR: big: File too large" in said_by(run)
+    assert re.search("ERROR: big: .*File too large", said_by(run))
     assert run.returncode == 3
     assert set(contents(target)) == {"small.wsp"}
 
