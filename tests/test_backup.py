@@ -220,9 +220,7 @@ def test_verify_names_a_damaged_backup(filled: Program) -> None:
     filled("backup")
     assert "8 good" in filled("verify")
     (payload,) = (filled.store / "top").glob("*.gz")
-    content = bytearray(payload.read_bytes())
-    content[len(content) // 2] ^= 1
-    payload.write_bytes(content)
+    payload.write_bytes(payload.read_bytes()[:-30])  # a flipped bit may be one that gzip does not use
     said = filled("verify", status=3)
     assert "ERROR: top: the backup of" in said
     assert "7 good" in said

@@ -36,7 +36,7 @@ def begun(program: Program) -> bool:
 
 
 def test_a_second_run_waits_says_who_holds_the_lock_and_gives_up(big: Program) -> None:
-    first = big.start("backup", "disk", "-f", "1")
+    first = big.start("backup", "disk", "--bwlimit", "30")
     wait_for(lambda: begun(big))
     began = time.monotonic()
     said = big("backup", "disk", "--locktimeout", "1", status=1)
@@ -107,7 +107,7 @@ def test_a_stopped_run_purges_nothing(big: Program) -> None:
     big("backup", "disk", "-m", "a.*")
     gone.unlink()
     before = big.objects()
-    run = big.start("backup", "disk", "-f", "1", "-x", "0")
+    run = big.start("backup", "disk", "--bwlimit", "30", "-x", "0")
     wait_for(lambda: len(list(big.store.rglob("m*/*.sha1"))) > 2)
     run.terminate()
     assert run.wait(12) == 143
