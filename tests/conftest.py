@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import servers
 import whisper
 
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
@@ -19,6 +21,14 @@ hypothesis.settings.load_profile("ci")
 
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the session's first process start servers: the only one, or the one that hands tests to xdist's workers."""
+    if not hasattr(config, "workerinput"):
+        sharing = contextlib.ExitStack()
+        sharing.enter_context(servers.shared_servers())
+        config.add_cleanup(sharing.close)
 
 
 class Program:

@@ -352,8 +352,13 @@ def test_refused_and_cut_requests_are_made_again(network_store: Store, new_name:
 
 @pytest.mark.parametrize("name", ["swift-v1", "swift-v3", APPLICATION])
 def test_a_token_that_expires_is_renewed(name: str, new_name: Callable[[Store], str]) -> None:
-    store = servers.store(name)
-    driver = open_store(store, new_name(store), create=True)
+    with servers.swift_proxy_alone(name) as store:
+        renew_tokens(store, new_name(store))
+
+
+def renew_tokens(store: Store, bucket: str) -> None:
+    """Call after call, before each of which the proxy forgets every token."""
+    driver = open_store(store, bucket, create=True)
     put_all(driver, {f"k{n}": b"x" for n in range(20)})
     servers.expire_tokens(store.port)
     put_all(driver, {f"k{n}": b"y" for n in range(20)})
