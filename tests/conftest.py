@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ import hypothesis
 import pytest
 import servers
 import whisper
+
+from whisperbackup import defaults
 
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
 hypothesis.settings.load_profile("ci")
@@ -29,6 +33,21 @@ def pytest_configure(config: pytest.Config) -> None:
         sharing = contextlib.ExitStack()
         sharing.enter_context(servers.shared_servers())
         config.add_cleanup(sharing.close)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """What stands for this machine's `/` and home, so that no test reads or writes what its users have there."""
+    root = tmp_path.with_name(f"{tmp_path.name}-machine")
+    for folder in ("var/log", "var/lock", "var/tmp", "home", "tmp"):
+        (root / folder).mkdir(parents=True)
+    monkeypatch.setenv(defaults.TEST_ROOT, str(root))
+    monkeypatch.setenv("HOME", str(root / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("TMPDIR", str(root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
+    yield root
+    shutil.rmtree(root)
 
 
 class Program:

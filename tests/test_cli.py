@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Program, unprivileged
 
-from whisperbackup.options import LOGFILE, make_parser, parse, parse_date
+from whisperbackup import defaults
+from whisperbackup.options import make_parser, parse, parse_date
 from whisperbackup.util import Keep
 
 
@@ -94,7 +95,8 @@ def test_options_and_arguments_come_in_any_order() -> None:
     assert parse(["backup", "s3", "eu-west-1", "-r", "3", "-n", "-p", "/x"]) == one
 
 
-def test_defaults_are_those_of_the_older_tool() -> None:
+def test_defaults_are_those_of_the_older_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(defaults.TEST_ROOT)
     options = parse(["backup", "s3"])
     assert options.prefix == b"/opt/graphite/storage/whisper"
     assert (options.processes, options.keep, options.purge_days, options.bucket) == (4, Keep(5), 45, "graphite-backups")
@@ -163,15 +165,27 @@ def test_a_default_log_that_cannot_be_opened_is_one_warning(program: Program) ->
     program.write("a.b")
     words = program.words("backup", "disk")
     at = words.index("--logfile")
-    log = Path(LOGFILE)
-    is_ours = not log.exists()
+    log = Path(defaults.on_this_machine(defaults.LOGFILE))
     log.touch(mode=0o444)
     ran = subprocess.run([*unprivileged(), *words[:at], *words[at + 2 :]], capture_output=True, text=True)
-    if is_ours:
-        log.unlink()
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("WARNING") == 1
-    assert "/var/log/whisperbackup.py.log" in ran.stderr
+    assert f"cannot open the log file {log}: Permission denied" in ran.stderr
+    assert log.read_bytes() == b""
+
+
+def test_without_options_log_lock_stamp_and_state_are_where_the_defaults_say(
+    program: Program, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write("a.b")
+    words = [sys.executable, "-m", "whisperbackup", "-p", program.prefix, "-b", program.store, "backup", "disk"]
+    subprocess.run(words, capture_output=True, check=True)
+    assert "backup complete" in (machine / "var/log/whisperbackup.py.log").read_text()
+    assert (machine / "var/lock/whisperbackup.py").exists()
+    assert (machine / "var/tmp/whisperbackup.py.success").exists()
+    assert list(machine.rglob("whisper-backup/*.state"))
+    monkeypatch.delenv(defaults.TEST_ROOT)
+    assert defaults.on_this_machine(defaults.LOGFILE) == "/var/log/whisperbackup.py.log"
 
 
 def test_list_imports_no_client_library(program: Program) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -52,7 +53,9 @@ def install(folder: Path, built: Path, extra: str = "") -> Path:
     """Install the wheel into a fresh environment; the folder of its programs."""
     (wheel,) = built.glob("*.whl")
     venv.create(folder, with_pip=True)
-    subprocess.run([folder / "bin/pip", "install", "--quiet", f"{wheel}{extra}"], check=True)
+    home = pwd.getpwuid(os.geteuid()).pw_dir  # where pip may have been told which index to use
+    words = [folder / "bin/pip", "install", "--quiet", f"{wheel}{extra}"]
+    subprocess.run(words, check=True, env={**os.environ, "HOME": home})
     return folder / "bin"
 
 

@@ -16,7 +16,7 @@ from conftest import Program, add_point, install_driver
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup import state
+from whisperbackup import defaults, state
 from whisperbackup.catalog import Backup, Payload, mark_md5
 from whisperbackup.selection import select
 from whisperbackup.state import Record, State, fingerprint, is_settled
@@ -282,14 +282,16 @@ def test_what_a_killed_run_left_is_swept_after_a_day(rested: Program) -> None:
     assert young.exists()
 
 
-def test_the_default_place_needs_no_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_place_needs_no_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for store in ("x", "y"):
         State("", ("prefix", store), select(["*"])).write()
     assert len(list((tmp_path / "cache/whisper-backup").glob("*.state"))) == 2
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert state._default_folder() == "/var/cache/whisper-backup"
+    assert defaults.state_folder() == f"{machine}/var/cache/whisper-backup"
+    monkeypatch.delenv(defaults.TEST_ROOT)
+    assert defaults.state_folder() == "/var/cache/whisper-backup"
 
 
 def test_the_file_in_the_default_place_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

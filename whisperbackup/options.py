@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from whisperbackup import __version__, carbon, compression, storage
 from whisperbackup.catalog import stamp_of
+from whisperbackup.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
 from whisperbackup.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
@@ -47,9 +48,6 @@ STATUS = {
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
-LOGFILE = "/var/log/whisperbackup.py.log"
-LOCKFILE = "/var/lock/whisperbackup.py"
-STAMPFILE = "/var/tmp/whisperbackup.py.success"
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
 MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1e6  # MB/s
@@ -212,12 +210,12 @@ def make_parser() -> optparse.OptionParser:
         text="refuse larger files, in the tree and in the store")  # fmt: skip
     tune("--statefile", metavar="FILE",
         text="backup: where to note which files need not be read again [one for each prefix and store, "
-        "in /var/cache/whisper-backup, or in the cache folder of a user who is not root]")  # fmt: skip
+        f"in {STATE_FOLDER}, or in the cache folder of a user who is not root]")  # fmt: skip
     tune("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
 
     when = group("When")
     when("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
-    when("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
+    when("--lockfile", metavar="FILE", text=f"lock file [{LOCKFILE}]")
     when("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
     when("--nolock", action="store_true", text="do not exclude other runs on this machine")
 
@@ -227,7 +225,7 @@ def make_parser() -> optparse.OptionParser:
     log("--logfile", metavar="FILE", text=f"log file; it rotates itself [{LOGFILE}]")
     log("--nolog", action="store_true", text="no log file")
     log("--syslog", action="store_true", text="log to syslog, too")
-    log("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
+    log("--stampfile", metavar="FILE", text=f"touched after a run that did all its work [{STAMPFILE}]")
     log("--nostamp", action="store_true", text="no stamp file")
     log("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
     log("--carbon", metavar="HOST[:PORT]",
@@ -348,13 +346,13 @@ def parse(words: list[str]) -> Options:
         debris=bool(values.debris),
         debug=bool(values.debug),
         quiet=bool(values.quiet),
-        logfile=None if values.nolog else values.logfile or LOGFILE,
+        logfile=None if values.nolog else values.logfile or on_this_machine(LOGFILE),
         logfile_is_default=values.logfile is None,
         syslog=bool(values.syslog),
-        lockfile=None if values.nolock else values.lockfile,
+        lockfile=None if values.nolock else values.lockfile or on_this_machine(LOCKFILE),
         lock_timeout=values.locktimeout,
         splay=values.splay,
-        stampfile=None if values.nostamp else values.stampfile,
+        stampfile=None if values.nostamp else values.stampfile or on_this_machine(STAMPFILE),
         statefile=None if values.nostate else values.statefile or "",
         bandwidth=None if values.bwlimit is None else values.bwlimit * 1e6,
         nice=bool(values.nice),

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
-from whisperbackup import compression
+from whisperbackup import compression, defaults
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.selection import Selection
 
@@ -97,7 +97,7 @@ class State:
         `identity` is what tells this prefix and this store from every other.
         """
         digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
-        self._path = os.path.join(_default_folder(), f"{digest}.state") if path == "" else path
+        self._path = os.path.join(defaults.state_folder(), f"{digest}.state") if path == "" else path
         self._selection = selection
         self._header = f"{MAGIC}{TAB}{digest}\n".encode()
         self._old = iter(()) if self._path is None else self._records(self._path)
@@ -169,12 +169,6 @@ class State:
             return
         except (UnicodeDecodeError, TypeError) + compression.gzip_errors() as error:
             logger.info("the state file %s cannot be used, files are read instead: %s", path, error)
-
-
-def _default_folder() -> str:
-    if os.geteuid() == 0:
-        return "/var/cache/whisper-backup"
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "whisper-backup")
 
 
 def _open_own(path: str) -> IO[bytes]:
