@@ -19,3 +19,5 @@ class Outcome(NamedTuple):
     record: Record | None = None  # for the state file
     store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
     stamp: str | None = None  # of the one backup that this is about, where it is about one
+    began: float = 0.0  # time.monotonic() of the worker, which is the parent's, too
+    ended: float = 0.0

@@ -326,10 +326,12 @@ def _reason(error: Exception) -> str:
 
 
 def _outcome(work: Work, job: Any) -> Outcome:
+    began = time.monotonic()
     try:
-        return work(job)
+        outcome = work(job)
     except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that metric's outcome)
-        return failure(str(job[0]), error)
+        outcome = failure(str(job[0]), error)
+    return outcome._replace(began=began, ended=time.monotonic())
 
 
 def _die_with(parent: int) -> None:
