@@ -13,7 +13,7 @@ import pytest
 from conftest import Program, add_point, contents, install_driver, unprivileged
 
 from whisperbackup.catalog import Backup, Metric, Payload, stamp_of
-from whisperbackup.commands.purge import Plan, keys_of, plan
+from whisperbackup.commands.purge import Plan, plan
 
 NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
 
@@ -46,11 +46,6 @@ def metric(backup: str, *tombstones: str, name: str = "a.b") -> Metric:
 )
 def test_plan(what: Metric, days: int, expected: Plan) -> None:
     assert plan(what, days, NOW) == expected
-
-
-def test_keys_go_mark_before_payload_and_tombstone_last() -> None:
-    keys = keys_of(metric(days_ago(3), days_ago(2)), NOW)
-    assert [key.partition(".")[2] for key in keys] == ["sha1", "wsp.gz", "missing"]
 
 
 # -- end to end --------------------------------------------------------------------------------------
@@ -266,8 +261,8 @@ def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) 
     driver = disk.open(str(backed_up.store), False, [])
     (stamp,) = backed_up.stamps("top")
     for suffix in (f"{stamp}.wsp.gz", f"{stamp}.sha1"):
-        assert work_on(Sweep("top", "top/", Debris(stamp, (suffix,), 1)), driver).surplus == ()
-        assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).surplus
+        assert work_on(Sweep("top", "top/", Debris(stamp, (suffix,), 1)), driver).pending_deletes == ()
+        assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).pending_deletes
 
 
 def test_noop_says_the_same_and_does_nothing(many: Program) -> None:

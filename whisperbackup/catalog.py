@@ -54,7 +54,7 @@ class Backup(NamedTuple):
     mark_size: int = 40
 
     def suffixes(self) -> list[str]:
-        """The ends of its keys, the mark first: a deletion that stops half-way leaves no mark to a lost payload."""
+        """The ends of its keys."""
         return [f"{self.stamp}.sha1", *(f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # what only lists need not load them
-    from whisperbackup.deletion import Doomed
+    from whisperbackup.deletion import PendingDelete
     from whisperbackup.state import Record
 
 
@@ -15,7 +15,9 @@ class Outcome(NamedTuple):
     metric: str
     figures: dict[str, int]
     errors: tuple[str, ...] = ()
-    surplus: tuple[Doomed, ...] = ()  # what may be deleted now
+    pending_deletes: tuple[PendingDelete, ...] = ()  # what may be deleted now
     record: Record | None = None  # for the state file
     store_failed: bool = False  # the error is the store's, and may well be the next metric's, too
     stamp: str | None = None  # of the one backup that this is about, where it is about one
+    began: float = 0.0  # time.monotonic() of the worker, which is the parent's, too
+    ended: float = 0.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what only lists need not load it
 logger = logging.getLogger(__name__)
 
 PATIENCE = 20  # failures of the store in a row, each after the driver's own retries, that end a run
-SILENCE = 50.0  # seconds without any success after which two such failures do
+SILENCE = 50.0  # seconds that such failures last, two or more of them and nothing else, after which they do
 INTERVAL = 60.0  # seconds between progress lines where there is no terminal
 BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
 
@@ -115,9 +115,11 @@ def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, take: Callable[[
     """Have `pool` do `jobs`; adds every outcome to `tally`, then hands it to `take`.
 
     When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
-    Raises Unavailable when the store does nothing but fail.
+    Raises Unavailable when the store does nothing but fail.  How long it has done so is measured from when the first
+    failed job began to when the last one ended, or from a later success: while the parent passes over what is
+    unchanged, nothing is asked of the store, so that nothing can succeed.
     """
-    in_a_row, succeeded = 0, time.monotonic()
+    in_a_row, failing_since, succeeded = 0, 0.0, 0.0
     try:
         for outcome in pool.run(jobs):
             tally.add(outcome)
@@ -125,10 +127,12 @@ def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, take: Callable[[
                 take(outcome)
             tick(tally)
             if not outcome.store_failed:
-                in_a_row, succeeded = 0, time.monotonic()
+                in_a_row, succeeded = 0, max(succeeded, outcome.ended)
                 continue
             in_a_row += 1
-            if in_a_row == PATIENCE or (in_a_row > 1 and time.monotonic() - succeeded > SILENCE):
+            if in_a_row == 1:
+                failing_since = max(succeeded, outcome.began)
+            if in_a_row == PATIENCE or (in_a_row > 1 and outcome.ended - failing_since > SILENCE):
                 raise Unavailable(f"the store failed {in_a_row} times in a row, so this run ends here; start it again")
     except Stopped:
         for outcome in pool.drain():

@@ -1,15 +1,21 @@
-"""Stop signals: the first one becomes an exception where the run can bear it, the second ends it at once."""
+"""Stop signals: the first one becomes an exception where the run can bear it, the second ends it at once.
+
+A run that is blocked after the first one, because nobody reads what it writes, is ended by a timer.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
 
 STOP_LIMIT = 10.0  # seconds within which a run that is stopped is to be gone
+HARD_LIMIT = 20.0  # seconds after which it ends itself, whatever it waits for; work in flight gets its time before
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,14 +39,26 @@ def install() -> None:
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
             signal.signal(number, _handle)
+    signal.signal(signal.SIGALRM, _give_up)
 
 
 def _handle(number: int, _: FrameType | None) -> None:
     if _State.received is not None:
         os._exit(128 + number)  # the workers die with their parent
     _State.received, _State.received_at = number, time.monotonic()
+    # A write that blocks is interrupted by a signal only for as long as its handler runs; the handler must end it.
+    signal.setitimer(signal.ITIMER_REAL, HARD_LIMIT)
     if not _State.is_shielded:
         raise Stopped(number)
+
+
+def _give_up(*_: object) -> None:
+    number = _State.received or signal.SIGTERM
+    text = f"ERROR: stopped by {signal.Signals(number).name}, and ended after {HARD_LIMIT:g} seconds of waiting\n"
+    with contextlib.suppress(Exception):
+        if select.select([], [sys.stderr], [], 0)[1]:  # it may be what everything waits for
+            os.write(sys.stderr.fileno(), text.encode())
+    os._exit(128 + number)  # the workers die with their parent
 
 
 def check() -> None:

@@ -7,6 +7,7 @@ does at the moment; outcomes and log records come back over the same pipe.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import ctypes
@@ -14,6 +15,7 @@ import errno
 import itertools
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import queue
 import signal
@@ -34,6 +36,7 @@ BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
 REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
 HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
 GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
+END_LIMIT = 1.0  # seconds that workers get to end by themselves, and again after they were killed
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 REMEDIES = {
@@ -89,7 +92,7 @@ class Pool:
         context = multiprocessing.get_context("fork")
         self._batch = max(1, 16 // threads)
         self._ahead = BATCHES_AHEAD * threads * self._batch
-        self._owed: dict[Connection, int] = {}
+        self._owed: dict[Connection, list[str]] = {}  # the names of jobs that are not reported yet
         self._heard: dict[Connection, float] = {}
         self._inbox: collections.deque[Outcome] = collections.deque()
         self._workers: list[_Worker] = []
@@ -107,19 +110,34 @@ class Pool:
                 ) from error
             theirs.close()
             self._workers.append(_Worker(process, ours))
-            self._owed[ours] = 0
+            self._owed[ours] = []
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.pipe.close()  # a worker that reads the end of its pipe exits
-        for worker in self._workers:
-            worker.process.join(1)
-            if worker.process.is_alive():
+        with signals.shield():
+            for worker in self._workers:
+                worker.pipe.close()  # a worker that reads the end of its pipe exits
+            for worker in self._alive_after(END_LIMIT):
                 worker.process.kill()
-                worker.process.join()
+            stuck = self._alive_after(END_LIMIT)
+            for worker in stuck:
+                logger.error(
+                    "worker %d does not end, although it was killed: the kernel waits for a disk or a network file "
+                    "system, see /proc/%d/fd for its files; it was working on %s",
+                    worker.process.pid, worker.process.pid, _shown(self._owed[worker.pipe]),
+                )  # fmt: skip
+            if stuck:
+                # It would wait for them for ever.
+                atexit.unregister(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
+
+    def _alive_after(self, seconds: float) -> list[_Worker]:
+        """The workers that have not ended within `seconds`."""
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+        return [worker for worker in self._workers if worker.process.is_alive()]
 
     def run(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
         """The outcomes of `jobs`, in the order in which they come.  Raises WorkerLost."""
@@ -128,7 +146,7 @@ class Pool:
         while True:
             signals.check()
             for worker in self._workers:
-                while not exhausted and self._owed[worker.pipe] <= self._ahead - self._batch:
+                while not exhausted and len(self._owed[worker.pipe]) <= self._ahead - self._batch:
                     batch = list(itertools.islice(source, self._batch))
                     exhausted = len(batch) < self._batch
                     if batch:
@@ -147,7 +165,7 @@ class Pool:
             try:
                 worker.pipe.send(None)
             except OSError:
-                self._owed[worker.pipe] = 0
+                self._owed[worker.pipe] = []
         while any(self._owed.values()) and (left := deadline - time.monotonic()) > 0:
             try:
                 self._receive(left)
@@ -164,7 +182,7 @@ class Pool:
                 worker.pipe.send(batch)
             except OSError:
                 raise self._lost(worker) from None
-            self._owed[worker.pipe] += len(batch)
+            self._owed[worker.pipe] += [str(job[0]) for job in batch]
 
     def _receive(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for what the workers report, and take it in."""
@@ -173,11 +191,12 @@ class Pool:
             assert isinstance(pipe, Connection)
             with signals.shield():
                 try:
-                    outcomes, records, dropped = pipe.recv()
+                    outcomes, records, ended = pipe.recv()
                 except (EOFError, OSError):
                     raise self._lost(busy[pipe]) from None
                 self._heard[pipe] = time.monotonic()
-                self._owed[pipe] -= len(outcomes) + dropped
+                for name in ended:
+                    self._owed[pipe].remove(name)
                 self._inbox.extend(outcomes)
             for record in records:
                 logging.getLogger(record.name).handle(record)
@@ -199,7 +218,7 @@ class Pool:
         code = worker.process.exitcode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
         return WorkerLost(
-            f"worker {worker.process.pid} {how} with {self._owed[worker.pipe]} metrics in hand; "
+            f"worker {worker.process.pid} {how} with {len(self._owed[worker.pipe])} metrics in hand; "
             "the run ends here, start it again (out of memory? see dmesg, and try a smaller -f)"
         )
 
@@ -248,27 +267,28 @@ def _main(
 
     stopping = threading.Event()
 
-    def report(outcomes: list[Outcome], dropped: int = 0) -> None:
+    def report(outcomes: list[Outcome], ended: list[str]) -> None:
+        """Send outcomes, and the names of the jobs that are done or dropped."""
         with sending:
-            pipe.send((outcomes, collector.collect(), dropped))
+            pipe.send((outcomes, collector.collect(), ended))
 
     def labour() -> None:
         try:
             while True:
                 batch = batches.get()
                 outcomes: list[Outcome] = []
+                ended: list[str] = []
                 reported = time.monotonic()
-                for number, job in enumerate(batch):
+                for job in batch:
+                    ended.append(str(job[0]))
                     if stopping.is_set():
-                        report(outcomes, len(batch) - number)
-                        outcomes = []
-                        break
+                        continue
                     outcomes.append(_outcome(work, job) if work else failure(str(job[0]), unprepared or EOFError()))
                     if time.monotonic() - reported > REPORT_INTERVAL:
-                        report(outcomes)
-                        outcomes, reported = [], time.monotonic()
-                if outcomes:
-                    report(outcomes)
+                        report(outcomes, ended)
+                        outcomes, ended, reported = [], [], time.monotonic()
+                if ended:
+                    report(outcomes, ended)
         except BaseException:  # noqa: BLE001  (a broken pipe, or worse: the parent sees the pipe end)
             os._exit(1)
 
@@ -293,6 +313,11 @@ def failure(metric: str, error: Exception, **figures: int) -> Outcome:
     )
 
 
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"one of {', '.join(names[:3])}{more}" if names else "nothing"
+
+
 def _reason(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
@@ -301,10 +326,12 @@ def _reason(error: Exception) -> str:
 
 
 def _outcome(work: Work, job: Any) -> Outcome:
+    began = time.monotonic()
     try:
-        return work(job)
+        outcome = work(job)
     except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that metric's outcome)
-        return failure(str(job[0]), error)
+        outcome = failure(str(job[0]), error)
+    return outcome._replace(began=began, ended=time.monotonic())
 
 
 def _die_with(parent: int) -> None:

@@ -13,7 +13,7 @@ from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
 from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
-from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
+from whisperbackup.deletion import Deleter, Deletion, PendingDelete
 from whisperbackup.merge import Pair
 from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
@@ -51,17 +51,17 @@ def run(options: Options, tally: Tally) -> int:
             catalog, pairs = tree_and_store(options, driver)
             store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
             state = State(options.statefile, store, options.selection)
-            surplus: list[Doomed] = []
+            deleter = Deleter()
 
             def take(outcome: Outcome) -> None:
-                surplus.extend(outcome.surplus)
+                deleter.add(*outcome.pending_deletes)
                 if outcome.record:
                     state.note(outcome.record)
 
             purge = Purge(options, tally)
             changed = _touched(purge.watch(pairs), state, options.keep, tally)
-            work_through(pool, _with_deletions(changed, surplus), tally, take)
-            purge.carry_out(pool, surplus)
+            work_through(pool, _with_deletions(changed, deleter), tally, take)
+            purge.carry_out(pool, deleter)
             catalog.report_foreign()
             if not options.noop:
                 state.write()
@@ -104,11 +104,11 @@ def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
     return not kept.dropped and not kept.guarded
 
 
-def _with_deletions(jobs: Iterable[Job], surplus: list[Doomed]) -> Iterator[Job | Deletion]:
-    """`jobs`, and between them deletions, as soon as `surplus` is worth a request."""
+def _with_deletions(jobs: Iterable[Job], deleter: Deleter) -> Iterator[Job | Deletion]:
+    """`jobs`, and between them deletions, as soon as there are enough keys for a request."""
     for job in jobs:
         yield job
-        yield from portions(surplus, KEYS_AT_ONCE)
+        yield from deleter.full_jobs()
 
 
 def prepare(options: Options) -> Work:
@@ -207,8 +207,8 @@ def _outcome(
         figures["kept, all newer being much smaller"] = len(kept.guarded)
         logger.info("%s: kept, every newer backup being much smaller: %s", job.name, ", ".join(kept.guarded))
     dropped = [backup for backup in existing if backup.stamp in kept.dropped]
-    surplus = [one for backup in dropped for one in doom((key + end for end in backup.suffixes()), "removed")]
-    return Outcome(job.name, figures, (), tuple(surplus), record)
+    pending = [PendingDelete("removed", tuple(key + end for end in backup.suffixes())) for backup in dropped]
+    return Outcome(job.name, figures, (), tuple(pending), record)
 
 
 def _generations(existing: Iterable[Backup]) -> list[Generation]:

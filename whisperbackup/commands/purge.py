@@ -22,7 +22,7 @@ from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
 from whisperbackup.commands import open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.compression import CODECS
-from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
+from whisperbackup.deletion import Deleter, Deletion, PendingDelete, carry_out
 from whisperbackup.merge import Pair
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
@@ -55,10 +55,11 @@ class Sweep(NamedTuple):
 
 
 class Farewell(NamedTuple):
-    """All keys of the metric `name`, which is due."""
+    """All keys of the metric `name`, which is due; `tombstones` are deleted when the others are gone."""
 
     name: str
     keys: list[str]
+    tombstones: list[str]
 
 
 class Plan(NamedTuple):
@@ -83,13 +84,13 @@ def plan(metric: Metric, days: int, now: datetime) -> Plan:
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
-    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone.
+    """The ends of the keys of its backups and debris.
 
     Debris younger than a day is not among them: another run may be about to complete it.
     """
     backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
     debris = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
-    return [*backups, *debris, *(f"{stamp}.missing" for stamp in metric.tombstones)]
+    return [*backups, *debris]
 
 
 def is_old(debris: Debris, now: datetime) -> bool:
@@ -146,7 +147,8 @@ class Purge:
             if tombstone:
                 self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
             if is_due:
-                self._write(Farewell(metric.name, [key + suffix for suffix in keys_of(metric, self._now)]))
+                keys = [key + suffix for suffix in keys_of(metric, self._now)]
+                self._write(Farewell(metric.name, keys, [f"{key}{stamp}.missing" for stamp in metric.tombstones]))
                 return
         if metric.debris and metric.is_canonical:
             for half in metric.debris:
@@ -159,14 +161,14 @@ class Purge:
             json.dump((type(job).__name__, job), self._spool)
             self._spool.write("\n")
 
-    def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
-        """Do what the pass has planned, and delete what is left in `surplus`."""
-        work_through(pool, self._jobs(surplus), self._tally, lambda outcome: surplus.extend(outcome.surplus))
-        work_through(pool, portions(surplus), self._tally)
+    def carry_out(self, pool: Pool, deleter: Deleter) -> None:
+        """Do what the pass has planned, and delete what is left in `deleter`."""
+        work_through(pool, self._jobs(deleter), self._tally, lambda outcome: deleter.add(*outcome.pending_deletes))
+        work_through(pool, deleter.flush(), self._tally)
 
-    def _jobs(self, surplus: list[Doomed]) -> Iterator[Tombstone | Deletion | Sweep]:
+    def _jobs(self, deleter: Deleter) -> Iterator[Tombstone | Deletion | Sweep]:
         """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
-        yield from portions(surplus)
+        yield from deleter.flush()
         if self._is_blind:
             self._tally.fail(
                 "purge", "nothing was purged, since a part of the tree could not be read; run as a user who may"
@@ -202,8 +204,8 @@ class Purge:
                 logger.info("%s: came back while this run was at work", fields[0])
             else:
                 logger.info("%s: purged, gone for long enough", fields[0])
-                surplus += doom(fields[1], "purged")
-            yield from portions(surplus, KEYS_AT_ONCE)
+                deleter.add(PendingDelete("purged", tuple(fields[1]), tuple(fields[2])))
+            yield from deleter.full_jobs()
 
     def _is_still_there(self) -> bool:
         """Whether the tree is the one that the walk began with, and not what an unmounted disk leaves."""
@@ -241,9 +243,8 @@ def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
     if not job.debris.is_temporary and _has_other_half(job, driver):
         return Outcome(job.name, {})
     logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
-    return Outcome(
-        job.name, {}, (), tuple(doom((job.key + suffix for suffix in job.debris.suffixes), "debris removed"))
-    )
+    keys = tuple(job.key + suffix for suffix in job.debris.suffixes)
+    return Outcome(job.name, {}, (), (PendingDelete("debris removed", keys),))
 
 
 def _has_other_half(job: Sweep, driver: Driver) -> bool:
@@ -277,22 +278,22 @@ def run(options: Options, tally: Tally) -> int:
             told(tally, options.quiet),
         ):
             catalog, pairs = tree_and_store(options, driver)
-            surplus: list[Doomed] = []
+            deleter = Deleter()
             purge = Purge(options, tally)
-            work_through(pool, _returned(purge.watch(pairs), options.storage_path, surplus, tally), tally)
-            purge.carry_out(pool, surplus)
+            work_through(pool, _returned(purge.watch(pairs), options.storage_path, deleter, tally), tally)
+            purge.carry_out(pool, deleter)
             catalog.report_foreign()
     return tally.finish()
 
 
-def _returned(pairs: Iterable[Pair], storage_path: str, surplus: list[Doomed], tally: Tally) -> Iterator[Deletion]:
-    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `surplus`."""
+def _returned(pairs: Iterable[Pair], storage_path: str, deleter: Deleter, tally: Tally) -> Iterator[Deletion]:
+    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `deleter`."""
     for local, metric in pairs:
         tally.figures["examined"] += metric is not None
         if metric is not None and isinstance(local, Found):
             key = storage_path + metric.key
-            surplus += doom((f"{key}{stamp}.missing" for stamp in metric.tombstones), "came back")
-        yield from portions(surplus, KEYS_AT_ONCE)
+            deleter.add(PendingDelete("came back", tuple(f"{key}{stamp}.missing" for stamp in metric.tombstones)))
+        yield from deleter.full_jobs()
 
 
 def _prepare(options: Options) -> Work:
