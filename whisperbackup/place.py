@@ -14,12 +14,12 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from whisperbackup import wsp
-from whisperbackup.fill import Healing, heal
+from whisperbackup.fill import Healing, Write, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
@@ -34,11 +34,15 @@ class CannotPlace(Exception):
 
 
 class Placed(NamedTuple):
-    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in."""
+    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in.
+
+    `planned` are the writes that a dry run left out.
+    """
 
     how: str
     points: int = 0
     warning: str = ""
+    planned: tuple[Write, ...] = ()
 
 
 class _Vanished(Exception):
@@ -68,14 +72,34 @@ class Placer:
 
         Raises CannotPlace and OSError.
         """
+        return self._attempt(path, Placed("created"), lambda folder, name: self._place(folder, name, content))
+
+    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
+        """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
+
+        `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
+        """
+        unmade = Placed("skipped" if wsp.is_compressed(content) else "healed")
+
+        def fill(folder: int, name: bytes) -> Placed:
+            if _exists(folder, name):
+                return self._heal(folder, name, content, planned)
+            if self.noop:
+                return unmade  # it would have been created before
+            raise CannotPlace("it was deleted while it was restored; run restore again")
+
+        return self._attempt(path, unmade, fill)
+
+    def _attempt(self, path: bytes, unmade: Placed, work: Callable[[int, bytes], Placed]) -> Placed:
+        """What `work(folder, name)` makes of a path, however often the file vanishes; `unmade` without a folder."""
         *folders, name = path.split(b"/")
         with self._folder(folders) as folder:
             if folder is None:
-                return Placed("created")
+                return unmade
             warning = ""
             for _ in range(ATTEMPTS):
                 try:
-                    placed = self._place(folder, name, content)
+                    placed = work(folder, name)
                     return placed._replace(warning=warning or placed.warning)
                 except _MovedAside as moved:
                     warning = str(moved)
@@ -126,10 +150,13 @@ class Placer:
                 return Placed("created")
             if _create(folder, name, content):
                 return Placed("created")
+        return self._heal(folder, name, content)
+
+    def _heal(self, folder: int, name: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
         with _live_file(folder, name) as fd:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
-            return _heal(fd, folder, name, content, self.noop)
+            return _heal(fd, folder, name, content, self.noop, planned)
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -291,7 +318,7 @@ def _live_file(folder: int, name: bytes) -> Iterator[int]:
         os.close(fd)  # and with it the lock
 
 
-def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
+def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool, planned: tuple[Write, ...] = ()) -> Placed:
     """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits for as little as can be.
 
     So the first attempt reads and works out without the lock, and uses the result if under it the file is the
@@ -299,7 +326,7 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
     is not to lock: also then the file is compared just before writing.
     """
     live = _read_whole(fd)
-    healing, reason = _work_out(live, content)
+    healing, reason = _work_out(_written(live, planned), content)
     wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
         if not _is_still(fd, folder, name):
@@ -307,7 +334,7 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
         now = _read_whole(fd)
         if now != live:
             live = now
-            healing, reason = _work_out(live, content)
+            healing, reason = _work_out(_written(live, planned), content)
             continue
         if reason:
             if _is_settling(fd):
@@ -327,8 +354,18 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
                 raise _Vanished
             fcntl.flock(fd, fcntl.LOCK_UN)  # carbon need not wait for the disk
             os.fsync(fd)
-        return Placed("healed", healing.points)
+        return Placed("healed", healing.points, planned=tuple(healing.writes) if noop else ())
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
+
+
+def _written(live: bytes, writes: tuple[Write, ...]) -> bytes:
+    """`live` as these writes would make it."""
+    if not writes:
+        return live
+    content = bytearray(live)
+    for offset, record in writes:
+        content[offset : offset + len(record)] = record
+    return bytes(content)
 
 
 def _work_out(live: bytes, content: bytes) -> tuple[Healing | None, str]:
