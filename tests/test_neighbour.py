@@ -189,3 +189,31 @@ def test_who_may_not_raise_a_priority_again_does_not_lower_it(program: Program) 
     run = subprocess.Popen(["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice", "--", *words])
     wait_for(lambda: any(priorities(child) == {(0, "idle")} for child in children(run.pid)))
     assert run.wait(60) == 0
+
+
+@pytest.mark.parametrize("rest", [0, 10, 100])
+def test_a_file_that_shrinks_while_it_is_looked_at_is_being_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: int
+) -> None:
+    """whisper.create opens an existing file for writing, which empties it, at the very moment of our look."""
+    path = tmp_path / "a.wsp"
+    whole = whole_file(SIZE)
+    path.write_bytes(whole)
+
+    def shrink_then_look(fd: int, size: int) -> list[tuple[int, int]]:
+        path.write_bytes(whole[:rest])
+        return absent_pages(fd, size)
+
+    monkeypatch.setattr(wsp, "absent_pages", shrink_then_look)
+    with pytest.raises(wsp.TooNew):
+        read(path)
+
+    def shrink_once(fd: int, size: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(wsp, "absent_pages", absent_pages)
+        path.write_bytes(whole[:rest])
+        threading.Timer(0.1, path.write_bytes, [whole]).start()
+        return absent_pages(fd, size)
+
+    path.write_bytes(whole)
+    monkeypatch.setattr(wsp, "absent_pages", shrink_once)
+    assert read(path).content == whole

@@ -87,10 +87,9 @@ def test_overwrite_replaces_and_keeps_owner_and_mode_but_never_setuid(healed: tu
         assert path.stat().st_uid == 1234
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage " * 100, None])
-def test_a_broken_live_file_is_moved_aside(healed: tuple[Program, Path, bytes], damage: bytes | None) -> None:
+@pytest.mark.parametrize("broken", [b"", b"garbage " * 100])
+def test_a_broken_live_file_is_moved_aside(healed: tuple[Program, Path, bytes], broken: bytes) -> None:
     program, path, full = healed
-    broken = path.read_bytes()[:-7] if damage is None else damage
     path.write_bytes(broken)
     os.utime(path, (time.time() - 60,) * 2)
     would = program("restore", "disk", "-n")

@@ -10,6 +10,7 @@ from typing import TypeVar
 from whisperbackup import compression, wsp
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.storage.base import Driver, NotFound, put_all
+from whisperbackup.util import Generation
 from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
 
 T = TypeVar("T")
@@ -67,6 +68,12 @@ def content_of(driver: Driver, key: str, backup: Backup) -> str:
         return mark_md5(read_mark(driver, key, backup))
     except BadBackup:
         return f"unreadable {backup.stamp}"
+
+
+def generation_of(backup: Backup) -> Generation:
+    """A backup as retention sees it, its content treated as different from every other's."""
+    largest = max(backup.payloads, key=lambda payload: payload.size)
+    return Generation(backup.stamp, largest.codec, largest.size, backup.stamp)
 
 
 def load(

@@ -59,7 +59,10 @@ FIGURES = {
             "already whole",
             "skipped",
         ),
-        ("replaced",),
+        (
+            "replaced",
+            "needed an older backup",  # metrics that were restored, or filled, from one that is not the newest, too
+        ),
     ),
     "purge": Names(
         (

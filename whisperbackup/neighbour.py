@@ -113,7 +113,11 @@ def absent_pages(fd: int, size: int) -> list[tuple[int, int]]:
     if not pages:
         return []
     residency = (ctypes.c_ubyte * pages)()
-    with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
+    try:
+        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
+    except ValueError:
+        return []  # it shrank meanwhile: carbon creates it anew, and whoever reads it will see
+    with mapping as mapped:
         start = ctypes.c_char.from_buffer(mapped)
         try:
             if LIBC.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), residency):

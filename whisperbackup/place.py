@@ -14,12 +14,13 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from whisperbackup import wsp
-from whisperbackup.fill import Healing, heal
+from whisperbackup.checked_writes import write_at, write_checked
+from whisperbackup.fill import Healing, Write, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
@@ -34,11 +35,15 @@ class CannotPlace(Exception):
 
 
 class Placed(NamedTuple):
-    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in."""
+    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in.
+
+    `planned` are the writes that a dry run left out.
+    """
 
     how: str
     points: int = 0
     warning: str = ""
+    planned: tuple[Write, ...] = ()
 
 
 class _Vanished(Exception):
@@ -68,14 +73,34 @@ class Placer:
 
         Raises CannotPlace and OSError.
         """
+        return self._attempt(path, Placed("created"), lambda folder, name: self._place(folder, name, content))
+
+    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
+        """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
+
+        `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
+        """
+        unmade = Placed("skipped" if wsp.is_compressed(content) else "healed")
+
+        def fill(folder: int, name: bytes) -> Placed:
+            if _exists(folder, name):
+                return self._heal(folder, name, content, planned)
+            if self.noop:
+                return unmade  # it would have been created before
+            raise CannotPlace("it was deleted while it was restored; run restore again")
+
+        return self._attempt(path, unmade, fill)
+
+    def _attempt(self, path: bytes, unmade: Placed, work: Callable[[int, bytes], Placed]) -> Placed:
+        """What `work(folder, name)` makes of a path, however often the file vanishes; `unmade` without a folder."""
         *folders, name = path.split(b"/")
         with self._folder(folders) as folder:
             if folder is None:
-                return Placed("created")
+                return unmade
             warning = ""
             for _ in range(ATTEMPTS):
                 try:
-                    placed = self._place(folder, name, content)
+                    placed = work(folder, name)
                     return placed._replace(warning=warning or placed.warning)
                 except _MovedAside as moved:
                     warning = str(moved)
@@ -126,10 +151,13 @@ class Placer:
                 return Placed("created")
             if _create(folder, name, content):
                 return Placed("created")
+        return self._heal(folder, name, content)
+
+    def _heal(self, folder: int, name: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
         with _live_file(folder, name) as fd:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
-            return _heal(fd, folder, name, content, self.noop)
+            return _heal(fd, folder, name, content, self.noop, self.max_file_size, planned)
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -291,15 +319,31 @@ def _live_file(folder: int, name: bytes) -> Iterator[int]:
         os.close(fd)  # and with it the lock
 
 
-def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
+class Plan(NamedTuple):
+    """What to do about a live file: what to write (None: it cannot be healed), or that it is `broken`, and why.
+
+    With `may_be_new` it holds nothing but a beginning that a daemon may be about to complete.  With `header` and fewer
+    bytes than that declares, it was cut off, and is extended first.
+    """
+
+    healing: Healing | None = None
+    broken: str = ""
+    may_be_new: bool = False
+    header: wsp.Header | None = None
+
+
+def _heal(
+    fd: int, folder: int, name: bytes, content: bytes, noop: bool, max_size: int, planned: tuple[Write, ...] = ()
+) -> Placed:
     """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits for as little as can be.
 
     So the first attempt reads and works out without the lock, and uses the result if under it the file is the
     same to the byte.  Where it is not, because carbon wrote, it is worked out anew, under the lock.  carbon's default
-    is not to lock: also then the file is compared just before writing.
+    is not to lock: also then the file is compared just before writing, and each part of it once more.
     """
     live = _read_whole(fd)
-    healing, reason = _work_out(live, content)
+    plan = _work_out(live, content, max_size, planned)
+    points, warning = 0, ""
     wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
         if not _is_still(fd, folder, name):
@@ -307,43 +351,90 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
         now = _read_whole(fd)
         if now != live:
             live = now
-            healing, reason = _work_out(live, content)
+            plan = _work_out(live, content, max_size, planned)
             continue
-        if reason:
-            if _is_settling(fd):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-                time.sleep(0.5)
-                wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
-                continue
-            return _move_aside(folder, name, reason, noop)
-        if healing is None:
+        if plan.may_be_new and _is_settling(fd):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            time.sleep(0.5)
+            wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
+            continue
+        if plan.broken:
+            return _move_aside(folder, name, plan.broken, noop)
+        if plan.healing is None or plan.header is None:
             return Placed("skipped", 0, "a compressed whisper file cannot be healed; --overwrite replaces it")
-        if not healing.writes:
+        size = plan.header.file_size
+        if len(live) < size:
+            how = "would be" if noop else "was"
+            warning = f"the file was cut off, {len(live)} of {size} bytes; it {how} extended and keeps what it held"
+        elif not plan.healing.writes and not points and not warning:
             return Placed("already whole")
+        points = max(points, plan.healing.points)  # those of an attempt that carbon interrupted are not planned again
         if not noop:
-            for offset, record in healing.writes:
-                _write_at(fd, offset, record)
+            if len(live) < size:
+                live = _extend(fd, live, plan.header)
+            if not write_checked(fd, live, plan.healing.writes, plan.header.archives):
+                continue
             if not _is_still(fd, folder, name):
                 raise _Vanished
             fcntl.flock(fd, fcntl.LOCK_UN)  # carbon need not wait for the disk
             os.fsync(fd)
-        return Placed("healed", healing.points)
+        return Placed("healed", points, warning, tuple(plan.healing.writes) if noop else ())
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 
-def _work_out(live: bytes, content: bytes) -> tuple[Healing | None, str]:
-    """What to write (None: it cannot be healed), or the reason why the live file is no whisper file."""
+def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, ...]) -> Plan:
+    """What to do about a live file; `planned` are the writes that a dry run left out before."""
     if wsp.is_compressed(live):
-        return None, ""
+        return Plan()
     try:
-        size = wsp.parse_header(live).file_size
+        header = wsp.parse_header(live)
+        size = header.file_size
         if len(live) < size:
-            raise wsp.ShortFile(f"{len(live)} bytes, its header says {size}")
+            wsp.declared_size(live, max_size)
     except wsp.CorruptFile as error:
-        return None, str(error)
+        return Plan(broken=str(error), may_be_new=isinstance(error, wsp.ShortFile))
     if wsp.is_compressed(content):
-        return None, ""
-    return heal(live[:size], content, int(time.time())), ""
+        return Plan()
+    # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
+    may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")
+    whole = _extended(live, header)[:size]
+    return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
+
+
+def _written(live: bytes, writes: tuple[Write, ...]) -> bytes:
+    """`live` as these writes would make it."""
+    if not writes:
+        return live
+    content = bytearray(live)
+    for offset, record in writes:
+        content[offset : offset + len(record)] = record
+    return bytes(content)
+
+
+def _extended(live: bytes, header: wsp.Header) -> bytes:
+    """`live` with zeros up to its declared size; half a record at the cut is none, or it would become a point."""
+    if len(live) >= header.file_size:
+        return live
+    return live[: _last_whole(live, header)].ljust(header.file_size, b"\0")
+
+
+def _last_whole(live: bytes, header: wsp.Header) -> int:
+    """Where the last whole record of a file that was cut off ends."""
+    return len(live) - (len(live) - header.archives[0].offset) % wsp.POINT_SIZE
+
+
+def _extend(fd: int, live: bytes, header: wsp.Header) -> bytes:
+    """Give a file that was cut off its declared size; its content then.  On a full disk its size stays as it is."""
+    extended = _extended(live, header)
+    cut = _last_whole(live, header)
+    write_at(fd, cut, extended[cut : len(live)])
+    try:
+        os.posix_fallocate(fd, len(live), len(extended) - len(live))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # of a file system that cannot allocate
+            raise
+        os.ftruncate(fd, len(extended))
+    return extended
 
 
 class _MovedAside(_Vanished):
@@ -382,9 +473,3 @@ def _read_whole(fd: int) -> bytes:
         pieces.append(piece)
         length += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _write_at(fd: int, offset: int, record: bytes) -> None:
-    while record:
-        written = os.pwrite(fd, record, offset)
-        offset, record = offset + written, record[written:]

@@ -243,7 +243,7 @@ def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
     for index, generation in enumerate(generations):
         if generation.stamp not in kept:
-            is_guarded = _dwarfs(generation, generations[index + 1 :])
+            is_guarded = dwarfs(generation, generations[index + 1 :])
             (result.guarded if is_guarded else result.dropped).append(generation.stamp)
     return result
 
@@ -268,7 +268,7 @@ def _newest_of_each(generations: Sequence[Generation], count: int, period: Calla
     return set(list(newest.values())[:count])
 
 
-def _dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
+def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     """Whether every newer one of the same codec is stored in less than half the size.
 
     Where there is none of the same codec, all newer ones must have less than an eighth: codecs differ by

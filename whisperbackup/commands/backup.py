@@ -212,10 +212,4 @@ def _outcome(
 
 
 def _generations(existing: Iterable[Backup]) -> list[Generation]:
-    return [_generation(backup) for backup in existing]
-
-
-def _generation(backup: Backup) -> Generation:
-    """A backup as retention sees it, its content taken for different from every other's."""
-    largest = max(backup.payloads, key=lambda payload: payload.size)
-    return Generation(backup.stamp, largest.codec, largest.size, backup.stamp)
+    return [backups.generation_of(backup) for backup in existing]

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import NamedTuple
 
-from whisperbackup import backups, tree
+from whisperbackup import backups, tree, util
 from whisperbackup.catalog import Backup
 from whisperbackup.commands import open_driver
 from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
-from whisperbackup.place import CannotPlace, Placer
+from whisperbackup.place import CannotPlace, Placed, Placer
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.util import Generation
 from whisperbackup.workers import Budget, Work, failure
 
 logger = logging.getLogger(__name__)
 
 CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that are in memory at the worst moment
+CANNOT_FILL = (
+    "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
+    "-c {stamp} --overwrite restores that one instead"
+)
 
 
 class Job(NamedTuple):
-    """A metric to restore from the first of `candidates` that is good."""
+    """A metric to restore from `candidates`, the newest first."""
 
     name: str
     candidates: list[Backup]
@@ -56,25 +62,66 @@ def prepare(options: Options) -> Work:
 
 
 def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, placer: Placer) -> Outcome:
-    """Restore one metric from its newest good candidate; each bad one on the way is an error."""
+    """Restore one metric from its newest good candidate, then fill it from older ones that are much larger.
+
+    That is how retention tells a history from what came after it (`util.dwarfs`): after a disk was replaced the newest
+    backup may be one of an empty file.  With --overwrite the newest good one is all.  A bad candidate is an error, and
+    the next older one that is no smaller takes its place.
+    """
     key = f"{options.storage_path}{job.name}/"
     path = tree.metric_path(job.name)
-    copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
     errors: list[str] = []
+    newer: list[Generation] = []  # what a candidate must dwarf; those that turned out to be bad are not among them
+    restored: Placed | None = None
+    is_substitute = needed_older = False
     for backup in job.candidates:
+        generation = backups.generation_of(backup)
+        if not util.dwarfs(generation, newer):
+            newer.append(generation)
+            continue
+        copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
+        use = functools.partial(_place_or_fill, placer, path, restored)
         try:
-            placed = backups.load(
-                driver, key, backup, options.max_file_size, budget, copies, lambda content: placer.place(path, content)
-            )
+            placed = backups.load(driver, key, backup, options.max_file_size, budget, copies, use)
         except backups.BadBackup as error:
             errors.append(f"the backup of {backup.stamp} is bad: {error}")
+            is_substitute = True
+            continue
         except CannotPlace as error:
-            return Outcome(job.name, {"examined": 1}, (*errors, str(error)))
-        else:
-            logger.debug("%s: %s from %s", job.name, placed.how, backup.stamp)
-            if placed.warning:
-                logger.warning("%s: %s", job.name, placed.warning)
-            if errors:
-                errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
-            return Outcome(job.name, {"examined": 1, placed.how: 1, "points filled": placed.points}, tuple(errors))
-    return Outcome(job.name, {"examined": 1}, (*errors, "no good backup is left"))
+            errors.append(str(error))
+            break
+        newer.append(generation)
+        logger.debug("%s: %s from %s", job.name, placed.how, backup.stamp)
+        if restored and placed.how == "skipped":
+            errors.append(CANNOT_FILL.format(stamp=backup.stamp))
+            break
+        if placed.warning:
+            logger.warning("%s: %s", job.name, placed.warning)
+        if is_substitute:
+            errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
+        is_substitute = False
+        needed_older |= backup is not job.candidates[0] and placed.how != "already whole"
+        restored = _combined(restored, placed)
+        if options.overwrite or placed.how == "skipped":
+            break
+    figures = {"examined": 1}
+    if restored:
+        figures |= {restored.how: 1, "points filled": restored.points}
+    elif is_substitute:
+        errors.append("no good backup is left")
+    if needed_older:
+        figures["needed an older backup"] = 1
+    return Outcome(job.name, figures, tuple(errors))
+
+
+def _place_or_fill(placer: Placer, path: bytes, restored: Placed | None, content: bytes) -> Placed:
+    """Place the first good backup of a metric, fill from the others; only one of them is in memory at a time."""
+    return placer.fill(path, content, restored.planned) if restored else placer.place(path, content)
+
+
+def _combined(before: Placed | None, after: Placed) -> Placed:
+    """What became of a file that was restored from two backups; points count where a file was there before."""
+    if before is None or before.how == "created":
+        return before or after
+    how = "healed" if "healed" in (before.how, after.how) else before.how
+    return Placed(how, before.points + after.points, planned=before.planned + after.planned)
