@@ -12,10 +12,9 @@ import io
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import requests
@@ -146,7 +145,7 @@ class SharedSession(Session):  # type: ignore[misc,unused-ignore]
 
 
 class TimedConnection(Connection):  # type: ignore[misc]
-    """swiftclient's connection, for one thread, with an end to its patience: it knows a number of retries only."""
+    """swiftclient's connection, for one call at a time, with a deadline for each: it only knows a number of retries."""
 
     began = 0.0
     url: str | None
@@ -189,8 +188,7 @@ class Swift:
     def __init__(self, connect: Callable[[], TimedConnection], bucket: str) -> None:
         self._connect = connect
         self._bucket = bucket
-        self._thread = threading.local()
-        self._connections: list[TimedConnection] = []
+        self._idle: list[TimedConnection] = []
         self._bulk_limit: int | None = None
 
     def create_if_absent(self) -> None:
@@ -287,14 +285,13 @@ class Swift:
         return self._bulk_limit
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _call(self, doing: str, key: str | None, request: Callable[[TimedConnection], Any]) -> Any:
-        """Make a request over this thread's connection; what it raises becomes the one family."""
-        connection = self._connection()
-        connection.began = time.monotonic()
-        with self._errors(doing, key):
+        """Make a request over an idle connection, or a new one; what it raises becomes the one family."""
+        with self._errors(doing, key), self._connection() as connection:
+            connection.began = time.monotonic()
             for _ in range(2):
                 try:
                     return request(connection)
@@ -303,11 +300,17 @@ class Swift:
                     connection.close()
             return request(connection)
 
-    def _connection(self) -> TimedConnection:
-        if not hasattr(self._thread, "connection"):
-            self._thread.connection = self._connect()
-            self._connections.append(self._thread.connection)
-        return cast(TimedConnection, self._thread.connection)
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[TimedConnection]:
+        """A connection for one call; there are as many as calls were made at once, however many threads make them."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None) -> Iterator[None]:
