@@ -673,8 +673,9 @@ class TroubleProxy:
     """An HTTP proxy before one server, in a thread of the test: adds delay, breaks requests, counts them by kind.
 
     `delay` is in seconds for each request; `refuse` and `cut` are the shares of requests that are answered
-    503, and whose connection is closed without an answer; `silent` takes requests and never answers.  All can be
-    changed at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
+    503, and whose connection is closed without an answer; `silent` takes requests and never answers; `lie` is given
+    the head of each request, and its answer, unless None, is sent instead of the server's.  All can be changed
+    at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
     """
 
     def __init__(self, target: int) -> None:
@@ -682,6 +683,7 @@ class TroubleProxy:
         self.port = free_port()
         self.delay = self.refuse = self.cut = 0.0
         self.silent = False
+        self.lie: Callable[[bytes], bytes | None] = lambda head: None
         self.requests: Counter[str] = Counter()
         self.troubles = 0
         self._dice = random.Random(1)
@@ -760,6 +762,11 @@ class TroubleProxy:
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
             await writer.drain()
             return True
+        if (lie := self.lie(head)) is not None:
+            self.troubles += 1
+            writer.write(lie)
+            await writer.drain()
+            return b"connection: close" not in lie.lower()
         upstream.write(head + body)
         await upstream.drain()
         answer = await answers.readuntil(b"\r\n\r\n")

@@ -22,6 +22,7 @@ import swiftclient
 from servers import Store, TroubleProxy
 
 from whisperbackup import storage
+from whisperbackup.storage import windows
 from whisperbackup.storage.base import (
     AccessDenied,
     Driver,
@@ -369,6 +370,20 @@ def renew_tokens(store: Store, bucket: str) -> None:
     servers.expire_tokens(store.port)
     driver.delete(f"k{n}" for n in range(20))
     assert keys(driver) == []
+
+
+def test_a_listing_of_a_hundred_windows_takes_few_connections(
+    network_store: Store, new_name: Callable[[Store], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "START_WIDTH", 1)
+    monkeypatch.setattr(windows, "MAX_WIDTH", 1)
+    driver = open_store(network_store, new_name(network_store), create=True)
+    put_all(driver, {"k000": b"x", "k099": b"x"})
+    before = len(os.listdir("/proc/self/fd"))
+    listed = [found.key for found in windows.list_in_windows(driver, "", [f"k{n:03}" for n in range(100)])]
+    assert listed == ["k000", "k099"]
+    assert len(os.listdir("/proc/self/fd")) <= before + windows.AT_ONCE
+    driver.close()
 
 
 # --- Errors -------------------------------------------------------------------------------------------------------

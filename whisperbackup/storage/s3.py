@@ -45,9 +45,16 @@ LAST_ATTEMPT_SECONDS = 30
 """No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
 ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
+MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
+"""An ETag that is no MD5: of an object that a gateway has stored in parts."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
+    s3pages.NOT_S3: (
+        Unavailable,
+        "it answers 200 with something that is not S3: check endpoint=, a proxy before it, or whether it shows a "
+        "maintenance page",
+    ),
     "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
     "SignatureDoesNotMatch": (AccessDenied, "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or the profile"),
     "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
@@ -167,7 +174,7 @@ class S3:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
-            objects = s3pages.objects_of(page)
+            objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
                 raise Unranged(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
@@ -190,7 +197,17 @@ class S3:
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors("write", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+        self._check_etag(answer, key, body)
+
+    def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
+        """Raises Unavailable unless a put's answer proves that this is what is stored."""
+        if str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer:
+            return  # then the ETag is no MD5, though it may look the same
+        etag = answer["ETag"].strip('"')
+        if etag != hashlib.md5(body, usedforsecurity=False).hexdigest() and not MULTIPART.fullmatch(etag):
+            family, remedy = REMEDIES[s3pages.NOT_S3]
+            raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of something else; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
         stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_batch(batch)]
@@ -257,7 +274,7 @@ class S3:
             return NotFound(f"{what}: there is no such object in bucket '{self._bucket}'")
         if code in REMEDIES:
             family, remedy = REMEDIES[code]
-            return family(f"{what}: {self._endpoint} says {code}; {remedy}")
+            return family(f"{what}: {self._endpoint}{'' if code == s3pages.NOT_S3 else f' says {code}'}; {remedy}")
         if status in (401, 403):
             return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
         if "Quota" in code or status == 507:
