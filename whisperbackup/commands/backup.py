@@ -12,7 +12,7 @@ from whisperbackup import backups, compression, util, wsp
 from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
 from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
+from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, log_return, work_on
 from whisperbackup.deletion import Deleter, Deletion, PendingDelete
 from whisperbackup.merge import Pair
 from whisperbackup.neighbour import Neighbour
@@ -121,7 +121,7 @@ def prepare(options: Options) -> Work:
 
     def work(job: Job | Deletion | Tombstone | Sweep) -> Outcome:
         if not isinstance(job, Job):
-            return work_on(job, driver)
+            return work_on(job, driver, options.noop)
         try:
             with budget.take(_size(job.path)):
                 return backup_metric(job, options, driver, compress, neighbour)
@@ -149,6 +149,7 @@ def backup_metric(
     existing = job.metric.backups if job.metric else ()
     figures = {"examined": 1}
     if job.metric and job.metric.tombstones:  # first of all: if it went again tomorrow, its days must start anew
+        log_return(job.name, options.noop)
         driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
         figures["came back"] = 1
     if job.known and existing and backups.has_digest(driver, key, existing[-1], job.known.sha1):
@@ -178,7 +179,8 @@ def backup_metric(
         stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
         payload = compress(reading.content)
         backups.store(driver, key, stamp, options.algorithm, payload, sha1)
-        logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
+        _log(options, "%s: %s, %d bytes of %s", job.name, "would be backed up" if options.noop else f"stored {stamp}",
+             len(payload), options.algorithm)  # fmt: skip
         figures |= {"backed up": 1, "stored bytes": len(payload)}
         generations.append(Generation(stamp, options.algorithm, len(payload), mark_md5(sha1)))
     record = None
@@ -207,8 +209,16 @@ def _outcome(
         figures["kept, all newer being much smaller"] = len(kept.guarded)
         logger.info("%s: kept, every newer backup being much smaller: %s", job.name, ", ".join(kept.guarded))
     dropped = [backup for backup in existing if backup.stamp in kept.dropped]
+    if dropped:
+        _log(options, "%s: %s the backups of %s, which retention does not keep", job.name,
+             "would delete" if options.noop else "deleting", ", ".join(backup.stamp for backup in dropped))  # fmt: skip
     pending = [PendingDelete("removed", tuple(key + end for end in backup.suffixes())) for backup in dropped]
     return Outcome(job.name, figures, (), tuple(pending), record)
+
+
+def _log(options: Options, text: str, *arguments: object) -> None:
+    """Log what is done to one metric: what one wants to know of a dry run, and of no other."""
+    logger.log(logging.INFO if options.noop else logging.DEBUG, text, *arguments)
 
 
 def _generations(existing: Iterable[Backup]) -> list[Generation]:

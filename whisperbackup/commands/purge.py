@@ -36,7 +36,7 @@ from whisperbackup.workers import Pool, Work
 logger = logging.getLogger(__name__)
 
 DEBRIS_AGE = timedelta(days=1)  # younger debris may be another run's work
-MANY = 100  # deletions above which half of everything is taken for a mistake
+MANY = 10  # metrics from which on half of what the store holds, gone at once, is treated as a mistake
 
 
 class Tombstone(NamedTuple):
@@ -105,8 +105,12 @@ class Purge:
         self._options = options
         self._tally = tally
         self._now = util.utc_now()
-        self._metrics = 0  # in scope, here or in the store
-        self._due = 0
+        self._saw_any = False
+        # Of metrics with a backup, so that what is left of interrupted runs is no evidence either way; and of
+        # those alone that the store holds, since metrics of another tree say nothing about these.
+        self._here = 0  # in the tree
+        self._gone = 0  # not in the tree
+        self._due = 0  # of them, those to be deleted
         self._is_blind = False
         self._root = os.stat(options.prefix)
         self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (lives as long as this object)
@@ -114,7 +118,7 @@ class Purge:
     @property
     def saw_any(self) -> bool:
         """Whether any metric was in scope, here or in the store."""
-        return self._metrics > 0
+        return self._saw_any
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Pass `pairs` on, noting what is gone and what the walk could not see."""
@@ -124,7 +128,7 @@ class Purge:
                     self._note_unseen(pair.local)
             elif pair.metric is not None:
                 self._note(pair.metric, pair.local is None)
-            self._metrics += pair.metric is not None or isinstance(pair.local, Found)
+            self._saw_any |= pair.metric is not None or isinstance(pair.local, Found)
             yield pair
 
     def _note_unseen(self, unseen: Unseen) -> None:
@@ -137,6 +141,9 @@ class Purge:
 
     def _note(self, metric: Metric, is_missing: bool) -> None:
         key = self._options.storage_path + metric.key
+        has_backup = bool(metric.backups)
+        self._here += has_backup and not is_missing
+        self._gone += has_backup and is_missing
         if is_missing:
             self._tally.figures["missing"] += 1
             try:
@@ -147,6 +154,7 @@ class Purge:
             if tombstone:
                 self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
             if is_due:
+                self._due += has_backup
                 keys = [key + suffix for suffix in keys_of(metric, self._now)]
                 self._write(Farewell(metric.name, keys, [f"{key}{stamp}.missing" for stamp in metric.tombstones]))
                 return
@@ -156,7 +164,6 @@ class Purge:
                     self._write(Sweep(metric.name, key, half))
 
     def _write(self, job: Tombstone | Farewell | Sweep) -> None:
-        self._due += not isinstance(job, Tombstone)
         with _spooling():
             json.dump((type(job).__name__, job), self._spool)
             self._spool.write("\n")
@@ -176,24 +183,14 @@ class Purge:
             return
         if not self._is_still_there():
             return
-        is_mistake = self._due > MANY and self._due * 2 > self._metrics and not self._options.purge_anyway
-        if is_mistake:
-            self._tally.fail(
-                "purge",
-                f"{self._due} of {self._metrics} metrics are due for deletion, which looks like a mistake: "
-                "nothing was deleted; if it is meant, say --purge-anyway",
-            )
-        elif (missing := self._tally.figures["missing"]) > MANY and missing * 2 > self._metrics:
-            logger.warning(
-                "%d of %d metrics are not in the tree any more; if that is a mistake, mend it while their days last",
-                missing, self._metrics,
-            )  # fmt: skip
+        is_mistake = self._is_mistake()
         with _spooling():
             self._spool.seek(0)
+        noop = self._options.noop
         for line in self._spool:
             kind, fields = json.loads(line)
             if kind == "Tombstone":
-                logger.info("%s: not in the tree, marked as missing", fields[0])
+                logger.info("%s: not in the tree, %smarked as missing", fields[0], "would be " if noop else "")
                 yield Tombstone(*fields)
             elif is_mistake:
                 continue
@@ -203,9 +200,37 @@ class Purge:
             elif self._is_back(fields[0]):
                 logger.info("%s: came back while this run was at work", fields[0])
             else:
-                logger.info("%s: purged, gone for long enough", fields[0])
+                logger.info("%s: %s, gone for long enough", fields[0], "would be deleted" if noop else "purged")
                 deleter.add(PendingDelete("purged", tuple(fields[1]), tuple(fields[2])))
             yield from deleter.full_jobs()
+
+    def _is_mistake(self) -> bool:
+        """Whether what is due looks like a mistake, which is a failure; warns of a mistake that is not due yet."""
+        stored = self._here + self._gone
+        remedy = "if it is none, use --purge-anyway"
+        anyway = self._options.purge_anyway
+        if self._due and not self._here and stored >= MANY and not anyway:
+            self._tally.fail(
+                "purge",
+                f"none of {stored} metrics in the store is in the tree {os.fsdecode(self._options.prefix)}, which "
+                f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
+            )
+            return True
+        if self._due >= MANY and self._due * 2 >= stored and not anyway:
+            self._tally.fail(
+                "purge",
+                f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
+                f"nothing was deleted: check the tree (is a disk missing?), -p, -b and --storage-path; {remedy}",
+            )
+            return True
+        if self._gone >= MANY and self._gone * 2 >= stored and self._options.purge_days:
+            days = self._options.purge_days
+            logger.warning(
+                "%d of %d metrics in the store are not in the tree any more; if that is a mistake (a missing disk, a "
+                "renamed folder, a wrong -p), fix it%s",
+                self._gone, stored, f" before they are purged, {days} days after they went missing" if days > 0 else "",
+            )  # fmt: skip
+        return False
 
     def _is_still_there(self) -> bool:
         """Whether the tree is the one that the walk began with, and not what an unmounted disk leaves."""
@@ -233,8 +258,11 @@ def _spooling() -> Iterator[None]:
         ) from error
 
 
-def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
-    """Do one of purge's jobs.  Raises StorageError."""
+def work_on(job: Deletion | Tombstone | Sweep, driver: Driver, noop: bool = False) -> Outcome:
+    """Do one of purge's jobs; with `noop` the driver changes nothing, and what is logged says so.
+
+    Raises StorageError.
+    """
     if isinstance(job, Deletion):
         return Outcome(job.name, carry_out(job, driver))
     if isinstance(job, Tombstone):
@@ -242,7 +270,8 @@ def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
         return Outcome(job.name, {"marked missing": 1})
     if not job.debris.is_temporary and _has_other_half(job, driver):
         return Outcome(job.name, {})
-    logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
+    did = "would remove" if noop else "removed"
+    logger.info("%s: %s what an interrupted run left of %s", job.name, did, job.debris.stamp)
     keys = tuple(job.key + suffix for suffix in job.debris.suffixes)
     return Outcome(job.name, {}, (), (PendingDelete("debris removed", keys),))
 
@@ -280,22 +309,30 @@ def run(options: Options, tally: Tally) -> int:
             catalog, pairs = tree_and_store(options, driver)
             deleter = Deleter()
             purge = Purge(options, tally)
-            work_through(pool, _returned(purge.watch(pairs), options.storage_path, deleter, tally), tally)
+            work_through(pool, _returned(purge.watch(pairs), options, deleter, tally), tally)
             purge.carry_out(pool, deleter)
             catalog.report_foreign()
     return tally.finish()
 
 
-def _returned(pairs: Iterable[Pair], storage_path: str, deleter: Deleter, tally: Tally) -> Iterator[Deletion]:
+def _returned(pairs: Iterable[Pair], options: Options, deleter: Deleter, tally: Tally) -> Iterator[Deletion]:
     """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `deleter`."""
     for local, metric in pairs:
         tally.figures["examined"] += metric is not None
         if metric is not None and isinstance(local, Found):
-            key = storage_path + metric.key
+            key = options.storage_path + metric.key
+            if metric.tombstones:
+                log_return(metric.name, options.noop)
             deleter.add(PendingDelete("came back", tuple(f"{key}{stamp}.missing" for stamp in metric.tombstones)))
         yield from deleter.full_jobs()
 
 
+def log_return(name: str, noop: bool) -> None:
+    """Say that the metric `name` loses its tombstone."""
+    state = "would no longer be" if noop else "no longer"
+    logger.info("%s: is in the tree again, %s marked as missing", name, state)
+
+
 def _prepare(options: Options) -> Work:
     driver = open_driver(options)
-    return lambda job: work_on(job, driver)
+    return lambda job: work_on(job, driver, options.noop)
