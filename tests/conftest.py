@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.en
 hypothesis.settings.load_profile("ci")
 
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
+TIME_LIMIT = 300  # seconds for a test, and for what its fixtures prepare
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -33,6 +35,56 @@ def pytest_configure(config: pytest.Config) -> None:
         sharing = contextlib.ExitStack()
         sharing.enter_context(servers.shared_servers())
         config.add_cleanup(sharing.close)
+
+
+NETWORK = set(servers.STORES) - {"disk"}
+EXPENSIVE = ("full", "built", "vain_calls")
+"""Fixtures of a module that are worth being made once only: tests that share one go to one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests whose parameter is a server's name, keep together those that share an expensive fixture."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        stores = NETWORK.intersection(value for value in parameters if isinstance(value, str))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if stores or "carbon" in fixtures:
+            item.add_marker(pytest.mark.servers)
+        for name in fixtures.intersection(EXPENSIVE):
+            store = "".join(stores) if name == "full" else ""
+            item.add_marker(pytest.mark.xdist_group(f"{name} {store}"))
+    items.sort(key=lambda item: "vain_calls" not in getattr(item, "fixturenames", ()))  # they wait for a minute
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Have `servers` refuse to start any for a test that is not marked; give no fixture more than its time."""
+    servers.asked_by = None if item.get_closest_marker("servers") else item.nodeid
+    with time_limit():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Give no test more than its time."""
+    with time_limit():
+        return (yield)
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """Fail what hangs, after TIME_LIMIT seconds; it must be in the main thread."""
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"it took more than {TIME_LIMIT} seconds")
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.alarm(TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 @pytest.fixture(autouse=True)

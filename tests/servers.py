@@ -53,6 +53,16 @@ class ServerFailed(Exception):
     """A server did not start."""
 
 
+asked_by: str | None = None
+"""The test that is running, if it is not marked as one that needs servers."""
+
+
+def check_mark() -> None:
+    """Raise ServerFailed in a test that may not start a server, so that `make quick` starts none."""
+    if asked_by:
+        raise ServerFailed(f"mark {asked_by} with pytest.mark.servers: it needs one")
+
+
 class Endpoint(NamedTuple):
     """What a client needs to reach one server: its port, its address, and the environment that says the rest."""
 
@@ -81,6 +91,7 @@ def running(
     command: Sequence[object], port: int, log: Path, probe: str = "/", environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server process, from its first answer to a GET of `probe` until the end of the block."""
+    check_mark()
     with log.open("ab") as output:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -559,10 +570,14 @@ ADDRESS = "TEST_SERVERS"
 """The environment variable that names the socket at which a session's first process answers `server`."""
 
 
-@functools.cache
 def server(start: Callable[..., contextlib.AbstractContextManager[Any]]) -> Any:
     """What the server `start` yields, an Endpoint; all tests of the session share it."""
-    name = start.__name__
+    check_mark()
+    return _shared(start.__name__)
+
+
+@functools.cache
+def _shared(name: str) -> Any:
     if ADDRESS not in os.environ:  # a benchmark's
         return _started_here(name)
     with multiprocessing.connection.Client(os.environ[ADDRESS]) as connection:

@@ -353,6 +353,7 @@ def test_what_a_killed_restore_left_on_the_way_to_a_file_goes_with_the_next_one(
 
 
 @pytest.mark.parametrize(("kind", "share"), [("disk", 2 / 3), ("s3-rclone", 1 / 3)])
+@pytest.mark.soak
 def test_a_run_killed_at_any_moment_costs_nothing_that_was_complete(program: Program, kind: str, share: float) -> None:
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1 << 30)
     print(f"SEED={seed}")

@@ -87,6 +87,7 @@ def hanging(program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 @pytest.mark.parametrize(
     ("call", "number"), [("open", signal.SIGTERM), ("list", signal.SIGINT), ("list", signal.SIGHUP)]
 )
+@pytest.mark.alone
 def test_a_run_whose_store_hangs_stops_at_once_while_nothing_is_in_flight(
     program: Program, hanging: Callable[..., subprocess.Popen[str]], call: str, number: signal.Signals
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_run_whose_store_hangs_stops_at_once_while_nothing_is_in_flight(
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+@pytest.mark.alone
 def test_a_second_signal_ends_the_run_at_once(
     hanging: Callable[..., subprocess.Popen[str]], numbers: tuple[signal.Signals, signal.Signals]
 ) -> None:
@@ -131,6 +133,7 @@ def test_kill_9_of_the_parent_leaves_no_child_in_the_middle_of_a_request(
 
 
 @pytest.mark.parametrize("phase", ["listing", "at work"])
+@pytest.mark.servers
 def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path, phase: str) -> None:
     """All three at once: what is in flight is given ten seconds."""
     runs = []

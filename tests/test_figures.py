@@ -140,6 +140,7 @@ def deaf() -> Iterator[int]:
             client.close()
 
 
+@pytest.mark.alone
 def test_a_deaf_carbon_costs_five_seconds(program: Program, deaf: int) -> None:
     program.write("a")
     began = time.monotonic()
@@ -191,6 +192,7 @@ def test_an_ipv6_address_is_reached(program: Program) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can put another resolv.conf in place")
+@pytest.mark.alone
 def test_a_name_server_that_does_not_answer_costs_five_seconds(program: Program) -> None:
     program.write("a")
     resolv = program.home / "resolv.conf"

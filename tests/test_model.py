@@ -28,6 +28,7 @@ METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
 DAYS = st.sampled_from([-1, 0, 2, 45])
 HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
+PARTS = 4  # which pytest-xdist's workers share
 
 
 def path_of(metric: str) -> str:
@@ -254,13 +255,14 @@ def _temporary(now: datetime) -> bytes:
     return disk.TEMPORARY + f"{stamp_of(now)}-{os.urandom(8).hex()}".encode()
 
 
-def test_nothing_that_should_stay_is_ever_deleted() -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_that_should_stay_is_ever_deleted(part: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     try:
         run_state_machine_as_test(
-            Store, settings=settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
+            Store, settings=settings(max_examples=-(-EXAMPLES // PARTS), stateful_step_count=25, deadline=None)
         )
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):

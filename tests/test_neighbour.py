@@ -16,6 +16,8 @@ from conftest import Program, children, wait_for
 from whisperbackup import wsp
 from whisperbackup.neighbour import Neighbour, absent_pages, give_back
 
+pytestmark = pytest.mark.alone
+
 SIZE = 28 + 12 * 20476  # of a whisper file that fills 60 pages, the last one not quite
 WHOLE = [(0, 60 * mmap.PAGESIZE)]
 

@@ -69,6 +69,7 @@ def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
+@pytest.mark.servers
 def test_without_extras_a_directory_works_and_s3_says_what_to_install(
     built: Path, tmp_path: Path, program: Program
 ) -> None:
@@ -95,6 +96,7 @@ def test_without_extras_a_directory_works_and_s3_says_what_to_install(
 
 @pytest.mark.skipif(not os.environ.get("EXTRAS"), reason="takes minutes; EXTRAS=1 runs it")
 @pytest.mark.parametrize("extra", ["s3", "swift", "gcs", "all"])
+@pytest.mark.servers
 def test_each_extra_brings_what_its_driver_imports(built: Path, tmp_path: Path, extra: str) -> None:
     programs = install(tmp_path, built, f"[{extra}]")
     for driver in ("s3", "swift", "gcs") if extra == "all" else (extra,):

@@ -352,6 +352,8 @@ def test_a_file_being_created_is_not_taken_for_a_leftover(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.servers
+@pytest.mark.soak
 def test_no_point_that_carbon_writes_meanwhile_is_lost(program: Program, tmp_path: Path, locks: bool) -> None:
     metrics = [f"live.m{number}" for number in range(200)]
     carbon = Carbon(tmp_path / "carbon", locks, "1s:10m,10s:1h")
@@ -399,6 +401,7 @@ def test_no_point_that_carbon_writes_meanwhile_is_lost(program: Program, tmp_pat
 # -- kill -9 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_killed_at_any_moment_every_file_is_whole_and_running_again_completes(program: Program) -> None:
     """Steps of days, so that the clock does not move any window while the test runs."""
     steps = [(86400, 2000), (604800, 600), (2419200, 200)]

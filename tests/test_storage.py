@@ -35,6 +35,7 @@ from whisperbackup.storage.base import (
 
 APPLICATION = "swift-v3-application"
 """Keystone again with another way to get a token, which is all that is tried with it."""
+V3 = ("swift-v3", APPLICATION)
 CONFORMING = [name for name in servers.STORES if name != APPLICATION]
 NETWORK = [name for name in CONFORMING if name != "disk"]
 AWKWARD = [
@@ -272,6 +273,7 @@ def test_deleting_awkward_keys(driver: Driver) -> None:
     assert keys(driver) == ["stays"]
 
 
+@pytest.mark.soak
 def test_deleting_more_than_a_thousand_keys_at_once(driver: Driver) -> None:
     there = [f"k{n:05}" for n in range(0, 1010, 10)]
     put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
@@ -304,11 +306,13 @@ def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -
 
 
 @pytest.mark.parametrize("words", [["sse=rot13"], ["addressing=sideways"], ["endpoint=ftp://x"], ["region=a b"]])
+@pytest.mark.servers
 def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(UsageError, match=words[0].split("=")[0]):
         open_store(servers.store("s3-rclone"), "bucket", arguments=words)
 
 
+@pytest.mark.servers
 def test_an_endpoint_with_a_password_is_refused_without_repeating_it() -> None:
     with pytest.raises(UsageError, match="endpoint") as caught:
         open_store(servers.store("s3-rclone"), "bucket", arguments=["endpoint=http://user:hunter2@127.0.0.1:1"])
@@ -351,7 +355,7 @@ def test_refused_and_cut_requests_are_made_again(network_store: Store, new_name:
         assert proxy.troubles > 5
 
 
-@pytest.mark.parametrize("name", ["swift-v1", "swift-v3", APPLICATION])
+@pytest.mark.parametrize("name", ["swift-v1", *(pytest.param(name, marks=pytest.mark.soak) for name in V3)])
 def test_a_token_that_expires_is_renewed(name: str, new_name: Callable[[Store], str]) -> None:
     with servers.swift_proxy_alone(name) as store:
         renew_tokens(store, new_name(store))
@@ -447,17 +451,20 @@ def test_credentials_that_are_not_there_are_asked_for(
         list(open_store(store, new_name(store), **{**dict.fromkeys(unset), "HOME": str(tmp_path)}).list(""))
 
 
+@pytest.mark.servers
 def test_a_region_without_an_object_store_is_named() -> None:
     with pytest.raises(StorageError, match="OS_REGION_NAME"):
         list(open_store(servers.store("swift-v3"), "bucket", OS_REGION_NAME="nowhere").list(""))
 
 
+@pytest.mark.servers
 def test_swift_refuses_what_the_user_may_not() -> None:
     store = servers.store("swift-v1")
     with pytest.raises(AccessDenied, match="role"):
         list(open_store(store, "bucket", ST_USER="test:reader", ST_KEY="reading").list(""))
 
 
+@pytest.mark.servers
 def test_swift_reports_the_keys_that_could_not_be_deleted(new_name: Callable[[Store], str]) -> None:
     store = servers.store("swift-v1")
     bucket = new_name(store)
@@ -471,6 +478,7 @@ def test_swift_reports_the_keys_that_could_not_be_deleted(new_name: Callable[[St
     assert keys(reader) == ["a b", "c"]
 
 
+@pytest.mark.servers
 def test_a_service_account_that_google_refuses_is_denied(tmp_path: Path, new_name: Callable[[Store], str]) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -533,6 +541,7 @@ class answering:
         (404, "NoSuchBucket", NotFound, "run backup once"),
     ],
 )
+@pytest.mark.servers
 def test_what_s3_refuses_comes_with_a_remedy(status: int, code: str, family: type[StorageError], remedy: str) -> None:
     body = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
     with answering(status, body) as port:
@@ -542,6 +551,7 @@ def test_what_s3_refuses_comes_with_a_remedy(status: int, code: str, family: typ
     assert type(caught.value) is family
 
 
+@pytest.mark.servers
 def test_s3_reports_the_keys_that_could_not_be_deleted() -> None:
     error = "<Error><Key>b%20c</Key><Code>AccessDenied</Code><Message>locked</Message></Error>".replace("%20", " ")
     with answering(200, f"<DeleteResult>{error}</DeleteResult>".encode()) as port:
@@ -574,13 +584,6 @@ def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
                     store = over_tls(store)
             calls[gone, name] = pool.submit(complaint, open_store(store, "bucket"))
         yield calls
-
-
-@pytest.fixture(scope="module", autouse=True)
-def begin_vain_calls(request: pytest.FixtureRequest) -> None:
-    """Have them wait while the other tests run."""
-    if any("vain_calls" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("vain_calls")
 
 
 def over_tls(store: Store) -> Store:
