@@ -111,6 +111,7 @@ class Program:
         self.prefix, self.store = home / "tree", home / "store"
         self.bucket = ""  # in a store that is no directory
         self.environment: dict[str, str] = {}
+        self.started: list[subprocess.Popen[str]] = []
         self.prefix.mkdir()
 
     def words(self, command: str, *options: object) -> list[str]:
@@ -130,10 +131,33 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running."""
+        """The program, running; it hears signals as if started from a terminal."""
+        return self.start_words(self.words(command, *options), **settings)
+
+    def start_words(self, words: list[str], **settings: object) -> subprocess.Popen[str]:
+        """The same with a command line that need not begin with the program."""
+        prepare = settings.pop("preexec_fn", None)
+        assert prepare is None or callable(prepare)
+
+        def begin() -> None:
+            servers.die_with_parent()
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)  # they are ignored in whatever runs in the background
+            if prepare:
+                prepare()
+
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
         settings["env"] = {**os.environ, **self.environment}
-        return subprocess.Popen(self.words(command, *options), **settings)  # type: ignore[call-overload,no-any-return]
+        run = subprocess.Popen(words, preexec_fn=begin, **settings)  # type: ignore[call-overload]
+        self.started.append(run)
+        return run
+
+    def end(self) -> None:
+        """Leave nothing running that the test has started; the workers die with their parent."""
+        for run in self.started:
+            if run.poll() is None:
+                run.kill()
+                run.communicate()
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""
@@ -169,9 +193,11 @@ class Program:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
+def program(tmp_path: Path) -> Iterator[Program]:
     """The program with a tree and a store of its own."""
-    return Program(tmp_path)
+    program = Program(tmp_path)
+    yield program
+    program.end()
 
 
 def add_point(path: Path, value: float = 1.0) -> None:

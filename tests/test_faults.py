@@ -75,9 +75,10 @@ def hanging(program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     sign = program.home / "hangs"
 
     def start(call: str, closed: str = "") -> subprocess.Popen[str]:
-        environment = {**os.environ, "HANGS_IN": call, "HANGS": str(sign)}
-        words = ["bash", "-c", f'exec "$@" {closed}', "bash", *program.words("backup", "shelf", "-f", "2")]
-        run = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        program.environment |= {"HANGS_IN": call, "HANGS": str(sign)}
+        run = program.start_words(
+            ["bash", "-c", f'exec "$@" {closed}', "bash", *program.words("backup", "shelf", "-f", "2")]
+        )
         wait_for(sign.exists)
         return run
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Program, unprivileged
+from conftest import Program, install_driver, unprivileged
 
 
 @pytest.fixture
@@ -127,3 +128,48 @@ def test_what_may_not_be_read_or_written_is_told_with_its_path(backed_up: Progra
     folder.chmod(0o755)
     assert ran.returncode == 3
     assert f"ERROR: servers.web1.load: {folder}/load.wsp: Permission denied; run as" in ran.stderr
+
+
+UNCLEAN = """
+from whisperbackup.storage import disk
+from whisperbackup.storage.base import StorageError
+
+class Driver(disk.Disk):
+    def put_all(self, objects):
+        try:
+            raise RuntimeError("not to http://user:hunter2@proxy:1/\\n2026-01-01T00:00:00+0000 1 ERROR forged\\x1b[2J")
+        except RuntimeError as error:
+            raise StorageError("no way") from error
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Driver(bucket.encode())
+"""
+
+
+def test_a_traceback_forges_no_message_and_tells_no_password(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, UNCLEAN)
+    program.write("a.b")
+    run = program.start("backup", "shelf", "-d")
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 3, said
+    for text in (said, program.log.read_text()):
+        assert "Traceback" in text
+        assert "forged" in text
+        assert "\x1b" not in text
+        assert "hunter2" not in text
+        assert re.search(r"^ +2026-01-01T00:00:00", text, re.MULTILINE)
+        assert not re.search(r"^2026-01-01", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", ["-b", "-p"])
+def test_a_relative_path_in_a_working_directory_that_is_gone_is_one_line(program: Program, option: str) -> None:
+    program.write("a.b")
+    words = [*program.words("backup", "disk"), option, "relative"]
+    script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
+    run = program.start_words(["sh", "-c", script, str(program.home / "gone"), *words])
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 2, said
+    assert f"{option} relative: the working directory cannot be found" in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1

@@ -239,6 +239,13 @@ def make_parser() -> optparse.OptionParser:
     return parser
 
 
+def _absolute(parser: optparse.OptionParser, option: str, path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        parser.error(f"{option} {path}: the working directory cannot be found ({error.strerror}); give a whole path")
+
+
 def _lies_in(path: str, folder: str) -> bool:
     """Whether `path` is `folder` or below it, links resolved; neither needs to exist."""
     folder = os.path.realpath(folder)
@@ -311,10 +318,11 @@ def parse(words: list[str]) -> Options:
         if value and command not in commands:
             known_by = ", which goes by -x DAYS" if command == "purge" else ""
             parser.error(f"{name} means nothing to {command}{known_by}")
+    prefix = _absolute(parser, "-p", values.prefix)
     bucket = values.bucket
     if driver == "disk":
-        bucket = os.path.abspath(bucket)
-        if command in ("backup", "purge") and _lies_in(bucket, values.prefix):
+        bucket = _absolute(parser, "-b", bucket)
+        if command in ("backup", "purge") and _lies_in(bucket, prefix):
             parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
     path = values.storage_path
     if not path.isprintable():  # also what argv holds that is not UTF-8
@@ -323,7 +331,7 @@ def parse(words: list[str]) -> Options:
         command=command,
         driver=driver,
         storage_arguments=arguments,
-        prefix=os.fsencode(os.path.abspath(values.prefix)),
+        prefix=os.fsencode(prefix),
         processes=values.processes,
         threads=values.threads,
         keep=Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),

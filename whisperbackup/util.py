@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import random
+import re
 import stat
 import sys
 import time
@@ -66,7 +67,7 @@ def run_lock(path: str, timeout: float) -> Iterator[None]:
     """
     import filelock
 
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):  # which filelock would make
+    if not os.path.isdir(os.path.dirname(path) or "."):  # which filelock would make
         raise CannotRun(f"cannot lock {path}: its folder does not exist; name another file with --lockfile")
     # Readable to this user alone: whoever can open it can hold it, and keep every run waiting.
     lock = filelock.FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
@@ -185,8 +186,19 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+_PASSWORD = re.compile(r"://[^/@\s]+@")
+
+
 class _Formatter(logging.Formatter):
-    """Makes one line of each message."""
+    """Makes one line of each message; indents a traceback, none of whose lines can look like a message then.
+
+    A traceback shows errors of the services' clients as they are, and these may name a proxy with its password.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = _PASSWORD.sub("://***@", super().format(record))
+        message, *traceback = text.split("\n")
+        return "\n".join([message, *(f"    {printable(line)}" for line in traceback)])
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
