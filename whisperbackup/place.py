@@ -491,11 +491,10 @@ def _move_aside(folder: int, name: bytes, reason: str, noop: bool) -> Placed:
     """Give a broken file another name.  Raises _MovedAside, so that what is missing now is created; not if `noop`."""
     ending = b".broken-" + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
     aside = name[: 255 - len(ending)] + ending
-    told = f"the file there was no whisper file ({reason}); moved aside as {os.fsdecode(aside)}"
     if noop:
-        return Placed("created", 0, told)
+        return Placed("created", 0, f"the file there is no whisper file ({reason}); it would be moved aside")
     os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
-    raise _MovedAside(told)
+    raise _MovedAside(f"the file there was no whisper file ({reason}); moved aside as {os.fsdecode(aside)}")
 
 
 def _is_settling(fd: int) -> bool:
