@@ -97,6 +97,15 @@ FIGURES = {
     ),
 }
 
+IN_A_DRY_RUN = {
+    "created": "would be created",
+    "healed": "would be healed",
+    "points filled": "points would be filled",
+    "replaced": "would be replaced",
+    "needed an older backup": "would need an older backup",
+}
+"""What the last line of a dry run calls them; JSON and carbon keep the names."""
+
 
 def key_of(name: str) -> str:
     """A figure's or command's name as JSON and carbon have it: `read bytes` becomes `read_bytes`."""

@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)
     signals.install()
-    tally = Tally(_name(settings), settings.json) if settings.command != "list" else None
+    tally = Tally(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
     try:
         status, error = _attempt(settings, tally)
         signals.disregard()

@@ -27,6 +27,8 @@ SETTLING = 5.0  # seconds; a broken file touched more recently is looked at agai
 ATTEMPTS = 20  # how often a file that carbon changes without locking is worked out anew
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+KEPT_ATTRIBUTES = ("user.", "system.", "security.selinux")  # not those that vouch for the old content
 NOT_REGULAR = "there is something that is not a regular file in its place"
 
 
@@ -174,7 +176,7 @@ def _make_folder(parent: int, name: bytes) -> int:
         try:
             fd = os.open(temporary, READ | os.O_DIRECTORY, dir_fd=parent)
             try:
-                _inherit_owner(fd, parent)
+                _inherit(fd, parent, 0o777)
             finally:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)  # takes the place of an empty one only
@@ -188,11 +190,20 @@ def _make_folder(parent: int, name: bytes) -> int:
         fcntl.flock(parent, fcntl.LOCK_UN)
 
 
-def _inherit_owner(fd: int, folder: int) -> None:
-    """Give what root made to the owner of the folder, so that carbon can write to it."""
+def _inherit(fd: int, folder: int, bits: int) -> None:
+    """Give what was made to whom the folder belongs, if root made it, and of its permissions those among `bits`.
+
+    Not those that are left of the umask: carbon and the web application must be able to use what a root with umask 077
+    restores.  Where the folder has a default ACL, the kernel has set both mode and ACL by that, without the umask.
+    """
+    model = os.fstat(folder)
     if os.geteuid() == 0:
-        owner = os.fstat(folder)
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+        os.fchown(fd, model.st_uid, model.st_gid)
+    if DEFAULT_ACL not in _attributes(folder):
+        mode = model.st_mode & bits
+        if model.st_mode & stat.S_ISVTX:  # anyone may make files there, and nobody may touch another's
+            mode &= ~0o022
+        os.fchmod(fd, mode | os.fstat(fd).st_mode & (stat.S_ISGID if bits & 0o111 else 0))
 
 
 def _exists(folder: int, name: bytes) -> bool:
@@ -208,7 +219,7 @@ def _exists(folder: int, name: bytes) -> bool:
 
 def _create(folder: int, name: bytes, content: bytes) -> bool:
     """Make the file appear whole; False if there is one already, or if carbon has emptied it in that very instant."""
-    with _temporary(folder, content, 0o666) as (temporary, fd):
+    with _temporary(folder, content) as (temporary, fd):
         before = os.fstat(fd)
         try:
             os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
@@ -221,36 +232,71 @@ def _create(folder: int, name: bytes, content: bytes) -> bool:
 
 
 def _replace(folder: int, name: bytes, content: bytes, noop: bool) -> Placed:
-    """Put `content` in the place of whatever file is there, atomically."""
-    try:
-        old = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        old = None
-    if old and not stat.S_ISREG(old.st_mode):
-        raise CannotPlace(NOT_REGULAR)
-    if not noop:
-        with _temporary(folder, content, stat.S_IMODE(old.st_mode) & 0o666 if old else 0o666, old) as (temporary, _):
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
-    return Placed("replaced" if old else "created")
+    """Put `content` in the place of whatever file is there, atomically; owner, permissions and attributes stay."""
+    with _open_existing(folder, name) as old:
+        if not noop:
+            with _temporary(folder, content, old) as (temporary, _):
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        return Placed("created" if old is None else "replaced")
 
 
 @contextlib.contextmanager
-def _temporary(
-    folder: int, content: bytes, mode: int, like: os.stat_result | None = None
-) -> Iterator[tuple[bytes, int]]:
+def _open_existing(folder: int, name: bytes) -> Iterator[int | None]:
+    """A descriptor of the file to be replaced, None if there is none.  Raises CannotPlace for what is no file."""
+    try:
+        is_regular = stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+        fd = os.open(name, READ, dir_fd=folder) if is_regular else None
+    except FileNotFoundError:
+        yield None
+        return
+    if fd is None:
+        raise CannotPlace(NOT_REGULAR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _imitate(fd: int, old: int) -> None:
+    """Give a new file the owner, mode, ACL and attributes of the old one, but no special bits and no capabilities."""
+    status = os.fstat(old)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode) & 0o666)
+    if os.geteuid() == 0:
+        os.fchown(fd, status.st_uid, status.st_gid)
+    kept = [name for name in _attributes(old) if name.startswith(KEPT_ATTRIBUTES)]
+    if ACL in _attributes(fd) and ACL not in kept:  # from the folder's default
+        os.removexattr(fd, ACL)
+        os.fchmod(fd, stat.S_IMODE(status.st_mode) & 0o666)
+    for name in kept:
+        try:
+            os.setxattr(fd, name, os.getxattr(old, name))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot keep its attribute {name}: {error.strerror}") from error
+
+
+def _attributes(fd: int) -> list[str]:
+    """The names of extended attributes and ACLs; none where the file system has none."""
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return []
+
+
+@contextlib.contextmanager
+def _temporary(folder: int, content: bytes, like: int | None = None) -> Iterator[tuple[bytes, int]]:
     """Name and descriptor of a file beside its final place that holds `content`, on the disk; removed in the end.
 
     Its lock is held meanwhile: a temporary file that can be locked is one that a killed run left behind.
     """
-    name, fd = _open_temporary(folder, mode)
+    name, fd = _open_temporary(folder)
     try:
         if like is None:
-            _inherit_owner(fd, folder)
+            _inherit(fd, folder, 0o666)
         else:
-            os.fchmod(fd, mode)
-            if os.geteuid() == 0:
-                os.fchown(fd, like.st_uid, like.st_gid)
+            _imitate(fd, like)
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
@@ -262,10 +308,10 @@ def _temporary(
         os.close(fd)
 
 
-def _open_temporary(folder: int, mode: int) -> tuple[bytes, int]:
+def _open_temporary(folder: int) -> tuple[bytes, int]:
     while True:
         name = _temporary_name()
-        fd = os.open(name, CREATE, mode, dir_fd=folder)
+        fd = os.open(name, CREATE, 0o666, dir_fd=folder)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return name, fd
@@ -445,11 +491,10 @@ def _move_aside(folder: int, name: bytes, reason: str, noop: bool) -> Placed:
     """Give a broken file another name.  Raises _MovedAside, so that what is missing now is created; not if `noop`."""
     ending = b".broken-" + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
     aside = name[: 255 - len(ending)] + ending
-    told = f"the file there was no whisper file ({reason}); moved aside as {os.fsdecode(aside)}"
     if noop:
-        return Placed("created", 0, told)
+        return Placed("created", 0, f"the file there is no whisper file ({reason}); it would be moved aside")
     os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
-    raise _MovedAside(told)
+    raise _MovedAside(f"the file there was no whisper file ({reason}); moved aside as {os.fsdecode(aside)}")
 
 
 def _is_settling(fd: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from whisperbackup import jsonlines
-from whisperbackup.figures import FIGURES, key_of
+from whisperbackup.figures import FIGURES, IN_A_DRY_RUN, key_of
 from whisperbackup.outcome import Outcome
 from whisperbackup.signals import Stopped
 from whisperbackup.storage.base import Unavailable
@@ -30,8 +30,9 @@ BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
 class Tally:
     """The figures of one run of a `command` that figures.py knows."""
 
-    def __init__(self, command: str, as_json: bool = False) -> None:
+    def __init__(self, command: str, as_json: bool = False, noop: bool = False) -> None:
         self.command = command
+        self._shown = IN_A_DRY_RUN if noop else {}
         self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(FIGURES[command].always, 0))
         self.failed = 0
         self._printer = jsonlines.Printer() if as_json else None
@@ -61,7 +62,7 @@ class Tally:
 
     def summary(self) -> str:
         """Figures, failures and seconds, as the last line says them."""
-        parts = [_figure(name, count) for name, count in self.figures.items()]
+        parts = [_figure(self._shown.get(name, name), count) for name, count in self.figures.items()]
         return ", ".join([*parts, f"{self.failed} failed", f"{self._seconds:.1f} s"])
 
     def figures_by_key(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ from whisperbackup import backups, tree, util
 from whisperbackup.catalog import Backup
 from whisperbackup.commands import open_driver
 from whisperbackup.commands.passes import work_on_backups
+from whisperbackup.figures import IN_A_DRY_RUN
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
 from whisperbackup.place import CannotPlace, Placed, Placer
@@ -72,6 +73,7 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
     path = tree.metric_path(job.name)
     errors: list[str] = []
     newer: list[Generation] = []  # what a candidate must dwarf; those that turned out to be bad are not among them
+    used: list[str] = []
     restored: Placed | None = None
     is_substitute = needed_older = False
     for backup in job.candidates:
@@ -91,6 +93,7 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
             errors.append(str(error))
             break
         newer.append(generation)
+        used.append(backup.stamp)
         logger.debug("%s: %s from %s", job.name, placed.how, backup.stamp)
         if restored and placed.how == "skipped":
             errors.append(CANNOT_FILL.format(stamp=backup.stamp))
@@ -105,6 +108,9 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
         if options.overwrite or placed.how == "skipped":
             break
     figures = {"examined": 1}
+    if restored and options.noop and restored.how in IN_A_DRY_RUN:
+        points = f", {restored.points} points" if restored.how == "healed" else ""
+        logger.info("%s: %s%s, from %s", job.name, IN_A_DRY_RUN[restored.how], points, ", ".join(used))
     if restored:
         figures |= {restored.how: 1, "points filled": restored.points}
     elif is_substitute:
