@@ -20,6 +20,8 @@ hypothesis.settings.load_profile("ci")
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+MARKER = ".whisper-backup-store"
+
 
 class Program:
     """whisper-backup as its users start it; lock, stamp and log below a folder of the test's own."""
@@ -78,7 +80,8 @@ class Program:
 
     def objects(self) -> dict[str, bytes]:
         """Everything in the directory store."""
-        return {str(p.relative_to(self.store)): p.read_bytes() for p in sorted(self.store.rglob("*")) if p.is_file()}
+        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name != MARKER]
+        return {str(path.relative_to(self.store)): path.read_bytes() for path in paths}
 
     def stamps(self, metric: str) -> list[str]:
         """The stamps of a metric's complete backups, the oldest first."""

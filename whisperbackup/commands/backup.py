@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from whisperbackup import backups, compression, util, wsp
 from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
-from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
+from whisperbackup.commands import nothing_to_back_up, open_driver
+from whisperbackup.commands.known_store import holds_nothing, open_for_backup, state_of
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
@@ -19,8 +21,8 @@ from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, tick, told, work_through
-from whisperbackup.state import Record, State, fingerprint, is_settled
-from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.storage.base import Driver, StorageError, is_marked
 from whisperbackup.tree import Found
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.workers import Budget, Pool, Work, failure
@@ -42,29 +44,36 @@ class Job(NamedTuple):
 
 def run(options: Options, tally: Tally) -> int:
     """Back up what changed; the exit status."""
-    with open_store(options, create=True) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
-            store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
-            state = State(options.statefile, store, options.selection)
+            catalog, pairs = tree_and_store(options, driver, state)
             surplus: list[Doomed] = []
 
             def take(outcome: Outcome) -> None:
                 surplus.extend(outcome.surplus)
+                if outcome.figures.get("backed up") or outcome.figures.get("unchanged"):
+                    state.store = filled
                 if outcome.record:
                     state.note(outcome.record)
 
             purge = Purge(options, tally)
             changed = _touched(purge.watch(pairs), state, options.keep, tally)
-            work_through(pool, _with_deletions(changed, surplus), tally, take)
-            purge.carry_out(pool, surplus)
-            catalog.report_foreign()
-            if not options.noop:
-                state.write()
+            filled = MARKED if is_marked(driver) else FILLED
+            try:
+                work_through(pool, _with_deletions(changed, surplus), tally, take)
+                purge.carry_out(pool, surplus)
+                catalog.report_foreign()
+            except BaseException:
+                state.save()  # what is done is done, and need not be read again
+                raise
+            if tally.figures["purged"] and holds_nothing(driver, options):
+                state.store = EMPTY
+            state.write()
     if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
         raise nothing_to_back_up(options)
     return tally.finish()

@@ -12,19 +12,15 @@ from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.storage import windows
+from whisperbackup.state import State
 from whisperbackup.storage.base import Driver
 from whisperbackup.workers import Pool, Work
 
 
-def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
-    """The catalog, and its join with the tree, for one pass over both."""
+def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
+    """The catalog, and its join with the tree, for one pass over both; `state` knows where to cut a long listing."""
     walk = tree.walk(options.prefix, options.selection)
-    milestones: Iterator[str] = iter(())
-    if windows.is_ranged(driver) and len(options.selection.heads) == 1:
-        # Only where they are asked for: what a walk goes ahead is kept in memory until then.
-        walk, milestones = tree.with_milestones(walk)
-    catalog = Catalog(driver, options.storage_path, options.selection, milestones)
+    catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
     return catalog, join(walk, catalog)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from whisperbackup import backups, util, wsp
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import check_tree
 from whisperbackup.merge import Pair
@@ -54,7 +55,7 @@ def run(options: Options, tally: Tally, is_meant: Callable[[str], bool]) -> int:
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
+            catalog, pairs = tree_and_store(options, driver, state_of(options))
             now = util.utc_now().timestamp()
             work_through(
                 pool, _comparable(pairs, is_meant, now, tally), tally, lambda outcome: _name_change(outcome, tally)
