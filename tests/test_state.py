@@ -291,7 +291,7 @@ def test_the_default_place_needs_no_root(monkeypatch: pytest.MonkeyPatch, tmp_pa
         State("", ("prefix", store), select(["*"])).write()
     assert len(list((tmp_path / "cache/whisper-backup").glob("*.state"))) == 2
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert state._default_folder() == "/var/cache/whisper-backup"
+    assert state.default_folder() == "/var/cache/whisper-backup"
 
 
 def test_the_file_in_the_default_place_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

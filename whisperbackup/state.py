@@ -106,7 +106,7 @@ class State:
         `identity` is what tells this prefix and this store from every other.
         """
         self._digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
-        self.path = os.path.join(_default_folder(), f"{self._digest}.state") if path == "" else path
+        self.path = os.path.join(default_folder(), f"{self._digest}.state") if path == "" else path
         self.store = EMPTY
         """What is known of the store; a command sets it to what the next run is to know."""
         self._is_readonly = is_readonly
@@ -243,7 +243,8 @@ def _by_key(lines: Iterator[bytes]) -> Iterator[bytes]:
         yield next(same)
 
 
-def _default_folder() -> str:
+def default_folder() -> str:
+    """Where state files are, unless --statefile names one."""
     if os.geteuid() == 0:
         return "/var/cache/whisper-backup"
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "whisper-backup")

@@ -11,6 +11,7 @@ from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
 from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.state import State
 from whisperbackup.storage.base import Driver
@@ -45,6 +46,7 @@ def work_on_backups(
     prepare: Callable[[Options], Work],
     jobs: Callable[[str, list[Backup]], Iterable[Any]],
     is_meant: Callable[[str], bool] = lambda _: True,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> int:
     """Have a pool do `jobs(name, candidates)` for every metric in the store that is meant; the exit status."""
     with open_store(options) as driver:
@@ -54,7 +56,8 @@ def work_on_backups(
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)
             found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
-            work_through(pool, (job for metric, candidates in found for job in jobs(metric.name, candidates)), tally)
+            todo = (job for metric, candidates in found for job in jobs(metric.name, candidates))
+            work_through(pool, todo, tally, on_outcome)
             catalog.report_foreign()
         if not any(tally.figures.values()) and not tally.failed:
             raise nothing_matches(options, driver)
