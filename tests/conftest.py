@@ -28,6 +28,8 @@ SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
 TIME_LIMIT = 300  # seconds for a test, and for what its fixtures prepare
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+MARKER = ".whisper-backup-store"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the session's first process start servers: the only one, or the one that hands tests to xdist's workers."""
@@ -183,7 +185,8 @@ class Program:
 
     def objects(self) -> dict[str, bytes]:
         """Everything in the directory store."""
-        return {str(p.relative_to(self.store)): p.read_bytes() for p in sorted(self.store.rglob("*")) if p.is_file()}
+        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name != MARKER]
+        return {str(path.relative_to(self.store)): path.read_bytes() for path in paths}
 
     def stamps(self, metric: str) -> list[str]:
         """The stamps of a metric's complete backups, the oldest first."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Program, unprivileged
+from conftest import MARKER, Program, unprivileged
 
 from whisperbackup import defaults
 from whisperbackup.options import make_parser, parse, parse_date
@@ -67,6 +67,7 @@ def test_usage_errors_are_one_line_and_status_2(program: Program, words: list[st
 )
 def test_what_cannot_run_says_why_with_status_1(program: Program, words: list[str], says: str) -> None:
     program.store.mkdir()
+    (program.store / MARKER).touch()
     command, *options = words
     told = program(command, "-q", *options, status=1)
     assert says in told
@@ -79,7 +80,7 @@ def test_an_unwritable_store_is_told_in_one_line(program: Program) -> None:
     program.store.mkdir(mode=0o555)
     ran = subprocess.run([*unprivileged(), *program.words("backup", "disk", "-q")], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert "may not write" in ran.stderr
+    assert "not allowed to write" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
 
 
@@ -169,7 +170,7 @@ def test_a_default_log_that_cannot_be_opened_is_one_warning(program: Program) ->
     log.touch(mode=0o444)
     ran = subprocess.run([*unprivileged(), *words[:at], *words[at + 2 :]], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("WARNING") == 1
+    assert ran.stderr.count("WARNING: cannot open the log file") == 1
     assert f"cannot open the log file {log}: Permission denied" in ran.stderr
     assert log.read_bytes() == b""
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Program, install_driver, unprivileged
+from conftest import MARKER, Program, install_driver, unprivileged
 
 
 @pytest.fixture
@@ -35,8 +35,10 @@ def test_a_wrong_storage_path_is_answered_with_a_key_that_is_there(backed_up: Pr
     assert "'node1/servers.web1.cpu/" in backed_up("list", "disk")
 
 
-def test_an_empty_store_lists_nothing_without_a_warning(program: Program) -> None:
+def test_an_empty_store_lists_nothing_and_is_no_warning_where_it_is_marked(program: Program) -> None:
     program.store.mkdir()
+    assert "holds no objects at all; is its disk mounted?" in program("list", "disk")
+    (program.store / MARKER).touch()
     assert program("list", "disk") == "0 metrics, 0 backups, 0 bytes\n"
     assert "holds no objects at all" in program("restore", "disk", status=1)
 
@@ -98,7 +100,9 @@ def test_a_forgotten_bucket_is_told_with_its_whole_path(program: Program) -> Non
         [*words[:at], *words[at + 2 :]], capture_output=True, text=True, check=True, cwd=program.home,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
-    assert f"made the directory {program.home}/graphite-backups" in ran.stderr
+    assert (
+        f"WARNING: the directory {program.home}/graphite-backups does not exist: a new store begins there" in ran.stderr
+    )
     assert f"disk '{program.home}/graphite-backups'" in program.log.read_text()
 
 

@@ -218,7 +218,9 @@ class Store(RuleBasedStateMachine):
 
     def objects(self) -> dict[str, bytes]:
         return {
-            str(path.relative_to(self.store)): path.read_bytes() for path in self.store.rglob("*") if path.is_file()
+            str(path.relative_to(self.store)): path.read_bytes()
+            for path in self.store.rglob("*")
+            if path.is_file() and path.name != disk.MARKER
         }
 
     @invariant()

@@ -21,7 +21,14 @@ _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
 class BadBackup(Exception):
-    """A backup that cannot be used; the text says why."""
+    """A backup that cannot be used; the text says why.
+
+    `is_damaged` is False where it may be good, and only this machine or these options cannot tell.
+    """
+
+    def __init__(self, reason: str, is_damaged: bool = True) -> None:
+        super().__init__(reason)
+        self.is_damaged = is_damaged
 
 
 def sha1_of(content: bytes | bytearray) -> str:
@@ -87,6 +94,7 @@ def load(
     """
     sha1 = read_mark(driver, key, backup)
     reasons = []
+    is_damaged = False
     for codec, size in backup.payloads:
         if codec not in compression.installed():
             reasons.append(f"this machine has no library for {codec}")
@@ -107,10 +115,12 @@ def load(
                     _check(content, sha1)
                     return use(content)
             except NotFound:
+                is_damaged = True
                 reasons.append(f"its {codec} payload is gone")
             except (compression.CorruptPayload, wsp.CorruptFile) as error:
+                is_damaged = True
                 reasons.append(f"its {codec} payload is damaged: {error}")
-    raise BadBackup("; ".join(reasons))
+    raise BadBackup("; ".join(reasons), is_damaged)
 
 
 def _proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:

@@ -158,9 +158,13 @@ class Catalog:
     """
 
     def __init__(self, driver: Driver, storage_path: str, selection: Selection, milestones: Iterable[str] = ()) -> None:
-        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster."""
+        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster.
+
+        They do so where the selection has one head only.
+        """
         self.driver = driver
-        self._milestones = (storage_path + key for key in milestones)
+        (head, *others) = selection.heads
+        self._milestones = (storage_path + key for key in milestones if not others and key.startswith(head))
         self.storage_path = storage_path
         self.selection = selection
         self.foreign = 0

@@ -93,6 +93,7 @@ class Options:
     lock_timeout: float  # seconds
     splay: float  # seconds
     stampfile: str | None
+    new_store: bool
     statefile: str | None  # empty: the default one; None: none
     bandwidth: float | None  # bytes a second, for all processes together
     nice: bool
@@ -196,6 +197,9 @@ def make_parser() -> optparse.OptionParser:
     keep("-x", "--purge", type="int", default=45, metavar="DAYS",
         text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
     keep("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
+
+    where("--new-store", action="store_true",
+        text="backup: begin a new store where the one of earlier runs is absent or empty (not for cron)")  # fmt: skip
 
     tune = group("Tuning")
     tune("-a", "--algorithm", default="gz", metavar="CODEC",
@@ -313,6 +317,7 @@ def parse(words: list[str]) -> Options:
     for name, value, commands in (
         ("--overwrite", values.overwrite, ("restore",)),
         ("--debris", values.debris, ("list",)),
+        ("--new-store", values.new_store, ("backup",)),
         ("-c", values.date, ("backup", "restore", "list", "verify")),  # of backup the older tool takes it, too
     ):
         if value and command not in commands:
@@ -361,6 +366,7 @@ def parse(words: list[str]) -> Options:
         lock_timeout=values.locktimeout,
         splay=values.splay,
         stampfile=None if values.nostamp else values.stampfile or on_this_machine(STAMPFILE),
+        new_store=bool(values.new_store),
         statefile=None if values.nostate else values.statefile or "",
         bandwidth=None if values.bwlimit is None else values.bwlimit * 1e6,
         nice=bool(values.nice),

@@ -138,6 +138,8 @@ def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, take: Callable[[
     except Stopped:
         for outcome in pool.drain():
             tally.add(outcome)
+            if take is not None:
+                take(outcome)
         raise
 
 

@@ -3,11 +3,13 @@
 Only ever a shortcut, that spares reading them: lost, stale or corrupt, a run is slower and its result the same.
 
     file   = gzip(header line, one line a metric, ascending by key)
-    header = "whisper-backup state 1" TAB identity                         the prefix's and the store's, as a SHA-1
+    header = "whisper-backup state 2" TAB identity TAB store               identity: of prefix and store, as a SHA-1
+    store  = "empty" | "filled" | "marked"                                 whether backups were in it, and its marker
     line   = key TAB fingerprint TAB sha1 TAB stamp TAB mark_md5           all text; no key holds a tab
 
-A tree's walk and the lines have one order, so the file is read as a third sorted stream beside tree and store.
-It is written anew, and put in place whole, at the end of a run.
+"whisper-backup state 1" is the same without the third field.  A tree's walk and the lines have one order, so the
+file is read as a third sorted stream beside tree and store.  It is written anew, and put in place whole, every few
+minutes and at the end of a run, however that comes.
 """
 
 from __future__ import annotations
@@ -28,10 +30,15 @@ from typing import IO, NamedTuple
 from whisperbackup import compression, defaults
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.selection import Selection
+from whisperbackup.tree import is_canonical
 
 logger = logging.getLogger(__name__)
 
-MAGIC = "whisper-backup state 1"
+MAGIC, OLD_MAGIC = "whisper-backup state 2", "whisper-backup state 1"
+EMPTY, FILLED, MARKED = "empty", "filled", "marked"
+MAX_HEADER = 200  # bytes
+STRIDE = 50  # lines from one split key to the next
+SAVE_INTERVAL = 600.0  # seconds
 SETTLED = 2_000_000_000  # nanoseconds
 LINES_IN_MEMORY = 50_000
 LEFTOVER_AGE = 86400  # seconds
@@ -91,19 +98,24 @@ def is_settled(status: os.stat_result, read_at: int) -> bool:
 class State:
     """One run's reading of the old state file and writing of the new one."""
 
-    def __init__(self, path: str | None, identity: Sequence[object], selection: Selection) -> None:
+    def __init__(
+        self, path: str | None, identity: Sequence[object], selection: Selection, is_readonly: bool = False
+    ) -> None:
         """`path` may be None: nothing is recalled, nothing written; empty: the default one.
 
         `identity` is what tells this prefix and this store from every other.
         """
-        digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
-        self._path = os.path.join(defaults.state_folder(), f"{digest}.state") if path == "" else path
+        self._digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
+        self.path = os.path.join(defaults.state_folder(), f"{self._digest}.state") if path == "" else path
+        self.store = EMPTY
+        """What is known of the store; a command sets it to what the next run is to know."""
+        self._is_readonly = is_readonly
         self._selection = selection
-        self._header = f"{MAGIC}{TAB}{digest}\n".encode()
-        self._old = iter(()) if self._path is None else self._records(self._path)
+        self._old = self._records()
         self._next = next(self._old, None)
         self._lines: list[bytes] = []
         self._runs: list[IO[bytes]] = []
+        self._saved = time.monotonic()
 
     def recall(self, key: str) -> Record | None:
         """What is known of the metric whose keys begin with `key`; must be asked in ascending order."""
@@ -115,9 +127,18 @@ class State:
         known, self._next = self._next, next(self._old, None)
         return known
 
+    def split_keys(self) -> Iterator[str]:
+        """Some keys of metrics that earlier runs knew, evenly spread; read from the file as they are asked for."""
+        lines = self._old_lines()
+        next(lines, None)
+        for line in itertools.islice(lines, STRIDE, None, STRIDE):
+            key = line.partition(TAB.encode())[0].decode("utf-8", "replace")
+            if key.endswith("/") and is_canonical(key[:-1]):  # a damaged file may hold anything
+                yield key
+
     def note(self, record: Record) -> None:
         """Put a record into the new file; any order."""
-        if self._path is None:
+        if self.path is None or self._is_readonly:
             return
         self._lines.append((TAB.join(record) + "\n").encode())
         if len(self._lines) >= LINES_IN_MEMORY:
@@ -126,29 +147,50 @@ class State:
             except OSError as error:
                 self._give_up(f"{error.strerror} in {tempfile.gettempdir()}")
             self._lines = []
+        if time.monotonic() - self._saved >= SAVE_INTERVAL:
+            self.save()
+
+    def save(self) -> None:
+        """Put in place what is known in the middle of a run: what was noted, and of all other metrics the old lines."""
+        if self._lines or self._runs:
+            old = self._old_lines()
+            next(old, None)
+            whole = (line for line in old if line.endswith(b"\n"))  # a damaged file may end anywhere
+            self._write(_by_key(heapq.merge(self._noted(), whole, key=_key_of)))
+        self._saved = time.monotonic()
 
     def write(self) -> None:
         """Put the new file in place.  That it cannot be written is a warning: the next run reads every file."""
-        if self._path is None:
-            return
         while self._next is not None:
             self._pass_on(self._next)
             self._next = next(self._old, None)
-        if self._path is None:
-            return
+        self._write(self._noted())
+
+    def forget(self) -> None:
+        """Remove the file of a store that has become empty."""
+        if self.path is not None and self.store != EMPTY and not self._is_readonly:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+    def _noted(self) -> Iterator[bytes]:
         self._lines.sort()
-        lines = heapq.merge(*(_unspill(run) for run in self._runs), self._lines)
+        return heapq.merge(*(_unspill(run) for run in self._runs), self._lines)
+
+    def _write(self, lines: Iterator[bytes]) -> None:
+        if self.path is None or self._is_readonly:
+            return
+        header = f"{TAB.join((MAGIC, self._digest, self.store))}\n".encode()
         try:
-            _replace(self._path, itertools.chain([self._header], lines))
+            _replace(self.path, itertools.chain([header], lines))
         except OSError as error:
             self._give_up(error.strerror)
 
     def _give_up(self, reason: str | None) -> None:
         logger.warning(
-            "cannot write the state file %s: %s; name another with --statefile, or say --nostate "
-            "(this run is none the worse, the next one reads every file)", self._path, reason,
+            "cannot write the state file %s: %s; name another with --statefile, or use --nostate "
+            "(this run is unaffected, the next one reads every file)", self.path, reason,
         )  # fmt: skip
-        self._path = None
+        self.path = None
         self._runs = []
 
     def _pass_on(self, record: Record) -> None:
@@ -156,19 +198,49 @@ class State:
         if record.key[:-1] not in self._selection:
             self.note(record)
 
-    def _records(self, path: str) -> Iterator[Record]:
-        """The old file's records, as far as it can be read."""
+    def _records(self) -> Iterator[Record]:
+        """The old file's records, as far as it can be read; `store` is known when the first of them is."""
+        lines = self._old_lines()
+        store = next(lines, b"").decode()
+        if store:
+            self.store = store
         try:
-            with _open_own(path) as file, compression.open_gzip(file, "rb") as lines:
-                if lines.readline(len(self._header)) != self._header:
-                    logger.info("the state file %s is of another prefix or store, and is ignored", path)
+            for line in lines:
+                record = Record(*line.decode().rstrip("\n").split(TAB))
+                if not store:
+                    self.store = store = FILLED  # written by an older version
+                yield record
+        except (UnicodeDecodeError, TypeError) as error:
+            logger.info("the state file %s cannot be used, files are read instead: %s", self.path, error)
+
+    def _old_lines(self) -> Iterator[bytes]:
+        """What the old file's header knows of the store (empty: it does not tell), then the lines that follow it."""
+        if self.path is None:
+            return
+        try:
+            with _open_own(self.path) as file, compression.open_gzip(file, "rb") as lines:
+                magic, digest, store = (*lines.readline(MAX_HEADER).rstrip(b"\n").split(TAB.encode()), b"", b"", b"")[
+                    :3
+                ]
+                if magic not in (MAGIC.encode(), OLD_MAGIC.encode()) or digest != self._digest.encode():
+                    logger.info("the state file %s is of another prefix or store, and is ignored", self.path)
                     return
-                for line in lines:
-                    yield Record(*line.decode().rstrip("\n").split(TAB))
+                yield store if store in (EMPTY.encode(), FILLED.encode(), MARKED.encode()) else b""
+                yield from lines
         except FileNotFoundError:
             return
-        except (UnicodeDecodeError, TypeError) + compression.gzip_errors() as error:
-            logger.info("the state file %s cannot be used, files are read instead: %s", path, error)
+        except compression.gzip_errors() as error:
+            logger.info("the state file %s cannot be used, files are read instead: %s", self.path, error)
+
+
+def _key_of(line: bytes) -> bytes:
+    return line.partition(TAB.encode())[0]
+
+
+def _by_key(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The first of the lines of each key."""
+    for _, same in itertools.groupby(lines, _key_of):
+        yield next(same)
 
 
 def _open_own(path: str) -> IO[bytes]:

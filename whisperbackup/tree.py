@@ -6,7 +6,6 @@ round-trips, a byte of a path component that is `.`, `%`, a control character or
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import stat
@@ -17,7 +16,6 @@ from whisperbackup.selection import Selection
 
 SUFFIX = b".wsp"
 NOT_ENTERED = b"lost+found"
-STRIDE = 50
 _ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff]")
 _ORDINARY = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
 _ESCAPE = re.compile(b"%([0-9A-F]{2})")
@@ -139,12 +137,6 @@ def walk(prefix: bytes, selection: Selection) -> Iterator[Found | Unseen]:
             yield entry
         else:
             stack.pop()
-
-
-def with_milestones(walk: Iterator[Found | Unseen]) -> tuple[Iterator[Found | Unseen], Iterator[str]]:
-    """The same walk, and the key of every 50th metric of it; reading these first goes ahead of the walk, in memory."""
-    walk, ahead = itertools.tee(walk)
-    return walk, (found.key for found in itertools.islice(ahead, STRIDE, None, STRIDE))
 
 
 class _Folder(NamedTuple):

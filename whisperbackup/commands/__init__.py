@@ -7,7 +7,7 @@ import os
 
 from whisperbackup import storage, tree
 from whisperbackup.options import Options
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, is_marked
 from whisperbackup.util import CannotRun
 
 
@@ -35,7 +35,7 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
 def _first_object(driver: Driver) -> str:
     first = next(driver.list(""), None)
     if first is None:
-        return "it holds no objects at all"
+        return "it holds no objects at all" + ("" if is_marked(driver) else "; is its disk mounted?")
     hint = " (an older whisper-backup wrote that: --storage-path / reaches it)" if first.key.startswith("/") else ""
     return f"the first object there is '{first.key}'{hint}; see -m, --exclude, --storage-path, and what list shows"
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups, compression, util, wsp
 from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
-from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
+from whisperbackup.commands import nothing_to_back_up, open_driver
+from whisperbackup.commands.known_store import holds_nothing, open_for_backup, state_of
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, log_return, work_on
 from whisperbackup.deletion import Deleter, Deletion, PendingDelete
+from whisperbackup.known_bad import KnownBad
 from whisperbackup.merge import Pair
 from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, tick, told, work_through
-from whisperbackup.state import Record, State, fingerprint, is_settled
-from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.storage.base import Driver, StorageError, is_marked
 from whisperbackup.tree import Found
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.workers import Budget, Pool, Work, failure
@@ -38,44 +41,71 @@ class Job(NamedTuple):
     path: bytes
     metric: Metric | None
     known: Record | None
+    is_bad: bool = False  # its newest backup is known to be damaged
 
 
 def run(options: Options, tally: Tally) -> int:
     """Back up what changed; the exit status."""
-    with open_store(options, create=True) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
-            store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
-            state = State(options.statefile, store, options.selection)
+            catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter()
 
             def take(outcome: Outcome) -> None:
                 deleter.add(*outcome.pending_deletes)
+                if outcome.figures.get("backed up"):
+                    still_bad.pop(outcome.metric, None)
+                if outcome.figures.get("backed up") or outcome.figures.get("unchanged"):
+                    state.store = filled
                 if outcome.record:
                     state.note(outcome.record)
 
             purge = Purge(options, tally)
-            changed = _touched(purge.watch(pairs), state, options.keep, tally)
-            work_through(pool, _with_deletions(changed, deleter), tally, take)
-            purge.carry_out(pool, deleter)
-            catalog.report_foreign()
+            known_bad = KnownBad(options)
+            still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
+            pairs = _noting_bad(purge.watch(pairs), known_bad, still_bad)
+            changed = _touched(pairs, still_bad, state, options.keep, tally)
+            filled = MARKED if is_marked(driver) else FILLED
+            try:
+                work_through(pool, _with_deletions(changed, deleter), tally, take)
+                purge.carry_out(pool, deleter)
+                catalog.report_foreign()
+            except BaseException:
+                state.save()  # what is done is done, and need not be read again
+                raise
+            if tally.figures["purged"] and holds_nothing(driver, options):
+                state.store = EMPTY
+            state.write()
             if not options.noop:
-                state.write()
+                known_bad.keep(still_bad)
     if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
         raise nothing_to_back_up(options)
     return tally.finish()
 
 
-def _touched(pairs: Iterable[Pair], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
+def _noting_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, str]) -> Iterator[Pair]:
+    """Pass `pairs` on; puts into `still_bad` which of the backups that are known to be bad are a metric's newest."""
+    for pair in pairs:
+        metric = pair.metric
+        if metric and metric.backups and metric.backups[-1].stamp == known_bad.stamps.get(metric.name):
+            still_bad[metric.name] = metric.backups[-1].stamp
+        yield pair
+
+
+def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
     """A job for each file that is there, but for those that are known to be in the store as they are."""
     for local, metric in pairs:
         if not isinstance(local, Found):
             continue
         known = state.recall(local.key)
+        if local.name in bad:
+            yield Job(local.name, local.path, metric, None, is_bad=True)
+            continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
         if known and metric and _is_done(metric, known, keep):
@@ -172,7 +202,7 @@ def backup_metric(
         figures["changing while read"] = 1
     sha1 = backups.sha1_of(reading.content)
     generations = _generations(existing)
-    if existing and backups.has_digest(driver, key, existing[-1], sha1):
+    if existing and not job.is_bad and backups.has_digest(driver, key, existing[-1], sha1):
         figures["unchanged"] = 1
         stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
     else:

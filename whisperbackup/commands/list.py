@@ -12,7 +12,7 @@ from whisperbackup.catalog import Catalog, Metric, newest_at
 from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.options import Options
 from whisperbackup.progress import shown_size
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, is_marked
 from whisperbackup.util import CannotRun, printable
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
         nothing = nothing_matches(options, driver)
     if options.selection.wanted is not None:
         raise nothing
-    if seen or foreign or options.storage_path:  # an empty bucket explains itself
+    if seen or foreign or options.storage_path or not is_marked(driver):  # an empty bucket explains itself
         logger.warning("%s", nothing)
 
 

@@ -11,20 +11,17 @@ from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
 from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
+from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.storage import windows
+from whisperbackup.state import State
 from whisperbackup.storage.base import Driver
 from whisperbackup.workers import Pool, Work
 
 
-def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
-    """The catalog, and its join with the tree, for one pass over both."""
+def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
+    """The catalog, and its join with the tree, for one pass over both; `state` knows where to cut a long listing."""
     walk = tree.walk(options.prefix, options.selection)
-    milestones: Iterator[str] = iter(())
-    if windows.is_ranged(driver) and len(options.selection.heads) == 1:
-        # Only where they are asked for: what a walk goes ahead is kept in memory until then.
-        walk, milestones = tree.with_milestones(walk)
-    catalog = Catalog(driver, options.storage_path, options.selection, milestones)
+    catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
     return catalog, join(walk, catalog)
 
 
@@ -49,6 +46,7 @@ def work_on_backups(
     prepare: Callable[[Options], Work],
     jobs: Callable[[str, list[Backup]], Iterable[Any]],
     is_meant: Callable[[str], bool] = lambda _: True,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> int:
     """Have a pool do `jobs(name, candidates)` for every metric in the store that is meant; the exit status."""
     with open_store(options) as driver:
@@ -58,7 +56,8 @@ def work_on_backups(
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)
             found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
-            work_through(pool, (job for metric, candidates in found for job in jobs(metric.name, candidates)), tally)
+            todo = (job for metric, candidates in found for job in jobs(metric.name, candidates))
+            work_through(pool, todo, tally, on_outcome)
             catalog.report_foreign()
         if not any(tally.figures.values()) and not tally.failed:
             raise nothing_matches(options, driver)

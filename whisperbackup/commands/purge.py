@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from whisperbackup import tree, util
 from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands import open_driver
+from whisperbackup.commands.known_store import holds_nothing, open_for_purge, state_of
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.compression import CODECS
 from whisperbackup.deletion import Deleter, Deletion, PendingDelete, carry_out
@@ -300,18 +301,21 @@ def check_tree(prefix: bytes) -> None:
 
 def run(options: Options, tally: Tally) -> int:
     """Purge without backing up; the exit status."""
-    with open_store(options) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_purge(options, state)) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(_prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
+            catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter()
             purge = Purge(options, tally)
             work_through(pool, _returned(purge.watch(pairs), options, deleter, tally), tally)
             purge.carry_out(pool, deleter)
             catalog.report_foreign()
+        if tally.figures["purged"] and holds_nothing(driver, options):
+            state.forget()  # or the next backup would look for what is rightly gone
     return tally.finish()
 
 

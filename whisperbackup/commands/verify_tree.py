@@ -18,6 +18,7 @@ from typing import NamedTuple
 from whisperbackup import backups, util, wsp
 from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import check_tree
 from whisperbackup.merge import Pair
@@ -46,19 +47,22 @@ class Job(NamedTuple):
     backup: Backup
 
 
-def run(options: Options, tally: Tally, is_meant: Callable[[str], bool]) -> int:
-    """Compare every metric that is meant; the exit status."""
+def run(options: Options, tally: Tally, is_meant: Callable[[str], bool], note_bad: Callable[[Outcome], None]) -> int:
+    """Compare every metric that is meant; the exit status.  `note_bad` is called with each outcome."""
     with open_store(options) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
+            catalog, pairs = tree_and_store(options, driver, state_of(options))
             now = util.utc_now().timestamp()
-            work_through(
-                pool, _comparable(pairs, is_meant, now, tally), tally, lambda outcome: _name_change(outcome, tally)
-            )
+
+            def take(outcome: Outcome) -> None:
+                _name_change(outcome, tally)
+                note_bad(outcome)
+
+            work_through(pool, _comparable(pairs, is_meant, now, tally), tally, take)
             catalog.report_foreign()
     if not any(tally.figures.values()) and not tally.failed:
         raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
@@ -172,5 +176,5 @@ def compare(job: Job, options: Options, driver: Driver, neighbour: Neighbour) ->
             driver, f"{options.storage_path}{job.name}/", job.backup
         )
     except backups.BadBackup as error:
-        return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {error}",), stamp=stamp)
+        return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {error}",), is_bad=True, stamp=stamp)
     return Outcome(job.name, figures | {"same" if is_same else "differ": 1}, stamp=stamp)

@@ -92,6 +92,31 @@ def put_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
 
 
 @runtime_checkable
+class MarkedDriver(Driver, Protocol):
+    """A driver whose store may be absent while its place is there, as a directory on which no disk is mounted."""
+
+    def is_marked(self) -> bool:
+        """Whether the store itself is there, and not only its place."""
+
+    def mark(self) -> None:
+        """Make it known by a marker that no listing shows and nothing deletes.
+
+        Durable when it returns.  Raises StorageError, also where the marker is there and nothing can be written.
+        """
+
+
+def is_marked(driver: Driver) -> bool:
+    """Whether the store is surely there; so is each that needs no marker."""
+    return not isinstance(driver, MarkedDriver) or driver.is_marked()
+
+
+def mark(driver: Driver) -> None:
+    """Mark the store, if it is of a kind that needs it."""
+    if isinstance(driver, MarkedDriver):
+        driver.mark()
+
+
+@runtime_checkable
 class RangedDriver(Driver, Protocol):
     """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
 

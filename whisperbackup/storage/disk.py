@@ -4,6 +4,9 @@ A key's component of up to 254 bytes is a file's or folder's name as it stands. 
 first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
 same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
 
+A file `.whisper-backup-store` at the top marks the directory as a store, so that it is told from the empty folder that
+is left when its disk is not mounted.  It is no object.
+
 An object being written is a file named `.whisper-backup-<time>-<hex>` beside its final place.  One that a
 killed run left is listed under that name, so that it can be deleted.
 """
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 PIECE = 254
 CONTINUED = b"+"
 TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
+MARKER = ".whisper-backup-store"
+MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -62,6 +67,8 @@ class Disk:
                 if key.endswith("/"):
                     stack.append((above + name, iter(_names(self._path(key[:-1]), b""))))
                     break
+                if key == MARKER:
+                    continue
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
                 except FileNotFoundError:
@@ -137,6 +144,30 @@ class Disk:
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
             raise AccessDenied(f"cannot delete {stayed[0]}{more}")
 
+    def is_marked(self) -> bool:
+        """Whether the marker is there."""
+        return os.path.lexists(self._path(MARKER))
+
+    def mark(self) -> None:
+        """Write the marker if it is not there.  Raises AccessDenied where this user may not write to the directory."""
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            shown = os.fsdecode(self._directory)
+            raise AccessDenied(
+                f"this user is not allowed to write to the directory {shown}; change that, or name another with -b"
+            )
+        if self.is_marked():
+            return
+        try:
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                fd = os.open(self._path(MARKER), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(MARKER_TEXT)
+                    file.flush()
+                    os.fsync(fd)
+            _fsync_folder(self._directory)
+        except OSError as error:
+            raise _storage_error(error, MARKER) from error
+
     def close(self) -> None:
         """Nothing: no file stays open."""
 
@@ -191,11 +222,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
         if create and not os.path.isdir(directory):
             os.makedirs(directory, exist_ok=True)
             _fsync_folder(os.path.dirname(directory))
-            logger.info("made the directory %s", os.fsdecode(directory))
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise NotADirectoryError
-        if create and not os.access(directory, os.W_OK | os.X_OK):
-            raise AccessDenied(f"this user may not write to the directory {bucket}; mend that, or name another with -b")
     except (FileExistsError, NotADirectoryError):
         raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
     except OSError as error:
@@ -249,7 +277,8 @@ def _fsync_folder(folder: bytes) -> None:
 
 
 def _missing_directory(directory: bytes) -> NotFound:
-    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; name one with -b, or run backup once")
+    shown = os.fsdecode(directory)
+    return NotFound(f"the directory {shown} does not exist; mount its disk, name another with -b, or run backup once")
 
 
 def _storage_error(error: OSError, name: str) -> StorageError:

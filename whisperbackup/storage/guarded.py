@@ -5,7 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, put_all
+from whisperbackup.storage.base import (
+    Driver,
+    RangedDriver,
+    StorageError,
+    StoredObject,
+    UsageError,
+    is_marked,
+    mark,
+    put_all,
+)
 
 
 class Guarded:
@@ -47,6 +56,16 @@ class Guarded:
         """As the wrapped driver."""
         with guard(self._name):
             self._driver.delete(keys)
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            return is_marked(self._driver)
+
+    def mark(self) -> None:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            mark(self._driver)
 
     def close(self) -> None:
         """As the wrapped driver."""

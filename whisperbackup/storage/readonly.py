@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject
+from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, is_marked
 
 
 class ReadOnly:
@@ -47,6 +47,13 @@ class ReadOnly:
         """Nothing."""
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Nothing."""
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        return is_marked(self._driver)
+
+    def mark(self) -> None:
         """Nothing."""
 
     def close(self) -> None:
