@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 from whisperbackup import backups, tree
-from whisperbackup.catalog import Backup
+from whisperbackup.catalog import Backup, newest_at
 from whisperbackup.commands import open_driver
 from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.options import Options
@@ -32,7 +32,7 @@ class Job(NamedTuple):
 def run(options: Options, tally: Tally) -> int:
     """Restore every metric that is meant; the exit status."""
     tree.check_prefix(options.prefix)
-    return work_on_backups(options, tally, prepare, lambda name, candidates: [Job(name, candidates)])
+    return work_on_backups(options, tally, prepare, lambda metric, candidates: [Job(metric.name, candidates)])
 
 
 def prepare(options: Options) -> Work:
@@ -56,18 +56,29 @@ def prepare(options: Options) -> Work:
 
 
 def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, placer: Placer) -> Outcome:
-    """Restore one metric from its newest good candidate; each bad one on the way is an error."""
+    """Restore one metric from its newest good candidate; each bad one on the way is an error.
+
+    One that a run beside this one deleted is none: what there is now takes its place.  Raises OSError, StorageError.
+    """
     key = f"{options.storage_path}{job.name}/"
     path = tree.metric_path(job.name)
     copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
     errors: list[str] = []
-    for backup in job.candidates:
+    candidates, tried = job.candidates, set[str]()
+    while candidates:
+        backup, *candidates = candidates
+        tried.add(backup.stamp)
         try:
             placed = backups.load(
                 driver, key, backup, options.max_file_size, budget, copies, lambda content: placer.place(path, content)
             )
         except backups.BadBackup as error:
-            errors.append(f"the backup of {backup.stamp} is bad: {error}")
+            if isinstance(error, backups.GoneBackup) and (
+                metric := backups.look_again(driver, options.storage_path, job.name, backup)
+            ):
+                candidates = [now for now in newest_at(metric, options.date) if now.stamp not in tried]
+            else:
+                errors.append(f"the backup of {backup.stamp} is bad: {error}")
         except CannotPlace as error:
             return Outcome(job.name, {"examined": 1}, (*errors, str(error)))
         else:
@@ -77,4 +88,5 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
             if errors:
                 errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
             return Outcome(job.name, {"examined": 1, placed.how: 1, "points filled": placed.points}, tuple(errors))
-    return Outcome(job.name, {"examined": 1}, (*errors, "no good backup is left"))
+    end = "no good backup is left" if errors else "all its backups were deleted while this run was at work"
+    return Outcome(job.name, {"examined": 1}, (*errors, end))
