@@ -105,6 +105,14 @@ def test_a_stopped_run_is_told(two: Program, carbon: Carbon) -> None:
     assert not list(carbon.prefix.rglob("success_time.wsp"))
 
 
+def test_a_store_that_keeps_nothing_is_no_success(two: Program, carbon: Carbon) -> None:
+    two("backup", "noop", "--carbon", f"127.0.0.1:{carbon.port}")
+    wait_for(lambda: list(carbon.prefix.rglob("status.wsp")))
+    carbon.stop()  # which writes what it still holds
+    assert not two.stamp.exists()
+    assert not list(carbon.prefix.rglob("success_time.wsp"))
+
+
 def test_noop_tells_nothing_and_a_prefix_goes_before(two: Program, carbon: Carbon) -> None:
     report(carbon, two, "backup", "-n")
     report(carbon, two, "backup", "--carbon-prefix", "ops.backup-1")

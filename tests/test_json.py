@@ -20,7 +20,7 @@ KEYS = {
     | {"kept_all_newer_being_much_smaller"},
     "restore": {"created", "healed", "points_filled", "already_whole", "skipped", "replaced", "needed_an_older_backup"},
     "purge": PURGE,
-    "verify": {"good", "read_bytes", "left_to_other_days"},
+    "verify": {"good", "read_bytes", "vanished", "left_to_other_days"},
     "verify_tree": {"same", "differ", "not_backed_up", "new", "gone", "read_bytes", "unseen", "vanished"}
     | {"left_to_other_days"},
 }

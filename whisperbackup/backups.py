@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from whisperbackup import compression, wsp
-from whisperbackup.catalog import Backup, mark_md5
+from whisperbackup.catalog import Backup, Metric, look_up, mark_md5
 from whisperbackup.storage.base import Driver, NotFound, put_all
 from whisperbackup.util import Generation
 from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
@@ -31,6 +31,10 @@ class BadBackup(Exception):
         self.is_damaged = is_damaged
 
 
+class GoneBackup(BadBackup):
+    """A backup whose mark, or every payload, is not where it was listed: it may have been deleted meanwhile."""
+
+
 def sha1_of(content: bytes | bytearray) -> str:
     """The 40 hex digits that a mark holds."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
@@ -48,7 +52,7 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     try:
         text = driver.get(f"{key}{backup.stamp}.sha1").decode("ascii", "replace").strip().lower()
     except NotFound:
-        raise BadBackup("its mark is gone") from None
+        raise GoneBackup("its mark is gone") from None
     if not _DIGEST.fullmatch(text):
         raise BadBackup(f"its mark holds {text[:60]!a} instead of a SHA-1")
     return text
@@ -95,6 +99,7 @@ def load(
     sha1 = read_mark(driver, key, backup)
     reasons = []
     is_damaged = False
+    gone = 0
     for codec, size in backup.payloads:
         if codec not in compression.installed():
             reasons.append(f"this machine has no library for {codec}")
@@ -116,11 +121,29 @@ def load(
                     return use(content)
             except NotFound:
                 is_damaged = True
+                gone += 1
                 reasons.append(f"its {codec} payload is gone")
             except (compression.CorruptPayload, wsp.CorruptFile) as error:
                 is_damaged = True
                 reasons.append(f"its {codec} payload is damaged: {error}")
-    raise BadBackup("; ".join(reasons), is_damaged)
+    raise (GoneBackup if gone == len(backup.payloads) else BadBackup)("; ".join(reasons), is_damaged)
+
+
+def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> Metric | None:
+    """What the store holds now of the metric `name`, if a run beside this one deleted `backup` since it was listed.
+
+    None if nobody did, so that what it lacks is a loss.  A payload without its mark is a deletion on its way, or one
+    that was interrupted, where retention or purge had a reason for it: a newer complete backup, or a tombstone.
+    Raises StorageError.
+    """
+    metric = look_up(driver, storage_path, name)
+    if any(left.stamp == backup.stamp for left in metric.backups):
+        return None
+    halves = [half for half in metric.debris if half.stamp == backup.stamp and not half.is_temporary]
+    if any(f"{backup.stamp}.sha1" in half.suffixes for half in halves):
+        return None
+    had_a_reason = metric.missing_since or any(left.stamp > backup.stamp for left in metric.backups)
+    return metric if had_a_reason or not halves else None
 
 
 def _proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:

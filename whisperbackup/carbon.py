@@ -43,13 +43,14 @@ def node_name(hostname: str) -> str:
     return re.sub(r"[^\w-]", "_", hostname.partition(".")[0], flags=re.ASCII) or "_"
 
 
-def lines(path: str, figures: Mapping[str, float], status: int, when: int) -> str:
+def lines(path: str, figures: Mapping[str, float], status: int, is_success: bool, when: int) -> str:
     """What the receiver is to get below `path` (prefix, node, command) at the Unix time `when`, the run's end.
 
-    Besides the figures `status`, and for a run that did all its work, and no other, `success_time`, which is `when`:
-    so the age of the last success is now less the last value that this metric has, whatever failed since.
+    Besides the figures `status`, and for a run that is a success (it did all its work, in a store that keeps it), and
+    no other, `success_time`, which is `when`: so the age of the last success is now less the last value that this
+    metric has, whatever failed since.
     """
-    told = {**figures, "status": status, **({} if status else {"success_time": when})}
+    told = {**figures, "status": status, **({"success_time": when} if is_success else {})}
     return "".join(f"{path}.{figure} {value} {when}\n" for figure, value in told.items())
 
 

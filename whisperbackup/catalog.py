@@ -258,6 +258,13 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), last_stamp)
 
 
+def look_up(driver: Driver, storage_path: str, name: str) -> Metric:
+    """What the store holds of the metric `name` at this moment, which may be nothing."""
+    key = f"{storage_path}{name}/"
+    parts = [(parse_suffix(found.key[len(key) :]), found.size, found.md5) for found in driver.list(key)]
+    return read_metric(name, [(suffix, size, md5) for suffix, size, md5 in parts if suffix])
+
+
 def newest_at(metric: Metric, date: str | None) -> list[Backup]:
     """The complete backups at or before the stamp `date` (None: all), the newest first."""
     return [backup for backup in reversed(metric.backups) if date is None or backup.stamp <= date]

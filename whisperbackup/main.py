@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 WRITING = ("backup", "restore", "purge")
 """The commands that take the lock, write the default log and touch the stamp."""
 
+NO_STORE = "noop"
+"""The driver that keeps nothing: no run with it is a success that anybody should rely on."""
+
 
 def run() -> None:
     """The console script."""
@@ -77,7 +80,8 @@ def _tell_programs(settings: Options, tally: Tally, status: int, error: str | No
     tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
     if settings.carbon and not settings.noop:
         path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{name}"
-        text = carbon.lines(path, figures, status, int(util.utc_now().timestamp()))
+        is_success = status == 0 and settings.driver != NO_STORE
+        text = carbon.lines(path, figures, status, is_success, int(util.utc_now().timestamp()))
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
@@ -109,6 +113,6 @@ def _run(settings: Options, tally: Tally | None) -> int:
         else:
             tally.start()
             status = verb.run(settings, tally)
-        if status == 0 and writes and settings.stampfile and not settings.noop:
+        if status == 0 and writes and settings.stampfile and not settings.noop and settings.driver != NO_STORE:
             util.touch_stamp(settings.stampfile)
     return status

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from whisperbackup import tree
-from whisperbackup.catalog import Backup, Catalog, Metric, newest_at
+from whisperbackup.catalog import Backup, Catalog, Metric, look_up, newest_at
 from whisperbackup.commands import nothing_matches, open_store
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
@@ -25,12 +25,16 @@ def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Cata
     return catalog, join(walk, catalog)
 
 
-def restorable(catalog: Iterable[Metric], date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:
+def restorable(
+    catalog: Iterable[Metric], date: str | None, tally: Tally, now_of: Callable[[str], Metric]
+) -> Iterator[tuple[Metric, list[Backup]]]:
     """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
 
-    One that has none is a failure, and named.
+    One that has none is a failure, and named.  `now_of` tells what the store holds of one at this moment.
     """
     for metric in catalog:
+        if metric.debris and not metric.backups:
+            metric = now_of(metric.name)  # a run that rotates its backups at this moment looks so, too
         candidates = newest_at(metric, date)
         if candidates:
             yield metric, candidates
@@ -44,19 +48,21 @@ def work_on_backups(
     options: Options,
     tally: Tally,
     prepare: Callable[[Options], Work],
-    jobs: Callable[[str, list[Backup]], Iterable[Any]],
+    jobs: Callable[[Metric, list[Backup]], Iterable[Any]],
     is_meant: Callable[[str], bool] = lambda _: True,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> int:
-    """Have a pool do `jobs(name, candidates)` for every metric in the store that is meant; the exit status."""
+    """Have a pool do `jobs(metric, candidates)` for every metric in the store that is meant; the exit status."""
     with open_store(options) as driver:
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
             catalog = Catalog(driver, options.storage_path, options.selection)
-            found = restorable((metric for metric in catalog if is_meant(metric.name)), options.date, tally)
-            todo = (job for metric, candidates in found for job in jobs(metric.name, candidates))
+            meant = (metric for metric in catalog if is_meant(metric.name))
+            at_this_moment = functools.partial(look_up, driver, options.storage_path)
+            found = restorable(meant, options.date, tally, at_this_moment)
+            todo = (job for metric, candidates in found for job in jobs(metric, candidates))
             work_through(pool, todo, tally, on_outcome)
             catalog.report_foreign()
         if not any(tally.figures.values()) and not tally.failed:

@@ -8,7 +8,7 @@ import os
 from typing import NamedTuple
 
 from whisperbackup import backups, tree, util
-from whisperbackup.catalog import Backup
+from whisperbackup.catalog import Backup, newest_at
 from whisperbackup.commands import open_driver
 from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.figures import IN_A_DRY_RUN
@@ -39,7 +39,7 @@ class Job(NamedTuple):
 def run(options: Options, tally: Tally) -> int:
     """Restore every metric that is meant; the exit status."""
     tree.check_prefix(options.prefix)
-    return work_on_backups(options, tally, prepare, lambda name, candidates: [Job(name, candidates)])
+    return work_on_backups(options, tally, prepare, lambda metric, candidates: [Job(metric.name, candidates)])
 
 
 def prepare(options: Options) -> Work:
@@ -67,7 +67,8 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
 
     That is how retention tells a history from what came after it (`util.dwarfs`): after a disk was replaced the newest
     backup may be one of an empty file.  With --overwrite the newest good one is all.  A bad candidate is an error, and
-    the next older one that is no smaller takes its place.
+    the next older one that is no smaller takes its place.  One that a run beside this one deleted is no error: what
+    there is now takes its place.  Raises OSError, StorageError.
     """
     key = f"{options.storage_path}{job.name}/"
     path = tree.metric_path(job.name)
@@ -76,7 +77,10 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
     used: list[str] = []
     restored: Placed | None = None
     is_substitute = needed_older = False
-    for backup in job.candidates:
+    candidates, tried = job.candidates, set[str]()
+    while candidates:
+        backup, *candidates = candidates
+        tried.add(backup.stamp)
         generation = backups.generation_of(backup)
         if not util.dwarfs(generation, newer):
             newer.append(generation)
@@ -86,8 +90,13 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
         try:
             placed = backups.load(driver, key, backup, options.max_file_size, budget, copies, use)
         except backups.BadBackup as error:
-            errors.append(f"the backup of {backup.stamp} is bad: {error}")
-            is_substitute = True
+            if isinstance(error, backups.GoneBackup) and (
+                metric := backups.look_again(driver, options.storage_path, job.name, backup)
+            ):
+                candidates = [now for now in newest_at(metric, options.date) if now.stamp not in tried]
+            else:
+                errors.append(f"the backup of {backup.stamp} is bad: {error}")
+                is_substitute = True
             continue
         except CannotPlace as error:
             errors.append(str(error))
@@ -100,10 +109,10 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
             break
         if placed.warning:
             logger.warning("%s: %s", job.name, placed.warning)
+        needed_older |= (restored is not None or is_substitute) and placed.how != "already whole"
         if is_substitute:
             errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
         is_substitute = False
-        needed_older |= backup is not job.candidates[0] and placed.how != "already whole"
         restored = _combined(restored, placed)
         if options.overwrite or placed.how == "skipped":
             break
@@ -115,6 +124,8 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
         figures |= {restored.how: 1, "points filled": restored.points}
     elif is_substitute:
         errors.append("no good backup is left")
+    elif not errors:
+        errors.append("all its backups were deleted while this run was at work")
     if needed_older:
         figures["needed an older backup"] = 1
     return Outcome(job.name, figures, tuple(errors))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from whisperbackup import backups, util
-from whisperbackup.catalog import Backup
+from whisperbackup.catalog import Backup, Metric, newest_at
 from whisperbackup.commands import open_driver, verify_tree
 from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.known_bad import MAX_LINES, KnownBad
@@ -27,6 +27,8 @@ class Job(NamedTuple):
 
     name: str
     backup: Backup
+    is_newest: bool  # up to -c
+    is_missing: bool  # the metric has a tombstone, so that purge may be about to delete it
 
 
 def run(options: Options, tally: Tally) -> int:
@@ -36,8 +38,9 @@ def run(options: Options, tally: Tally) -> int:
         with noting_bad(options) as note:
             return verify_tree.run(options, tally, is_meant, note)
 
-    def jobs(name: str, candidates: list[Backup]) -> list[Job]:
-        return [Job(name, backup) for backup in (candidates if options.every_backup else candidates[:1])]
+    def jobs(metric: Metric, candidates: list[Backup]) -> list[Job]:
+        chosen = candidates if options.every_backup else candidates[:1]
+        return [Job(metric.name, one, one is candidates[0], bool(metric.missing_since)) for one in chosen]
 
     with noting_bad(options) as note:
         return work_on_backups(options, tally, prepare, jobs, is_meant, note)
@@ -77,24 +80,52 @@ def prepare(options: Options) -> Work:
 
 
 def verify_backup(job: Job, options: Options, driver: Driver, budget: Budget) -> Outcome:
-    """Check one backup, each of its payloads: restore may come to need any of them."""
-    key = f"{options.storage_path}{job.name}/"
+    """Check one backup; if a run beside this one deleted it, the newest that there is now instead.
+
+    An older one that was deleted vanished, and so did the newest of a metric that purge was to delete.
+    """
+    backup = job.backup
+    try:
+        while True:
+            outcome, is_gone = check(job.name, backup, options, driver, budget)
+            metric = backups.look_again(driver, options.storage_path, job.name, backup) if is_gone else None
+            if metric is None:
+                return outcome
+            now = newest_at(metric, options.date)[:1]
+            if job.is_newest and not job.is_missing and not now:
+                up_to = f" up to {options.date}" if options.date else ""
+                reason = f"all its backups{up_to} were deleted while this run was reading"
+                return Outcome(job.name, {"examined": 1}, (reason,))
+            # With --all an older one has a job of its own.
+            if not job.is_newest or not now or (options.every_backup and now[0].stamp < backup.stamp):
+                return Outcome(job.name, {"vanished": 1})
+            (backup,) = now
+    except StorageError as error:
+        return failure(job.name, error, examined=1)._replace(stamp=backup.stamp)
+
+
+def check(name: str, backup: Backup, options: Options, driver: Driver, budget: Budget) -> tuple[Outcome, bool]:
+    """The outcome for each payload of one backup, since restore may come to need any; and whether any is gone.
+
+    Raises StorageError.
+    """
+    key = f"{options.storage_path}{name}/"
     reasons: list[str] = []
     is_bad = False
     size = 0
-    for payload in job.backup.payloads:
-        alone = job.backup._replace(payloads=(payload,))
+    is_gone = False
+    for payload in backup.payloads:
+        alone = backup._replace(payloads=(payload,))
         try:
             backups.load(driver, key, alone, options.max_file_size, budget, COPIES, len)
             size += payload.size
         except backups.BadBackup as error:
+            is_gone |= isinstance(error, backups.GoneBackup)
             reasons.append(str(error))
             is_bad = is_bad or error.is_damaged
-        except StorageError as error:
-            return failure(job.name, error, examined=1)._replace(stamp=job.backup.stamp)
     figures = {"examined": 1, "good": int(not reasons), "read bytes": size}
     if not reasons:
-        return Outcome(job.name, figures)
+        return Outcome(name, figures), False
     told = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, however many payloads it has
-    stamp = job.backup.stamp
-    return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {told}",), is_bad=is_bad, stamp=stamp)
+    reason = f"the backup of {backup.stamp} is bad: {told}"
+    return Outcome(name, figures, (reason,), is_bad=is_bad, stamp=backup.stamp), is_gone

@@ -56,27 +56,35 @@ class Disk:
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
         above = (folder + slash).encode()
-        stack = [(above, iter(_names(self._path(folder) if folder else self._directory, beginning.encode())))]
+        stack = [(above, beginning.encode(), self._names(above, beginning.encode()))]
         while stack:
-            above, names = stack[-1]
+            above, start, names = stack[-1]
             for name in names:
                 try:
                     key = (above + name).decode()
                 except UnicodeDecodeError:
                     continue  # a stranger's file: keys are UTF-8
                 if key.endswith("/"):
-                    stack.append((above + name, iter(_names(self._path(key[:-1]), b""))))
+                    stack.append((above + name, b"", self._names(above + name, b"")))
                     break
                 if key == MARKER:
                     continue
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
                 except FileNotFoundError:
-                    continue  # deleted since its folder was read
+                    # Deleted since its folder was read: another run is at work there, and may have put a newer backup
+                    # in its place, without which the metric would look as if it had none.
+                    stack[-1] = (above, start, self._names(above, start, name))
+                    break
                 except OSError as error:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
+
+    def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
+        """What stands in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
+        names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning)
+        return (name for name in names if name > after)
 
     def get(self, key: str) -> bytes:
         """The file's content."""
