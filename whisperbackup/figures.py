@@ -57,9 +57,12 @@ FIGURES = {
             "healed",
             "points filled",
             "already whole",
-            "skipped",
+            "skipped",  # existing files that are left as they are
         ),
-        ("replaced",),
+        (
+            "replaced",
+            "compressed, differing",  # of those skipped, go-carbon's compressed ones; they count as failed
+        ),
     ),
     "purge": Names(
         (

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from whisperbackup import wsp
+from whisperbackup import cwhisper, wsp
 from whisperbackup.fill import Healing, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
@@ -33,8 +33,12 @@ class CannotPlace(Exception):
     """The file could not be brought back; the text says why."""
 
 
+class Differs(CannotPlace):
+    """The live file or the backup is compressed, and they differ: healing cannot say what the live file lacks."""
+
+
 class Placed(NamedTuple):
-    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in."""
+    """What became of a file (`created`, `healed`, `already whole`, `replaced`), and points filled in."""
 
     how: str
     points: int = 0
@@ -317,7 +321,10 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
                 continue
             return _move_aside(folder, name, reason, noop)
         if healing is None:
-            return Placed("skipped", 0, "a compressed whisper file cannot be healed; --overwrite replaces it")
+            raise Differs(
+                "the file there differs from the backup, and compressed whisper files cannot be healed: "
+                "it is left as it is; --overwrite replaces it"
+            )
         if not healing.writes:
             return Placed("already whole")
         if not noop:
@@ -333,15 +340,16 @@ def _heal(fd: int, folder: int, name: bytes, content: bytes, noop: bool) -> Plac
 
 def _work_out(live: bytes, content: bytes) -> tuple[Healing | None, str]:
     """What to write (None: it cannot be healed), or the reason why the live file is no whisper file."""
-    if wsp.is_compressed(live):
-        return None, ""
     try:
+        if cwhisper.is_compressed(live):
+            wsp.check(live)
+            return Healing([], 0) if live == content else None, ""
         size = wsp.parse_header(live).file_size
         if len(live) < size:
             raise wsp.ShortFile(f"{len(live)} bytes, its header says {size}")
     except wsp.CorruptFile as error:
         return None, str(error)
-    if wsp.is_compressed(content):
+    if cwhisper.is_compressed(content):
         return None, ""
     return heal(live[:size], content, int(time.time())), ""
 

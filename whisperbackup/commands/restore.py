@@ -12,7 +12,7 @@ from whisperbackup.commands import open_driver
 from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
-from whisperbackup.place import CannotPlace, Placer
+from whisperbackup.place import CannotPlace, Differs, Placer
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.workers import Budget, Work, failure
@@ -68,6 +68,9 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
             )
         except backups.BadBackup as error:
             errors.append(f"the backup of {backup.stamp} is bad: {error}")
+        except Differs as error:
+            figures = {"examined": 1, "skipped": 1, "compressed, differing": 1}
+            return Outcome(job.name, figures, (*errors, f"{error} (the backup is of {backup.stamp})"))
         except CannotPlace as error:
             return Outcome(job.name, {"examined": 1}, (*errors, str(error)))
         else:
