@@ -20,12 +20,14 @@ from typing import NamedTuple
 
 from whisperbackup import cwhisper, wsp
 from whisperbackup.fill import Healing, heal
+from whisperbackup.tree import HIDDEN_SIDECAR, SIDECAR
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
 ATTEMPTS = 20  # how often a file that carbon changes without locking is worked out anew
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+MAX_NAME = 255  # bytes that a file's name may have
 NOT_REGULAR = "there is something that is not a regular file in its place"
 
 
@@ -80,7 +82,11 @@ class Placer:
             for _ in range(ATTEMPTS):
                 try:
                     placed = self._place(folder, name, content)
-                    return placed._replace(warning=warning or placed.warning)
+                    if placed.how in ("created", "replaced") and cwhisper.is_compressed(content):
+                        sidecar = _warn_of_sidecar(folder, name)
+                    else:
+                        sidecar = ""
+                    return placed._replace(warning="; ".join(filter(None, (warning, placed.warning, sidecar))))
                 except _MovedAside as moved:
                     warning = str(moved)
                 except _Vanished:
@@ -134,6 +140,24 @@ class Placer:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
             return _heal(fd, folder, name, content, self.noop)
+
+
+def _warn_of_sidecar(folder: int, name: bytes) -> str:
+    """That go-carbon will lay late points over a compressed file that was restored; empty if it has none of it.
+
+    Where the sidecar's name would be too long it is hidden behind a hash, and so may be any such file in the folder.
+    """
+    sidecar: bytes | None = name + SIDECAR
+    if len(name + SIDECAR) > MAX_NAME:
+        with os.scandir(folder) as scan:
+            names = (os.fsencode(entry.name) for entry in scan)
+            sidecar = next((other for other in names if HIDDEN_SIDECAR.fullmatch(other)), None)
+    if sidecar is None or not _exists(folder, sidecar):
+        return ""
+    return (
+        f"go-carbon keeps late points of this metric in {os.fsdecode(sidecar)} beside it, and lays them over what was "
+        "restored; delete that file if they are not wanted"
+    )
 
 
 # -- folders -----------------------------------------------------------------------------------------

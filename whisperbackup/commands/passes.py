@@ -19,7 +19,7 @@ from whisperbackup.workers import Pool, Work
 
 def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
     """The catalog, and its join with the tree, for one pass over both."""
-    walk = tree.walk(options.prefix, options.selection)
+    walk = tree.walk(options.prefix, options.selection, tree.Sidecars())
     milestones: Iterator[str] = iter(())
     if windows.is_ranged(driver) and len(options.selection.heads) == 1:
         # Only where they are asked for: what a walk goes ahead is kept in memory until then.
