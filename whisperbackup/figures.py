@@ -15,10 +15,14 @@ from typing import NamedTuple
 
 
 class Names(NamedTuple):
-    """What a command counts; the last line shows `always` also when they are zero, `seldom` only when not."""
+    """What a command counts; the last line shows `always` also when they are zero, `seldom` only when not.
+
+    `unit` is what it examines, as the progress bar names it.
+    """
 
     always: tuple[str, ...]
     seldom: tuple[str, ...] = ()
+    unit: str = "metrics"
 
 
 _PURGE = (
@@ -78,6 +82,7 @@ FIGURES = {
             "read bytes",  # of payloads, compressed
         ),
         ("left to other days",),  # metrics that --sample did not take
+        unit="backups",
     ),
     "verify --tree": Names(
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from whisperbackup.progress import Tally, told, work_through
 from whisperbackup.storage import windows
 from whisperbackup.storage.base import Driver
 from whisperbackup.workers import Pool, Work
+
+logger = logging.getLogger(__name__)
+
+MANY_LINES = 20  # of metrics that fail for one and the same reason; half a million help nobody
 
 
 def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[Pair]]:
@@ -31,16 +36,25 @@ def tree_and_store(options: Options, driver: Driver) -> tuple[Catalog, Iterator[
 def restorable(catalog: Iterable[Metric], date: str | None, tally: Tally) -> Iterator[tuple[Metric, list[Backup]]]:
     """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
 
-    One that has none is a failure, and named.
+    One that has none is a failure, and named; of many whose first backup is later, some are, and how many there are.
     """
+    too_late, earliest = 0, ""
     for metric in catalog:
         candidates = newest_at(metric, date)
         if candidates:
             yield metric, candidates
         elif metric.backups:
-            tally.fail(metric.name, f"has no backup as old as {date}; its first is of {metric.backups[0].stamp}")
+            first = metric.backups[0].stamp
+            too_late, earliest = too_late + 1, min(earliest or first, first)
+            reason = f"has no backup as old as {date}; its first is of {first}"
+            tally.fail(metric.name, reason, is_logged=too_late <= MANY_LINES)
         elif metric.debris:
             tally.fail(metric.name, "has no complete backup, only what an interrupted run left")
+    if too_late > MANY_LINES:
+        logger.error(
+            "%d metrics have no backup as old as %s, %d of them named above; the earliest of their backups is of %s",
+            too_late, date, MANY_LINES, earliest,
+        )  # fmt: skip
 
 
 def work_on_backups(
