@@ -27,7 +27,7 @@ from conftest import Program, contents
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup import wsp
+from whisperbackup import cwhisper
 from whisperbackup.catalog import stamp_of
 from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
 from whisperbackup.storage.base import Driver, StorageError
@@ -225,7 +225,7 @@ BOMBS = {
     "declares-little": (header(1 << 16), "its content is longer than the 65536 bytes"),
     "declares-240-mb": (header(240 << 20), "its content "),  # is longer; snappy's is shorter
     "declares-4-gb": (header((1 << 32) - 8), r"its header declares 42949\d+ bytes, more than --max-file-size"),
-    "is-compressed-whisper": (wsp.COMPRESSED_MAGIC, "its content "),
+    "is-compressed-whisper": (cwhisper.MAGIC, "its content "),
     "is-no-whisper": (b"", "its header counts 0 archives"),
 }
 MEASURED = """
@@ -270,7 +270,7 @@ def test_a_bomb_is_refused_without_its_memory(program: Program) -> None:
 
 def test_a_compressed_whisper_file_and_a_large_one_are_proved_before_they_are_held(program: Program) -> None:
     """Both good: the way that a bomb fails on lets them through."""
-    opaque = {f"opaque.{codec}": wsp.COMPRESSED_MAGIC + bytes(3_000_000) for codec in CODECS}
+    opaque = {f"opaque.{codec}": cwhisper.MAGIC + bytes(3_000_000) for codec in CODECS}
     large = {"large.gz": header(28 + 12 * 6_000_000) + bytes(12 * 6_000_000)}
     driver = open_store(servers.store("disk"), str(program.store), create=True)
     target = program.home / "target"

@@ -19,7 +19,7 @@ import whisper
 from conftest import Program, contents, wait_for
 from test_carbon import Carbon
 
-from whisperbackup import place, wsp
+from whisperbackup import cwhisper, place, wsp
 
 LIVE_SECONDS = int(os.environ.get("LIVE_SECONDS", "12"))
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -133,12 +133,12 @@ def test_a_file_that_carbon_is_creating_is_looked_at_again(healed: tuple[Program
 
 def test_a_compressed_file_is_restored_whole_but_never_healed(program: Program) -> None:
     path = program.prefix / "a.wsp"
-    path.write_bytes(wsp.COMPRESSED_MAGIC + os.urandom(1000))
+    path.write_bytes(cwhisper.MAGIC + os.urandom(1000))
     old = path.read_bytes()
     program("backup")
-    path.write_bytes(wsp.COMPRESSED_MAGIC + b"newer")
-    assert "1 skipped" in program("restore")
-    assert path.read_bytes() == wsp.COMPRESSED_MAGIC + b"newer"
+    path.write_bytes(cwhisper.MAGIC + b"newer")
+    assert "1 skipped" in program("restore", status=3)
+    assert path.read_bytes() == cwhisper.MAGIC + b"newer"
     assert "1 replaced" in program("restore", "disk", "--overwrite")
     assert path.read_bytes() == old
     path.unlink()
@@ -275,7 +275,7 @@ def test_nothing_behind_a_link_is_tidied(program: Program) -> None:
 
 def test_a_broken_file_makes_room_for_a_compressed_one(program: Program) -> None:
     path = program.prefix / "a.wsp"
-    path.write_bytes(wsp.COMPRESSED_MAGIC + b"x" * 100)
+    path.write_bytes(cwhisper.MAGIC + b"x" * 100)
     program("backup")
     path.write_bytes(b"")
     os.utime(path, (1, 1))

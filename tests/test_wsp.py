@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import whisper
 
-from whisperbackup import wsp
+from whisperbackup import cwhisper, wsp
 from whisperbackup.neighbour import Neighbour
 
 CEILING = 1 << 30
@@ -85,9 +85,9 @@ def test_random_content_is_not_excused_by_its_youth(path: Path) -> None:
 
 
 def test_a_compressed_file_passes_as_opaque(path: Path) -> None:
-    path.write_bytes(wsp.COMPRESSED_MAGIC + b"anything at all")
+    path.write_bytes(cwhisper.MAGIC + b"anything at all")
     os.utime(path, (time.time() - 3600,) * 2)
-    assert read(path).content == wsp.COMPRESSED_MAGIC + b"anything at all"
+    assert read(path).content == cwhisper.MAGIC + b"anything at all"
 
 
 def test_a_locked_file_is_waited_for(path: Path) -> None:

@@ -111,9 +111,9 @@ def load(
                     payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
                     expansion = compression.Expansion(codec, payload)
                     limit = wsp.declared_size(expansion.beginning, max_size)
-                    if limit > BYTES_IN_FLIGHT or wsp.is_compressed(expansion.beginning):
-                        # A bomb may declare anything, and a compressed whisper file declares nothing.
-                        limit = _proven_size(codec, payload, limit, sha1)
+                    if limit is None or limit > BYTES_IN_FLIGHT:
+                        # A bomb may declare anything, and some compressed whisper files declare nothing.
+                        limit = _proven_size(codec, payload, limit or max_size, sha1)
                 # The payload's share is given back before more is asked for, lest two wait for each other.
                 with budget.take(size + copies * limit):
                     content = expansion.content(limit)

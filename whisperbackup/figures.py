@@ -15,10 +15,14 @@ from typing import NamedTuple
 
 
 class Names(NamedTuple):
-    """What a command counts; the last line shows `always` also when they are zero, `seldom` only when not."""
+    """What a command counts; the last line shows `always` also when they are zero, `seldom` only when not.
+
+    `unit` is what it examines, as the progress bar names it.
+    """
 
     always: tuple[str, ...]
     seldom: tuple[str, ...] = ()
+    unit: str = "metrics"
 
 
 _PURGE = (
@@ -57,10 +61,11 @@ FIGURES = {
             "healed",
             "points filled",
             "already whole",
-            "skipped",
+            "skipped",  # existing files that are left as they are
         ),
         (
             "replaced",
+            "compressed, differing",  # of those skipped, go-carbon's compressed ones; they count as failed
             "needed an older backup",  # metrics that were restored, or filled, from one that is not the newest, too
         ),
     ),
@@ -81,6 +86,7 @@ FIGURES = {
             "vanished",  # backups that another run deleted between the listing and their reading
             "left to other days",  # metrics that --sample did not take
         ),
+        unit="backups",
     ),
     "verify --tree": Names(
         (

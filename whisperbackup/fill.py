@@ -30,7 +30,7 @@ END_OF_TIME = 2**32  # timestamps are unsigned 32-bit
 PAGE = 4096  # a write that is killed ends at a multiple of this in the file
 UNKNOWN_HALF = b"\x7f\xf8\x00\x00"  # as a value's upper half it makes a NaN of any lower half
 
-SUM, LAST, AVG_ZERO = 2, 3, 6
+AVERAGE, SUM, LAST, AVG_ZERO_OR_FIRST = 1, 2, 3, 6
 EXTREMES: dict[int, Callable[[Any], Any]] = {  # method: what it takes the greatest of
     4: np.positive,  # max
     5: np.negative,  # min
@@ -356,7 +356,8 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
     # may have been made of more points than are left.
     asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
     take |= asked & (count == total)
-    doubtful = asked & (count != total)
+    # What explains a value by one reading of method 6 does not by the other.
+    doubtful = asked & (count != total) & (header.aggregation != AVG_ZERO_OR_FIRST)
     if doubtful.any():
         before = finer.held & (groups >= 0)
         order = np.flatnonzero(before)
@@ -431,9 +432,7 @@ def explained(
     sums = sums_while_written(kept, width, places, np.where(held, finer.stored[pending], 0), finer.values[pending])
     kept = np.bincount(staying, minlength=size)[doubtful]
     counts = sums_while_written(kept, width, places, held.astype(np.float64), np.ones(len(pending)))
-    if method == AVG_ZERO:
-        sums /= total[doubtful, None]
-    elif method != SUM:
+    if method != SUM:
         sums /= counts
     # An infinite one says nothing.
     explaining = is_close(sums, stored[doubtful, None]) | ~np.isfinite(sums)
@@ -463,14 +462,26 @@ def sums_while_written(kept: NDArray[Any], width: int, places: tuple[Ints, Ints]
 def aggregate(method: int, groups: Ints, values: Floats, total: Ints) -> tuple[Floats, Ints]:
     """Each group's aggregate (NaN for none) and how many values it has; `groups` ascend, within them time does.
 
-    An unknown method is the average.  `total` is how many values each group could have.
+    `total` is how many values each group could have.
+
+    Number 6 is whisper's avg_zero and go-whisper's first, which nothing in a file tells apart: it gives a value only
+    where both come to the same.  The others that both know mean the same (go-whisper's 7 and 8, mix and percentile, are
+    for its compressed files).  A number that is none of these gives no value: whisper refuses to read such a file.
     """
     count = np.bincount(groups, minlength=len(total))
     if method != LAST and method not in EXTREMES:
         # bincount adds one by one from 0.0, in this order, as whisper's sum() does.
         sums = np.bincount(groups, values, minlength=len(total))
-        divisor = 1 if method == SUM else total if method == AVG_ZERO else count
-        return np.where(count > 0, sums / divisor, np.nan), count
+        divisor = 1 if method == SUM else total if method == AVG_ZERO_OR_FIRST else count
+        result = np.where(count > 0, sums / divisor, np.nan)
+        if method not in (AVERAGE, SUM, AVG_ZERO_OR_FIRST):
+            result[:] = np.nan
+        elif method == AVG_ZERO_OR_FIRST:
+            starts = np.flatnonzero(np.diff(groups, prepend=-1))
+            first = np.full(len(total), np.nan)
+            first[groups[starts]] = values[starts]
+            result[~is_close(result, first)] = np.nan
+        return result, count
     result = np.full(len(total), np.nan)
     if groups.size:
         starts = np.flatnonzero(np.diff(groups, prepend=-1))

@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 
-from whisperbackup import __version__, carbon, options, signals, util
+from whisperbackup import __version__, carbon, options, signals, storage, util
+from whisperbackup.catalog import stamp_of
 from whisperbackup.figures import key_of
 from whisperbackup.options import Options
 from whisperbackup.progress import Tally
@@ -19,7 +20,10 @@ from whisperbackup.tree import NoTree
 logger = logging.getLogger(__name__)
 
 WRITING = ("backup", "restore", "purge")
-"""The commands that take the lock, write the default log and touch the stamp."""
+"""The commands that take the lock and touch the stamp."""
+
+LOGGED = (*WRITING, "verify")
+"""The commands that write the default log: what fails is to be found there on the next day, too."""
 
 NO_STORE = "noop"
 """The driver that keeps nothing: no run with it is a success that anybody should rely on."""
@@ -85,22 +89,39 @@ def _tell_programs(settings: Options, tally: Tally, status: int, error: str | No
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
+def _about(settings: Options) -> str:
+    """What the run works on, so that the logs of two nodes are told apart."""
+    reads_tree = settings.command in WRITING or settings.compares_tree
+    endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
+    parts = [
+        _name(settings),
+        os.fsdecode(settings.prefix) if reads_tree else "",
+        f"{settings.driver} '{settings.bucket}'",
+        f"storage path '{settings.storage_path}'" if settings.storage_path else "",
+        f"at {endpoint}" if endpoint else "",
+        f"{settings.processes} processes",
+        "nothing will be changed" if settings.noop else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 def _run(settings: Options, tally: Tally | None) -> int:
     writes = settings.command in WRITING
-    logfile = settings.logfile if writes or not settings.logfile_is_default else None
+    is_logged = settings.command in LOGGED
+    logfile = settings.logfile if is_logged or not settings.logfile_is_default else None
     util.configure_logging(
-        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop
-    )
-    if writes:
-        logger.info(
-            "whisper-backup %s: %s, %s, %s '%s', %d processes%s",
-            __version__, settings.command, os.fsdecode(settings.prefix), settings.driver, settings.bucket,
-            settings.processes, ", nothing will be changed" if settings.noop else "",
-        )  # fmt: skip
+        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop,
+        # Anybody may verify; to a user who has no right to the log stderr is enough.
+        needs_logfile=writes,
+    )  # fmt: skip
+    if is_logged:
+        logger.info("whisper-backup %s: %s", __version__, _about(settings))
     if settings.date and settings.command == "backup":
         logger.warning("-c means nothing to backup, which stores the files as they are now")
     elif settings.date:
         logger.info("as of %s", settings.date)
+        if settings.date > stamp_of(util.utc_now()):
+            logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:
         if writes:

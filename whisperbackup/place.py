@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from whisperbackup import wsp
+from whisperbackup import cwhisper, wsp
 from whisperbackup.checked_writes import write_at, write_checked
 from whisperbackup.fill import Healing, Write, heal
+from whisperbackup.tree import HIDDEN_SIDECAR, SIDECAR
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
@@ -29,6 +30,7 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 KEPT_ATTRIBUTES = ("user.", "system.", "security.selinux")  # not those that vouch for the old content
+MAX_NAME = 255  # bytes that a file's name may have
 NOT_REGULAR = "there is something that is not a regular file in its place"
 
 
@@ -36,10 +38,14 @@ class CannotPlace(Exception):
     """The file could not be brought back; the text says why."""
 
 
-class Placed(NamedTuple):
-    """What became of a file (`created`, `healed`, `already whole`, `replaced`, `skipped`), and points filled in.
+class Differs(CannotPlace):
+    """The live file or the backup is compressed, and they differ: healing cannot say what the live file lacks."""
 
-    `planned` are the writes that a dry run left out.
+
+class Placed(NamedTuple):
+    """What became of a file (`created`, `healed`, `already whole`, `replaced`), and points filled in.
+
+    `skipped` is what a dry run says of one that could not be filled.  `planned` are the writes that it left out.
     """
 
     how: str
@@ -75,14 +81,22 @@ class Placer:
 
         Raises CannotPlace and OSError.
         """
-        return self._attempt(path, Placed("created"), lambda folder, name: self._place(folder, name, content))
+
+        def place(folder: int, name: bytes) -> Placed:
+            placed = self._place(folder, name, content)
+            if placed.how in ("created", "replaced") and cwhisper.is_compressed(content):
+                sidecar = _warn_of_sidecar(folder, name)
+                return placed._replace(warning="; ".join(filter(None, (placed.warning, sidecar))))
+            return placed
+
+        return self._attempt(path, Placed("created"), place)
 
     def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
         """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
 
         `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
         """
-        unmade = Placed("skipped" if wsp.is_compressed(content) else "healed")
+        unmade = Placed("skipped" if cwhisper.is_compressed(content) else "healed")
 
         def fill(folder: int, name: bytes) -> Placed:
             if _exists(folder, name):
@@ -103,7 +117,7 @@ class Placer:
             for _ in range(ATTEMPTS):
                 try:
                     placed = work(folder, name)
-                    return placed._replace(warning=warning or placed.warning)
+                    return placed._replace(warning="; ".join(filter(None, (warning, placed.warning))))
                 except _MovedAside as moved:
                     warning = str(moved)
                 except _Vanished:
@@ -160,6 +174,24 @@ class Placer:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
             return _heal(fd, folder, name, content, self.noop, self.max_file_size, planned)
+
+
+def _warn_of_sidecar(folder: int, name: bytes) -> str:
+    """That go-carbon will lay late points over a compressed file that was restored; empty if it has none of it.
+
+    Where the sidecar's name would be too long it is hidden behind a hash, and so may be any such file in the folder.
+    """
+    sidecar: bytes | None = name + SIDECAR
+    if len(name + SIDECAR) > MAX_NAME:
+        with os.scandir(folder) as scan:
+            names = (os.fsencode(entry.name) for entry in scan)
+            sidecar = next((other for other in names if HIDDEN_SIDECAR.fullmatch(other)), None)
+    if sidecar is None or not _exists(folder, sidecar):
+        return ""
+    return (
+        f"go-carbon keeps late points of this metric in {os.fsdecode(sidecar)} beside it, and lays them over what was "
+        "restored; delete that file if they are not wanted"
+    )
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -376,6 +408,7 @@ class Plan(NamedTuple):
     broken: str = ""
     may_be_new: bool = False
     header: wsp.Header | None = None
+    is_same: bool = False  # a compressed file that equals the backup
 
 
 def _heal(
@@ -406,8 +439,13 @@ def _heal(
             continue
         if plan.broken:
             return _move_aside(folder, name, plan.broken, noop)
+        if plan.is_same:
+            return Placed("already whole")
         if plan.healing is None or plan.header is None:
-            return Placed("skipped", 0, "a compressed whisper file cannot be healed; --overwrite replaces it")
+            raise Differs(
+                "the file there differs from the backup, and compressed whisper files cannot be healed: "
+                "it is left as it is; --overwrite replaces it"
+            )
         size = plan.header.file_size
         if len(live) < size:
             how = "would be" if noop else "was"
@@ -430,16 +468,17 @@ def _heal(
 
 def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, ...]) -> Plan:
     """What to do about a live file; `planned` are the writes that a dry run left out before."""
-    if wsp.is_compressed(live):
-        return Plan()
     try:
+        if cwhisper.is_compressed(live):
+            wsp.check(live)
+            return Plan(is_same=live == content)
         header = wsp.parse_header(live)
         size = header.file_size
         if len(live) < size:
             wsp.declared_size(live, max_size)
     except wsp.CorruptFile as error:
         return Plan(broken=str(error), may_be_new=isinstance(error, wsp.ShortFile))
-    if wsp.is_compressed(content):
+    if cwhisper.is_compressed(content):
         return Plan()
     # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
     may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")

@@ -42,18 +42,19 @@ class Tally:
         """Count the seconds from now on."""
         self._started = time.monotonic()
 
-    def add(self, outcome: Outcome) -> None:
-        """Count what became of a metric, and name it if it failed."""
+    def add(self, outcome: Outcome, is_logged: bool = True) -> None:
+        """Count what became of a metric, and name it if it failed (in JSON alone unless `is_logged`)."""
         self.figures.update(outcome.figures)
         for error in outcome.errors:
-            logger.error("%s: %s", outcome.metric, error)
+            if is_logged:
+                logger.error("%s: %s", outcome.metric, error)
             about = {"backup": outcome.stamp} if outcome.stamp else {}
             self.tell({"metric": outcome.metric, "error": error, **about})
         self.failed += bool(outcome.errors)
 
-    def fail(self, name: str, reason: str) -> None:
-        """Count and name a failure outside of any worker."""
-        self.add(Outcome(name, {}, (reason,)))
+    def fail(self, name: str, reason: str, is_logged: bool = True) -> None:
+        """Count and name a failure outside of any worker (in JSON alone unless `is_logged`)."""
+        self.add(Outcome(name, {}, (reason,)), is_logged)
 
     def tell(self, fields: dict[str, object]) -> None:
         """Print a line of JSON, if JSON is wanted."""
@@ -161,7 +162,7 @@ def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
 
     tqdm.tqdm.monitor_interval = 0  # no thread beside ours
     with (
-        tqdm.tqdm(desc=tally.command, unit=" metrics", dynamic_ncols=True, leave=False) as bar,
+        tqdm.tqdm(desc=tally.command, unit=f" {FIGURES[tally.command].unit}", dynamic_ncols=True, leave=False) as bar,
         logging_redirect_tqdm(),
     ):
         _Display.bar = bar

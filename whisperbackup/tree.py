@@ -6,6 +6,7 @@ round-trips, a byte of a path component that is `.`, `%`, a control character or
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -14,7 +15,11 @@ from typing import NamedTuple
 
 from whisperbackup.selection import Selection
 
+logger = logging.getLogger(__name__)
+
 SUFFIX = b".wsp"
+SIDECAR = b".ooo"
+HIDDEN_SIDECAR = re.compile(rb"\.[0-9a-f]{64}\.ooo")
 NOT_ENTERED = b"lost+found"
 _ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff]")
 _ORDINARY = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
@@ -51,6 +56,29 @@ class Unseen(NamedTuple):
     path: bytes
     reason: str
     is_error: bool
+
+
+class Sidecars:
+    """How many files of late points of go-carbon a walk came by, and the path of the first."""
+
+    count = 0
+    example = b""
+
+    def add(self, path: bytes) -> None:
+        """Count the one at `path`."""
+        self.count += 1
+        self.example = self.example or path
+
+    def report(self) -> None:
+        """Name them in one warning, if there are any."""
+        if self.count:
+            logger.warning(
+                "%d %s of late points of go-carbon beside compressed metrics %s not backed up, as '%s'",
+                self.count,
+                "file" if self.count == 1 else "files",
+                "is" if self.count == 1 else "are",
+                os.fsdecode(self.example),
+            )
 
 
 def encode(component: bytes) -> str:
@@ -120,23 +148,26 @@ def check_prefix(prefix: bytes) -> None:
         raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
 
 
-def walk(prefix: bytes, selection: Selection) -> Iterator[Found | Unseen]:
+def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[Found | Unseen]:
     """The whisper files below `prefix` that are in `selection`, ascending by key, as the store lists them.
 
     Links are not followed (`prefix` itself may be one).  What is left out for another reason than the
-    selection comes as Unseen, in its place in the order.  Holds one folder a level in memory.
+    selection comes as Unseen, in its place in the order.  Holds one folder a level in memory.  Where `sidecars` is
+    given, the files of late points of metrics that are in `selection` are counted there, and reported in the end.
     """
     # Sorting a folder's entries by encoded name + "." (folders) or "/" (files) gives the order of the keys:
     # no encoded name holds "." or "/", so none of these sort keys begins another.
-    stack = [iter(_entries(prefix, "", selection))]
+    stack = [iter(_entries(prefix, "", selection, sidecars))]
     while stack:
         for entry in stack[-1]:
             if isinstance(entry, _Folder):
-                stack.append(iter(_entries(entry.path, entry.key, selection)))
+                stack.append(iter(_entries(entry.path, entry.key, selection, sidecars)))
                 break
             yield entry
         else:
             stack.pop()
+    if sidecars is not None:
+        sidecars.report()
 
 
 class _Folder(NamedTuple):
@@ -144,16 +175,36 @@ class _Folder(NamedTuple):
     path: bytes
 
 
-def _entries(path: bytes, prefix: str, selection: Selection) -> list[Found | Unseen | _Folder]:
+def _entries(
+    path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None
+) -> list[Found | Unseen | _Folder]:
+    entries: list[Found | Unseen | _Folder] = []
     try:
         with os.scandir(path) as scan:
-            entries = [item for entry in scan for item in _classify(entry, prefix) if _is_wanted(item, selection)]
+            for entry in scan:
+                if sidecars is not None and _is_sidecar(entry, prefix, selection):
+                    sidecars.add(entry.path)
+                entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
     except FileNotFoundError:
         return [Unseen(prefix, path, "it vanished", False)]
     except OSError as error:
         return [Unseen(prefix, path, error.strerror or str(error), True)]
     entries.sort(key=lambda item: item.key)
     return entries
+
+
+def _is_sidecar(entry: os.DirEntry[bytes], prefix: str, selection: Selection) -> bool:
+    """Whether go-carbon keeps late points there, of a metric in `selection`, or of one that the name does not tell.
+
+    The name is the compressed file's and `.ooo`; where that would be too long, a hash and `.ooo`, hidden.
+    """
+    if not entry.name.endswith(SIDECAR):
+        return False
+    if entry.name.endswith(SUFFIX + SIDECAR):
+        is_selected = prefix + encode(entry.name.removesuffix(SUFFIX + SIDECAR)) in selection
+    else:
+        is_selected = HIDDEN_SIDECAR.fullmatch(entry.name) is not None
+    return is_selected and entry.is_file(follow_symlinks=False)
 
 
 def _is_wanted(item: Found | Unseen | _Folder, selection: Selection) -> bool:

@@ -131,19 +131,32 @@ def utc_now() -> datetime:
 
 
 def splay(seconds: float) -> None:
-    """Sleep for a random time up to `seconds`, so that a fleet's cron jobs do not start together."""
+    """Sleep for a random time up to `seconds`, so that a fleet's cron jobs do not start together.
+
+    Not where somebody at a terminal is waiting.
+    """
     if seconds > 0:
+        if os.isatty(0) or os.isatty(2):
+            logger.info("starting at once: --splay is for runs without a terminal")
+            return
         pause = random.uniform(0, seconds)
         logger.info("starting in %.0f seconds (--splay %g)", pause, seconds)
         time.sleep(pause)
 
 
 def configure_logging(
-    debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool, noop: bool = False
+    debug: bool,
+    quiet: bool,
+    logfile: str | None,
+    is_default: bool,
+    syslog: bool,
+    noop: bool = False,
+    needs_logfile: bool = True,
 ) -> None:
     """Send the run's story to stderr, `logfile` (None: nowhere) and syslog; with `noop` each line says so.
 
-    Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning.
+    Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning, or
+    nothing if `needs_logfile` is false.
     """
     logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback a line
     root = logging.getLogger()
@@ -172,7 +185,8 @@ def configure_logging(
                 raise CannotRun(
                     f"cannot open the log file {logfile}: {error.strerror}; name another with --logfile"
                 ) from error
-            logger.warning("cannot open the log file %s: %s; see --logfile", logfile, error.strerror)
+            level = logging.WARNING if needs_logfile else logging.DEBUG
+            logger.log(level, "cannot open the log file %s: %s; see --logfile", logfile, error.strerror)
         else:
             formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {story}", "%Y-%m-%dT%H:%M:%S%z")
             to_file.setFormatter(formatter)

@@ -7,7 +7,7 @@ The format (whisper.py), every integer and float big endian:
     archiveinfo = offset:u4  step:u4  points:u4             step in seconds; finest archive first
     archive     = (timestamp:u4  value:f8){points}          a ring; slot 0's timestamp is its base
 
-go-carbon's compressed files begin with a magic word instead; they are opaque to us.
+go-carbon's compressed files begin with a magic word instead: cwhisper.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import struct
 import time
 from typing import NamedTuple
 
+from whisperbackup import cwhisper
 from whisperbackup.neighbour import Neighbour, absent_pages, give_back
 
-COMPRESSED_MAGIC = b"whisper_compressed"
 METADATA = struct.Struct(">2LfL")
 ARCHIVE_INFO = struct.Struct(">3L")
 POINT_SIZE = 12
@@ -58,11 +58,6 @@ class Header(NamedTuple):
         """Bytes that a file with this header has."""
         last = self.archives[-1]
         return last.offset + last.points * POINT_SIZE
-
-
-def is_compressed(content: bytes | bytearray) -> bool:
-    """Whether this is (the beginning of) a file in go-carbon's compressed format."""
-    return content.startswith(COMPRESSED_MAGIC)
 
 
 def header_size(beginning: bytes | bytearray) -> int:
@@ -102,8 +97,10 @@ def parse_header(beginning: bytes | bytearray) -> Header:
 
 
 def check(content: bytes | bytearray) -> None:
-    """Raises CorruptFile unless `content` is a whole whisper file, or a compressed one."""
-    if is_compressed(content):
+    """Raises CorruptFile unless `content` is a whole whisper file, or a compressed one without visible damage."""
+    if cwhisper.is_compressed(content):
+        if damage := cwhisper.damage(content):
+            raise (ShortFile if damage.is_short else CorruptFile)(damage.text)
         return
     expected = parse_header(content).file_size
     if len(content) != expected:
@@ -111,15 +108,14 @@ def check(content: bytes | bytearray) -> None:
         raise kind(f"{len(content)} bytes, its header says {expected}")
 
 
-def declared_size(beginning: bytes, ceiling: int) -> int:
-    """Bytes that the file with this beginning may have; `ceiling` for a compressed one.
+def declared_size(beginning: bytes, ceiling: int) -> int | None:
+    """Bytes that the file with this beginning has; None for a compressed one that does not declare it.
 
     Raises CorruptFile for a broken header, or one that declares more than `ceiling`.
     """
-    if is_compressed(beginning):
-        return ceiling
-    size = parse_header(beginning).file_size
-    if size > ceiling:
+    is_compressed = cwhisper.is_compressed(beginning)
+    size = cwhisper.declared_size(beginning) if is_compressed else parse_header(beginning).file_size
+    if size is not None and size > ceiling:
         raise CorruptFile(f"its header declares {size} bytes, more than --max-file-size ({ceiling})")
     return size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,10 +18,14 @@ from whisperbackup.state import State
 from whisperbackup.storage.base import Driver
 from whisperbackup.workers import Pool, Work
 
+logger = logging.getLogger(__name__)
+
+MANY_LINES = 20  # of metrics that fail for one and the same reason; half a million help nobody
+
 
 def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
     """The catalog, and its join with the tree, for one pass over both; `state` knows where to cut a long listing."""
-    walk = tree.walk(options.prefix, options.selection)
+    walk = tree.walk(options.prefix, options.selection, tree.Sidecars())
     catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
     return catalog, join(walk, catalog)
 
@@ -30,8 +35,10 @@ def restorable(
 ) -> Iterator[tuple[Metric, list[Backup]]]:
     """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
 
-    One that has none is a failure, and named.  `now_of` tells what the store holds of one at this moment.
+    One that has none is a failure, and named; of many whose first backup is later, some are, and how many there are.
+    `now_of` tells what the store holds of one at this moment.
     """
+    too_late, earliest = 0, ""
     for metric in catalog:
         if metric.debris and not metric.backups:
             metric = now_of(metric.name)  # a run that rotates its backups at this moment looks so, too
@@ -39,9 +46,17 @@ def restorable(
         if candidates:
             yield metric, candidates
         elif metric.backups:
-            tally.fail(metric.name, f"has no backup as old as {date}; its first is of {metric.backups[0].stamp}")
+            first = metric.backups[0].stamp
+            too_late, earliest = too_late + 1, min(earliest or first, first)
+            reason = f"has no backup as old as {date}; its first is of {first}"
+            tally.fail(metric.name, reason, is_logged=too_late <= MANY_LINES)
         elif metric.debris:
             tally.fail(metric.name, "has no complete backup, only what an interrupted run left")
+    if too_late > MANY_LINES:
+        logger.error(
+            "%d metrics have no backup as old as %s, %d of them named above; the earliest of their backups is of %s",
+            too_late, date, MANY_LINES, earliest,
+        )  # fmt: skip
 
 
 def work_on_backups(

@@ -14,7 +14,7 @@ from whisperbackup.commands.passes import work_on_backups
 from whisperbackup.figures import IN_A_DRY_RUN
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
-from whisperbackup.place import CannotPlace, Placed, Placer
+from whisperbackup.place import CannotPlace, Differs, Placed, Placer
 from whisperbackup.progress import Tally
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.util import Generation
@@ -98,6 +98,12 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
                 errors.append(f"the backup of {backup.stamp} is bad: {error}")
                 is_substitute = True
             continue
+        except Differs as error:
+            if restored:
+                errors.append(CANNOT_FILL.format(stamp=backup.stamp))
+                break
+            figures = {"examined": 1, "skipped": 1, "compressed, differing": 1}
+            return Outcome(job.name, figures, (*errors, f"{error} (the backup is of {backup.stamp})"))
         except CannotPlace as error:
             errors.append(str(error))
             break
