@@ -150,6 +150,7 @@ def test_another_users_notes_and_links_are_not_believed(stored: Program) -> None
     assert victim.read_bytes() == before
 
 
+@pytest.mark.servers
 def test_where_the_listing_proves_the_mark_a_bad_payload_is_made_anew_all_the_same(program: Program) -> None:
     store = servers.store("s3-rclone")
     run = connect(program, store)

@@ -223,6 +223,7 @@ def _points_of(content: bytes) -> dict[int, float]:
     return {when: value for when, value in struct.iter_unpack(">Ld", content[offset : offset + 12 * count]) if when}
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("locks", [True, False])
 def test_cut_files_under_a_real_carbon_are_repaired_in_one_restore(
     program: Program, tmp_path: Path, locks: bool
