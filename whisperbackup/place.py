@@ -477,7 +477,9 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
         if len(live) < size:
             wsp.declared_size(live, max_size)
     except wsp.CorruptFile as error:
-        return Plan(broken=str(error), may_be_new=isinstance(error, wsp.ShortFile))
+        # go-carbon locks no file by default: a compressed one may be read in the middle of a write to its header.
+        may_be_new = isinstance(error, wsp.ShortFile) or cwhisper.is_compressed(live)
+        return Plan(broken=str(error), may_be_new=may_be_new)
     if cwhisper.is_compressed(content):
         return Plan()
     # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
