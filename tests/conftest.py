@@ -21,7 +21,16 @@ import whisper
 
 from whisperbackup import defaults
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
+EFFORT = float(os.environ.get("EFFORT", "1"))
+"""How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""
+
+
+def budget(usual: int) -> int:
+    """How often to repeat what is usually repeated so often."""
+    return max(1, round(usual * EFFORT))
+
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=budget(200))
 hypothesis.settings.load_profile("ci")
 
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])

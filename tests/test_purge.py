@@ -215,6 +215,7 @@ def test_half_of_everything_is_taken_for_a_mistake(many: Program) -> None:
     assert len(many.objects()) == 2 * 110
 
 
+@pytest.mark.slow
 def test_tombstones_are_no_mistake_but_the_day_they_fall_due_is(many: Program) -> None:
     age(many, 100)
     for number in range(130):
@@ -227,6 +228,7 @@ def test_tombstones_are_no_mistake_but_the_day_they_fall_due_is(many: Program) -
     assert len(many.objects()) == 2 * 240 + 130
 
 
+@pytest.mark.slow
 def test_debris_is_swept_when_it_is_a_day_old(backed_up: Program) -> None:
     add_point(backed_up.prefix / "top.wsp")
     backed_up("backup")
@@ -270,6 +272,7 @@ def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) 
         assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).surplus
 
 
+@pytest.mark.slow
 def test_noop_says_the_same_and_does_nothing(many: Program) -> None:
     age(many, 100)
     for number in range(30):
@@ -294,6 +297,7 @@ def test_noop_says_the_same_and_does_nothing(many: Program) -> None:
     assert "20 marked missing" in last
 
 
+@pytest.mark.slow
 def test_files_made_anew_and_empty_do_not_rotate_the_history_out(program: Program) -> None:
     import whisper
 
@@ -321,6 +325,7 @@ def test_files_made_anew_and_empty_do_not_rotate_the_history_out(program: Progra
     assert contents(target) == full
 
 
+@pytest.mark.slow
 def test_a_bucket_of_the_older_tool_is_unharmed(program: Program) -> None:
     """Its layout is payload and mark, in gz and sz, and `%` as it stood in a name."""
     paths = [program.write("a.b"), program.write("50%.x")]
