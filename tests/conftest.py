@@ -111,6 +111,20 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+started: list[subprocess.Popen[str]] = []
+"""Programs that the running test started, and may have left behind when it failed."""
+
+
+@pytest.fixture(autouse=True)
+def _no_program_outlives_its_test() -> Iterator[None]:
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.kill()  # its workers end with it
+            process.wait()
+    started.clear()
+
+
 class Program:
     """whisper-backup as its users start it; lock, stamp and log below a folder of the test's own."""
 
@@ -139,10 +153,12 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running."""
+        """The program, running; it ends with the test, if not before."""
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
+        settings = {"preexec_fn": servers.die_with_parent, **settings}
         settings["env"] = {**os.environ, **self.environment}
-        return subprocess.Popen(self.words(command, *options), **settings)  # type: ignore[call-overload,no-any-return]
+        started.append(subprocess.Popen(self.words(command, *options), **settings))  # type: ignore[call-overload]
+        return started[-1]
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, add_point, children, contents, install_driver, unprivileged, wait_for
+from conftest import Program, add_point, children, contents, install_driver, started, unprivileged, wait_for
 from servers import TroubleProxy
 
 from whisperbackup import state, wsp
@@ -80,6 +80,7 @@ def hanging(program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         environment = {**os.environ, "HANGS_IN": call, "HANGS": str(sign)}
         words = ["bash", "-c", f'exec "$@" {closed}', "bash", *program.words("backup", "shelf", "-f", "2")]
         run = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(run)
         wait_for(sign.exists)
         return run
 
