@@ -17,9 +17,9 @@ test: .venv/tested
 
 # What needs no server, within a minute.
 quick: .venv/tested
-	$(TOGETHER) -m 'not soak and not alone and not servers'
+	EFFORT=0.1 $(TOGETHER) -m 'not soak and not alone and not servers and not slow'
 
-# What repeats: kills, crashes, stores that go away, thousands of objects.
+# What repeats: kills, crashes, stores that go away, thousands of objects. EFFORT=10 make soak for ten times as long.
 soak: .venv/tested
 	$(TOGETHER) -m soak
 

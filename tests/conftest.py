@@ -21,7 +21,16 @@ import whisper
 
 from whisperbackup import defaults
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
+EFFORT = float(os.environ.get("EFFORT", "1"))
+"""How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""
+
+
+def budget(usual: int) -> int:
+    """How often to repeat what is usually repeated so often."""
+    return max(1, round(usual * EFFORT))
+
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=budget(200))
 hypothesis.settings.load_profile("ci")
 
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
@@ -104,6 +113,20 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+started: list[subprocess.Popen[str]] = []
+"""Programs that the running test started, and may have left behind when it failed."""
+
+
+@pytest.fixture(autouse=True)
+def _no_program_outlives_its_test() -> Iterator[None]:
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.kill()  # its workers end with it
+            process.wait()
+    started.clear()
+
+
 class Program:
     """whisper-backup as its users start it; lock, stamp and log below a folder of the test's own."""
 
@@ -113,7 +136,6 @@ class Program:
         self.prefix, self.store = home / "tree", home / "store"
         self.bucket = ""  # in a store that is no directory
         self.environment: dict[str, str] = {}
-        self.started: list[subprocess.Popen[str]] = []
         self.prefix.mkdir()
 
     def words(self, command: str, *options: object) -> list[str]:
@@ -133,7 +155,7 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running; it hears signals as if started from a terminal."""
+        """The program, running; it hears signals as if started from a terminal, and ends with the test if not before."""
         return self.start_words(self.words(command, *options), **settings)
 
     def start_words(self, words: list[str], **settings: object) -> subprocess.Popen[str]:
@@ -150,16 +172,8 @@ class Program:
 
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
         settings["env"] = {**os.environ, **self.environment}
-        run = subprocess.Popen(words, preexec_fn=begin, **settings)  # type: ignore[call-overload]
-        self.started.append(run)
-        return run
-
-    def end(self) -> None:
-        """Leave nothing running that the test has started; the workers die with their parent."""
-        for run in self.started:
-            if run.poll() is None:
-                run.kill()
-                run.communicate()
+        started.append(subprocess.Popen(words, preexec_fn=begin, **settings))  # type: ignore[call-overload]
+        return started[-1]
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""
@@ -196,11 +210,9 @@ class Program:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Program]:
+def program(tmp_path: Path) -> Program:
     """The program with a tree and a store of its own."""
-    program = Program(tmp_path)
-    yield program
-    program.end()
+    return Program(tmp_path)
 
 
 def add_point(path: Path, value: float = 1.0) -> None:

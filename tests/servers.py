@@ -567,7 +567,7 @@ def swift_proxy_alone(name: str) -> Iterator[Store]:
 
 
 ADDRESS = "TEST_SERVERS"
-"""The environment variable that names the socket at which a session's first process answers `server`."""
+"""The environment variable with the port at which a session's first process answers `server`, and the key to it."""
 
 
 def server(start: Callable[..., contextlib.AbstractContextManager[Any]]) -> Any:
@@ -580,7 +580,8 @@ def server(start: Callable[..., contextlib.AbstractContextManager[Any]]) -> Any:
 def _shared(name: str) -> Any:
     if ADDRESS not in os.environ:  # a benchmark's
         return _started_here(name)
-    with multiprocessing.connection.Client(os.environ[ADDRESS]) as connection:
+    port, key = os.environ[ADDRESS].split()
+    with multiprocessing.connection.Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(key)) as connection:
         connection.send(name)
         answer = connection.recv()
     if isinstance(answer, Exception):
@@ -591,8 +592,9 @@ def _shared(name: str) -> Any:
 @contextlib.contextmanager
 def shared_servers() -> Iterator[None]:
     """Let this process start the servers that it, and those that inherit its environment, ask for; end them after."""
-    os.environ[ADDRESS] = str(_folder() / "socket")
-    with multiprocessing.connection.Listener(os.environ[ADDRESS], backlog=64) as listener:
+    key = secrets.token_bytes(16)
+    with multiprocessing.connection.Listener(("127.0.0.1", 0), backlog=64, authkey=key) as listener:
+        os.environ[ADDRESS] = f"{listener.address[1]} {key.hex()}"
         threading.Thread(target=_answer_all, args=[listener], daemon=True).start()
         try:
             yield
@@ -603,7 +605,8 @@ def shared_servers() -> Iterator[None]:
 
 def _answer_all(listener: multiprocessing.connection.Listener) -> None:
     while True:
-        threading.Thread(target=_answer, args=[listener.accept()], daemon=True).start()
+        with contextlib.suppress(multiprocessing.AuthenticationError, EOFError, ConnectionError):  # somebody else
+            threading.Thread(target=_answer, args=[listener.accept()], daemon=True).start()
 
 
 def _answer(connection: multiprocessing.connection.Connection) -> None:

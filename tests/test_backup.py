@@ -77,6 +77,7 @@ def test_an_unchanged_tree_costs_nothing_and_a_changed_file_is_stored_again(fill
     assert {key.split("/")[0] for key in filled.objects().keys() - before.keys()} == set(changed)
 
 
+@pytest.mark.slow
 def test_retention_keeps_exactly_r_backups(program: Program) -> None:
     path = program.write("a.b")
     for number in range(5):
@@ -100,6 +101,7 @@ def test_two_backups_in_one_second_and_a_clock_that_stepped_back_keep_their_orde
     assert restore(program)[0] == contents(program.prefix)
 
 
+@pytest.mark.slow
 def test_one_metric_in_three_codecs_restores_each_by_date(program: Program) -> None:
     path = program.write("a.b")
     versions = {}

@@ -1,6 +1,6 @@
 """Runs killed with SIGKILL at any moment, over and over: what is complete stays whole, the next run mends the rest.
 
-`CRASHES=300 pytest -s tests/test_crash.py` for many more, and for a word on what the kills hit.
+`EFFORT=10 pytest -s tests/test_crash.py` for many more, and for a word on what the kills hit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, children, contents, wait_for
+from conftest import Program, budget, children, contents, wait_for
 from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.storage.base import Driver
 
-CRASHES = int(os.environ.get("CRASHES", "30"))
+CRASHES = budget(30)
 KEEP = 2
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 KEY = re.compile(rf"nodes/one/([^/]+)/({STAMP})\.(wsp\.gz|sha1|missing)")

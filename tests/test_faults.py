@@ -27,6 +27,8 @@ from servers import TroubleProxy
 from whisperbackup import state, wsp
 from whisperbackup.selection import select
 
+pytestmark = pytest.mark.slow
+
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 

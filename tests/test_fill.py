@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import random
 import struct
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import fill_oracle
 import pytest
 import whisper
+from conftest import budget
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from whisperbackup import fill
 from whisperbackup.fill import Healing, heal
 from whisperbackup.wsp import CorruptFile, parse_header
 
-EXAMPLES = int(os.environ.get("FILL_EXAMPLES", "4000"))
+EXAMPLES = budget(4000)
 NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
 
 Schema = list[tuple[int, int]]

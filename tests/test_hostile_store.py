@@ -32,6 +32,8 @@ from whisperbackup.catalog import stamp_of
 from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
 from whisperbackup.storage.base import Driver, StorageError
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "2026-11-20T00:00:00+00:00", "2026-11-21T00:00:00+00:00"
 POINTS = 600
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from conftest import budget
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -27,7 +28,7 @@ KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
 DAYS = st.sampled_from([-1, 0, 2, 45])
 HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
+EXAMPLES = budget(60)
 PARTS = 4  # which pytest-xdist's workers share
 
 

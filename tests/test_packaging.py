@@ -59,6 +59,7 @@ def install(folder: Path, built: Path, extra: str = "") -> Path:
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

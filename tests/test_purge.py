@@ -216,6 +216,7 @@ def test_less_than_half_of_the_store_is_purged(many: Program) -> None:
     assert "119 purged" in many("purge", "disk", "-x", "0")
 
 
+@pytest.mark.slow
 def test_tombstones_are_no_mistake_but_the_day_they_fall_due_is(many: Program) -> None:
     age(many, 100)
     for number in range(130):
@@ -299,6 +300,7 @@ def test_a_tree_that_has_nothing_of_the_store_purges_not_even_a_few(program: Pro
     assert before.items() <= program.objects().items()
 
 
+@pytest.mark.slow
 def test_debris_is_swept_when_it_is_a_day_old(backed_up: Program) -> None:
     add_point(backed_up.prefix / "top.wsp")
     backed_up("backup")
@@ -342,6 +344,7 @@ def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) 
         assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).pending_deletes
 
 
+@pytest.mark.slow
 def test_noop_says_the_same_and_does_nothing(many: Program) -> None:
     age(many, 100)
     for number in range(30):
@@ -397,6 +400,7 @@ def test_noop_names_what_retention_and_the_sweep_would_delete_and_what_came_back
     assert len(program.objects()) == 2
 
 
+@pytest.mark.slow
 def test_files_made_anew_and_empty_do_not_rotate_the_history_out(program: Program) -> None:
     import whisper
 
@@ -424,6 +428,7 @@ def test_files_made_anew_and_empty_do_not_rotate_the_history_out(program: Progra
     assert contents(target) == full
 
 
+@pytest.mark.slow
 def test_a_bucket_of_the_older_tool_is_unharmed(program: Program) -> None:
     """Its layout is payload and mark, in gz and sz, and `%` as it stood in a name."""
     paths = [program.write("a.b"), program.write("50%.x")]

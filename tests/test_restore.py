@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import whisper
-from conftest import Program, contents, wait_for
+from conftest import Program, budget, contents, wait_for
 from test_carbon import Carbon
 
 from whisperbackup import cwhisper, place, wsp
 
-LIVE_SECONDS = int(os.environ.get("LIVE_SECONDS", "12"))
-KILLS = int(os.environ.get("KILLS", "20"))
+LIVE_SECONDS = max(5, budget(12))
+KILLS = budget(20)
 
 
 def points(path: Path, archive: int = 0) -> dict[int, float]:
@@ -146,6 +146,7 @@ def test_a_compressed_file_is_restored_whole_but_never_healed(program: Program) 
     assert path.read_bytes() == old
 
 
+@pytest.mark.slow
 def test_something_else_in_the_files_place_is_an_error(healed: tuple[Program, Path, bytes]) -> None:
     program, path, _ = healed
     path.unlink()
@@ -170,6 +171,7 @@ def test_what_root_restores_belongs_to_the_owner_of_the_folder(program: Program)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.slow
 def test_folders_made_by_many_workers_at_once_have_the_right_owner(program: Program) -> None:
     first = program.write("a.b.c.m0")
     for number in range(1, 300):
@@ -239,6 +241,7 @@ def test_a_file_that_carbon_empties_in_the_instant_of_its_creation_is_healed(
 
 
 @pytest.mark.parametrize("command", ["verify", "restore"])
+@pytest.mark.slow
 def test_memory_does_not_follow_the_number_of_threads(program: Program, command: str) -> None:
     """Eight empty files of 36 MB, stored in some kB each, at once in one process."""
     first = program.prefix / "m0.wsp"
@@ -346,6 +349,7 @@ def test_temporary_files_of_a_killed_restore_are_removed_those_of_a_living_one_n
     assert (path.parent / ".whisper-restore-x.wsp").exists()
 
 
+@pytest.mark.slow
 def test_a_file_being_created_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
     stop = threading.Event()
 

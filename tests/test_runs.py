@@ -16,6 +16,8 @@ from conftest import Program, children, contents, wait_for
 
 from whisperbackup.workers import Budget, Outcome, Pool, WorkerLost
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def big(program: Program) -> Program:

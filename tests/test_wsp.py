@@ -108,6 +108,7 @@ def test_a_file_that_stays_locked_is_an_error(path: Path, monkeypatch: pytest.Mo
         os.close(fd)
 
 
+@pytest.mark.alone
 def test_a_file_that_keeps_changing_is_taken_and_told(path: Path) -> None:
     stop, started = threading.Event(), threading.Event()
 
