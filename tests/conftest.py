@@ -155,7 +155,7 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running; it hears signals as if started from a terminal, and ends with the test if not before."""
+        """The program, running: it hears signals as from a terminal, and ends with the test if not before."""
         return self.start_words(self.words(command, *options), **settings)
 
     def start_words(self, words: list[str], **settings: object) -> subprocess.Popen[str]:
