@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, add_point, children, contents, install_driver, unprivileged, wait_for
+from conftest import MARKER, Program, add_point, children, contents, install_driver, unprivileged, wait_for
 from servers import TroubleProxy
 
 from whisperbackup import state, wsp
@@ -368,6 +368,8 @@ def test_a_full_store_ends_a_long_run_early(program: Program, small_disk: Path) 
     first = program.write("m0")
     for number in range(1, 200):
         shutil.copy(first, first.with_name(f"m{number}.wsp"))
+    program.store.mkdir()
+    (program.store / MARKER).touch()
     fill(small_disk)
     said = program("backup", status=1)
     assert 20 <= said.count("No space left") < 60
@@ -520,7 +522,7 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     program("backup", "disk", "-p", frozen / "live")  # the tree may well be
     program.stamp.unlink()
     assert "1 good" in program("verify", "disk", "-b", frozen / "store")
-    assert "may not write" in program("backup", "disk", "-b", frozen / "store", status=1)
+    assert "not allowed to write" in program("backup", "disk", "-b", frozen / "store", status=1)
     for tree in ("tree", "live"):
         said = program("restore", "disk", "-p", frozen / tree, status=3)
         assert re.search(r"ERROR: a\.b: .*Read-only file system", said)

@@ -194,7 +194,7 @@ def test_an_ipv6_address_is_reached(program: Program) -> None:
         connection, _ = listener.accept()
         with connection, connection.makefile() as file:
             lines = file.read().splitlines()
-    assert "WARNING" not in said
+    assert said.count("WARNING") == 1  # the new store
     assert all(re.fullmatch(rf"whisper-backup\.{re.escape(NODE)}\.backup\.\w+ [\d.]+ \d{{10}}", line) for line in lines)
     assert len({line.split()[2] for line in lines}) == 1
 

@@ -65,7 +65,7 @@ def remove(program: Program, name: str) -> None:
 
 def age(program: Program, days: float, pattern: str = "*") -> None:
     """Make what is in the store older, as time would have."""
-    for path in [path for path in program.store.rglob(pattern) if path.is_file() and path.name != MARKER]:
+    for path in [path for path in sorted(program.store.rglob(pattern)) if path.is_file() and path.name != MARKER]:
         stamp = re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", path.name)
         assert stamp
         older = stamp_of(datetime.fromisoformat(stamp.group()) - timedelta(days=days))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from whisperbackup import util
 from whisperbackup.compression import CODECS
 from whisperbackup.selection import Selection
 from whisperbackup.storage.base import Driver, StorageError
@@ -169,6 +170,8 @@ class Catalog:
         self.selection = selection
         self.foreign = 0
         self.rooted = 0
+        self._latest = stamp_of(util.utc_now() + timedelta(days=1))
+        self._ahead, self._example = 0, ""  # backups with a stamp ahead of the clock
         self._is_foreign = False  # the name at hand
 
     def __iter__(self) -> Iterator[Metric]:
@@ -187,7 +190,7 @@ class Catalog:
                 last = key
                 if beginning is None or not key.startswith(beginning):
                     if parts:
-                        yield read_metric(name, parts)
+                        yield self._look_at(read_metric(name, parts))
                     name, slash, _ = key[len(self.storage_path) :].partition("/")
                     beginning = self.storage_path + name + slash if slash else None
                     parts = self._parts_of(name, slash)
@@ -197,7 +200,15 @@ class Catalog:
                 else:
                     parts.append((suffix, size, md5))
         if parts:
-            yield read_metric(name, parts)
+            yield self._look_at(read_metric(name, parts))
+
+    def _look_at(self, metric: Metric) -> Metric:
+        if metric.last_stamp > self._latest:
+            for backup in metric.backups:
+                if backup.stamp > self._latest:
+                    self._ahead += 1
+                    self._example = self._example or f"{metric.name} of {backup.stamp}"
+        return metric
 
     def _parts_of(self, name: str, slash: str) -> list[Part] | None:
         """Where to gather the parts of the metric `name`; None if it is none, or not meant."""
@@ -221,6 +232,12 @@ class Catalog:
                 "%d keys begin with a slash: an older whisper-backup wrote them; --storage-path / reaches them",
                 self.rooted,
             )
+        if self._ahead:
+            logger.warning(
+                "%d backups have a stamp more than a day ahead of this machine's clock, for example %s: "
+                "check the clock; if it was wrong when they were made, no -c with a date before that finds them",
+                self._ahead, self._example,
+            )  # fmt: skip
         if self.foreign:
             logger.info("%d objects in the store are none of ours and were left alone", self.foreign)
 

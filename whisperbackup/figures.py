@@ -50,6 +50,7 @@ FIGURES = {
             "too new",  # files that carbon was just creating
             "changing while read",  # stored (or unchanged) all the same
             "kept, all newer being much smaller",  # backups beyond retention
+            "stamped anew",  # backups that a clock far ahead had stamped
             *_PURGE,
             *_PURGE_SELDOM,
         ),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import os
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, compression, util, wsp
-from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
+from whisperbackup import ahead, backups, compression, util, wsp
+from whisperbackup.catalog import Backup, Metric, mark_md5, stamp_of
 from whisperbackup.commands import nothing_to_back_up, open_driver
 from whisperbackup.commands.known_store import holds_nothing, open_for_backup, state_of
 from whisperbackup.commands.passes import tree_and_store
@@ -99,6 +100,7 @@ def _noting_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str,
 
 def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
     """A job for each file that is there, but for those that are known to be in the store as they are."""
+    now = util.utc_now()
     for local, metric in pairs:
         if not isinstance(local, Found):
             continue
@@ -108,7 +110,7 @@ def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Kee
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, keep):
+        if known and metric and _is_done(metric, known, keep) and not ahead.misdated(metric.backups, now):
             tally.figures["examined"] += 1
             tally.figures["unchanged"] += 1
             tick(tally)
@@ -176,12 +178,18 @@ def backup_metric(
     Raises what the driver raises, and ValueError where no later stamp can be made.
     """
     key = f"{options.storage_path}{job.name}/"
-    existing = job.metric.backups if job.metric else ()
     figures = {"examined": 1}
     if job.metric and job.metric.tombstones:  # first of all: if it went again tomorrow, its days must start anew
         log_return(job.name, options.noop)
         driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
         figures["came back"] = 1
+    if job.metric and (misdated := ahead.misdated(job.metric.backups, util.utc_now())):
+        is_too_large = functools.partial(operator.lt, options.max_file_size)
+        metric = ahead.stamp_anew(driver, key, job.metric, util.utc_now(), is_too_large)
+        if metric is not job.metric:
+            figures["stamped anew"] = misdated
+            job = job._replace(metric=metric)
+    existing = job.metric.backups if job.metric else ()
     if job.known and existing and backups.has_digest(driver, key, existing[-1], job.known.sha1):
         figures["unchanged"] = 1
         return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
@@ -206,7 +214,7 @@ def backup_metric(
         figures["unchanged"] = 1
         stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
     else:
-        stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
+        stamp, listed_md5 = ahead.later_stamp(job.metric, now) if job.metric else stamp_of(now), None
         payload = compress(reading.content)
         backups.store(driver, key, stamp, options.algorithm, payload, sha1)
         _log(options, "%s: %s, %d bytes of %s", job.name, "would be backed up" if options.noop else f"stored {stamp}",
