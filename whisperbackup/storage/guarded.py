@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, put_all
+from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, list_range, put_all
 
 
 class Guarded:
@@ -23,10 +23,9 @@ class Guarded:
             yield from self._driver.list(prefix)
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, which must be ranged."""
-        assert isinstance(self._driver, RangedDriver)
+        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
         with guard(self._name):
-            yield from self._driver.list_range(prefix, after, until)
+            yield from list_range(self._driver, prefix, after, until)
 
     def get(self, key: str) -> bytes:
         """As the wrapped driver."""
