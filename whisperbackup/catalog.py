@@ -14,7 +14,7 @@ import functools
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -151,6 +151,19 @@ def parse_suffix(suffix: str) -> Suffix | None:
     return Suffix(match[1], match[2], match[3]) if match.re is _OBJECT else Suffix(match[1], suffix, None)
 
 
+def storage_path_of(key: str) -> str | None:
+    """What stands before the metric in a whole key; None if it is none of ours."""
+    folder, slash, suffix = key.rpartition("/")
+    if not slash or parse_suffix(suffix) is None:
+        return None
+    path, slash, name = folder.rpartition("/")
+    try:
+        metric_path(name)
+    except ForeignName:
+        return None
+    return path + slash
+
+
 class Catalog:
     """The metrics of `selection` in the store, ascending by key; iterate once.
 
@@ -158,12 +171,22 @@ class Catalog:
     Raises Disordered as soon as a key is not greater than the one before.
     """
 
-    def __init__(self, driver: Driver, storage_path: str, selection: Selection, milestones: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        storage_path: str,
+        selection: Selection,
+        milestones: Iterable[str] = (),
+        is_absent: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster.
 
-        They do so where the selection has one head only.
+        They do so where the selection has one head only.  `is_absent(prefix)` is asked when the first thing that is
+        listed under `prefix` is another storage path's: if none of its keys are of this storage path, they are not
+        listed.
         """
         self.driver = driver
+        self._is_absent = is_absent
         (head, *others) = selection.heads
         self._milestones = (storage_path + key for key in milestones if not others and key.startswith(head))
         self.storage_path = storage_path
@@ -180,6 +203,7 @@ class Catalog:
         name = slash = ""
         parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
         for head in self.selection.heads:
+            is_first = True
             for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
                 key, size, md5 = listed
                 if key <= last:
@@ -196,8 +220,13 @@ class Catalog:
                     parts = self._parts_of(name, slash)
                 suffix = parse_suffix(key[len(beginning) :]) if beginning else None
                 if suffix is None or parts is None:
+                    if is_first and storage_path_of(key) not in (None, self.storage_path):
+                        if self._is_absent(self.storage_path + head):
+                            break
+                        is_first = False
                     self._count(name + slash, suffix is None)
                 else:
+                    is_first = False
                     parts.append((suffix, size, md5))
         if parts:
             yield self._look_at(read_metric(name, parts))
@@ -239,7 +268,9 @@ class Catalog:
                 self._ahead, self._example,
             )  # fmt: skip
         if self.foreign:
-            logger.info("%d objects in the store are none of ours and were left alone", self.foreign)
+            logger.info(
+                "%d objects in the store are none of ours, or of other storage paths, and were left alone", self.foreign
+            )
 
 
 def read_metric(name: str, parts: Iterable[Part]) -> Metric:

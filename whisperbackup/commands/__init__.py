@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from whisperbackup import storage, tree
+from whisperbackup import storage, storage_paths, tree
+from whisperbackup.catalog import Catalog
 from whisperbackup.options import Options
 from whisperbackup.storage.base import Driver, is_marked
 from whisperbackup.util import CannotRun
@@ -21,14 +22,34 @@ def open_store(options: Options, create: bool = False) -> contextlib.closing[Dri
     return contextlib.closing(open_driver(options, create))
 
 
+class WrongStoragePath(CannotRun):
+    """All backups are of other storage paths; the text names them."""
+
+
+def open_catalog(options: Options, driver: Driver) -> Catalog:
+    """The metrics of the store; it is not listed as a whole to find that they are all of other storage paths."""
+
+    def is_absent(prefix: str) -> bool:
+        found = storage_paths.find(driver, prefix, options.storage_path)
+        return found.is_complete and options.storage_path not in found.paths
+
+    return Catalog(driver, options.storage_path, options.selection, is_absent=is_absent)
+
+
 def nothing_matches(options: Options, driver: Driver) -> CannotRun:
-    """That the store has no metric that is meant, and why, as far as a look or two can tell.  Raises StorageError."""
+    """That the store has no metric that is meant, and why, as far as a few looks can tell.  Raises StorageError."""
     for name in options.selection.exact:
         if next(driver.list(f"{options.storage_path}{name}."), None):
             return CannotRun(
                 f"there is no metric '{name}' in {options.bucket}, but there are some below it: {_all(name)}"
             )
     below = f" below the storage path '{options.storage_path}'" if options.storage_path else ""
+    others = storage_paths.find(driver, options.storage_path, options.storage_path)
+    if options.storage_path not in others.paths:
+        if options.storage_path:
+            others = storage_paths.find(driver, "")
+        if others.paths:
+            return WrongStoragePath(f"no metric in {options.bucket}{below} matches; it holds {others}")
     return CannotRun(f"no metric in {options.bucket}{below} matches; {_first_object(driver)}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from whisperbackup import tree
 from whisperbackup.catalog import Backup, Catalog, Metric, look_up, newest_at
-from whisperbackup.commands import nothing_matches, open_store
+from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
@@ -73,7 +73,7 @@ def work_on_backups(
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog = Catalog(driver, options.storage_path, options.selection)
+            catalog = open_catalog(options, driver)
             meant = (metric for metric in catalog if is_meant(metric.name))
             at_this_moment = functools.partial(look_up, driver, options.storage_path)
             found = restorable(meant, options.date, tally, at_this_moment)

@@ -121,13 +121,25 @@ class RangedDriver(Driver, Protocol):
     """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
 
     is_ranged: bool
-    """False for a wrapper around a driver that cannot."""
+    """Whether that is faster; False for a directory, and for a wrapper around a driver that cannot."""
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
 
         Raises Unranged where a service that most speak like takes no notice of `after`.
         """
+
+
+def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+    """As `RangedDriver.list_range`, for any driver; one that cannot is listed from the beginning."""
+    if isinstance(driver, RangedDriver):
+        yield from driver.list_range(prefix, after, until)
+        return
+    for found in driver.list(prefix):
+        if until and found.key > until:
+            return
+        if found.key > after:
+            yield found
 
 
 Opener = Callable[[str, bool, list[str]], Driver]

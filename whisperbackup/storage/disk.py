@@ -45,6 +45,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Disk:
     """One directory."""
 
+    is_ranged = False  # it can begin a listing anywhere, but several parts at once are no faster
     threads = 4  # what waits here is the disk, and a file system's journal can be written for several at once
 
     def __init__(self, directory: bytes) -> None:
@@ -52,6 +53,10 @@ class Disk:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        """The same, without entering folders that hold none of these keys."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
@@ -64,6 +69,10 @@ class Disk:
                     key = (above + name).decode()
                 except UnicodeDecodeError:
                     continue  # a stranger's file: keys are UTF-8
+                if key <= after and not (key.endswith("/") and after.startswith(key)):
+                    continue
+                if until and key > until:
+                    return
                 if key.endswith("/"):
                     stack.append((above + name, b"", self._names(above + name, b"")))
                     break

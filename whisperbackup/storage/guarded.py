@@ -12,6 +12,7 @@ from whisperbackup.storage.base import (
     StoredObject,
     UsageError,
     is_marked,
+    list_range,
     mark,
     put_all,
 )
@@ -32,10 +33,9 @@ class Guarded:
             yield from self._driver.list(prefix)
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, which must be ranged."""
-        assert isinstance(self._driver, RangedDriver)
+        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
         with guard(self._name):
-            yield from self._driver.list_range(prefix, after, until)
+            yield from list_range(self._driver, prefix, after, until)
 
     def get(self, key: str) -> bytes:
         """As the wrapped driver."""
