@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import random
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,12 +22,14 @@ from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, tick, told, work_through
 from whisperbackup.state import Record, State, fingerprint, is_settled
-from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.storage.base import Driver, Exists, StorageError
 from whisperbackup.tree import Found
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.workers import Budget, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
+
+STAMPS = 10  # tried for one backup, before what takes them is something else than another run
 
 
 class Job(NamedTuple):
@@ -177,7 +181,7 @@ def backup_metric(
     else:
         stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
         payload = compress(reading.content)
-        backups.store(driver, key, stamp, options.algorithm, payload, sha1)
+        stamp = _store(driver, key, stamp, options.algorithm, payload, sha1)
         logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
         figures |= {"backed up": 1, "stored bytes": len(payload)}
         generations.append(Generation(stamp, options.algorithm, len(payload), mark_md5(sha1)))
@@ -185,6 +189,21 @@ def backup_metric(
     if is_settled(reading.status, reading.began) and not reading.is_torn:
         record = Record(job.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
     return _outcome(job, options, driver, figures, generations, record)
+
+
+def _store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
+    """Store a backup; its stamp, which is a later one where a run without our lock has taken the first."""
+    for _ in range(STAMPS):
+        try:
+            backups.store(driver, key, stamp, codec, payload, sha1)
+            return stamp
+        except Exists as error:
+            logger.info("%s; trying a later stamp", error)
+            time.sleep(random.uniform(0, 0.3))
+            stamp, conflict = next_stamp(util.utc_now(), stamp), error
+    raise StorageError(
+        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
+    )
 
 
 def _outcome(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, put_all
+from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, create_all
 
 
 class Guarded:
@@ -38,10 +38,10 @@ class Guarded:
         with guard(self._name):
             self._driver.put(key, body)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """As the wrapped driver."""
         with guard(self._name):
-            put_all(self._driver, objects)
+            return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
         """As the wrapped driver."""
