@@ -691,7 +691,8 @@ class TroubleProxy:
     """An HTTP proxy before one server, in a thread of the test: adds delay, breaks requests, counts them by kind.
 
     `delay` is in seconds for each request; `refuse` and `cut` are the shares of requests that are answered
-    503, and whose connection is closed without an answer; `silent` takes requests and never answers; `lie` is given
+    503, and whose connection is closed without an answer; `lose` counts requests that the server answers, and whose
+    answer is thrown away; `silent` takes requests and never answers; `lie` is given
     the head of each request, and its answer, unless None, is sent instead of the server's.  All can be changed
     at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
     """
@@ -701,6 +702,7 @@ class TroubleProxy:
         self.port = free_port()
         self.delay = self.refuse = self.cut = 0.0
         self.silent = False
+        self.lose = 0
         self.lie: Callable[[bytes], bytes | None] = lambda head: None
         self.requests: Counter[str] = Counter()
         self.troubles = 0
@@ -789,6 +791,9 @@ class TroubleProxy:
         await upstream.drain()
         answer = await answers.readuntil(b"\r\n\r\n")
         status = int(answer.split(b" ", 2)[1])
+        if self.lose:
+            self.lose -= 1
+            return False
         has_body = not head.startswith(b"HEAD") and status not in (204, 304)
         writer.write(answer + (await read_body(answers, answer) if has_body else b""))
         await writer.drain()

@@ -351,7 +351,7 @@ def open(bucket, create, arguments):
 
 
 @pytest.mark.parametrize("error", ["FileNotFoundError(2, 'token')", "BrokenPipeError(32, 'pipe')", "KeyError('Size')"])
-@pytest.mark.parametrize(("method", "status"), [("put_all", 3), ("list", 1)])
+@pytest.mark.parametrize(("method", "status"), [("create_all", 3), ("list", 1)])
 def test_whatever_a_driver_raises_is_never_a_success(
     filled: Program, monkeypatch: pytest.MonkeyPatch, error: str, method: str, status: int
 ) -> None:
@@ -377,9 +377,9 @@ def test_a_drivers_close_comes_after_its_last_use(program: Program, monkeypatch:
 from whisperbackup.storage import disk
 class Strict(disk.Disk):
     closed = False
-    def put_all(self, objects):
+    def create_all(self, objects):
         assert not self.closed
-        super().put_all(objects)
+        return super().create_all(objects)
     def close(self):
         self.closed = True
 def open(bucket, create, arguments):

@@ -57,9 +57,9 @@ class Hanging(disk.Disk):
     def list(self, prefix):
         self.hang("list")
         yield from super().list(prefix)
-    def put_all(self, objects):
+    def create_all(self, objects):
         self.hang("put")
-        super().put_all(objects)
+        return super().create_all(objects)
 def open(bucket, create, arguments):
     disk.open(bucket, create, arguments)
     driver = Hanging(os.fsencode(bucket))
@@ -249,10 +249,10 @@ def misbehave(how):
 
 class Driver(disk.Disk):
     parent = os.getppid()
-    def put_all(self, objects):
+    def create_all(self, objects):
         if objects[0][0].startswith("m7/"):
             misbehave(os.environ["HOW"])
-        super().put_all(objects)
+        return super().create_all(objects)
     def list(self, prefix):
         if os.environ["WHERE"] == "list":
             misbehave(os.environ["HOW"])
@@ -770,7 +770,7 @@ def open(bucket, create, arguments):
 
 
 @pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])
-@pytest.mark.parametrize("call", ["preadv", "fdatasync", "rename", "fsync"])
+@pytest.mark.parametrize("call", ["preadv", "fdatasync", "link", "fsync"])
 def test_a_sick_disk_fails_the_metric_and_leaves_nothing_half_written(
     program: Program, monkeypatch: pytest.MonkeyPatch, call: str, sickness: str
 ) -> None:

@@ -25,7 +25,9 @@ from whisperbackup import storage
 from whisperbackup.storage import windows
 from whisperbackup.storage.base import (
     AccessDenied,
+    CreatingDriver,
     Driver,
+    Exists,
     NotFound,
     RangedDriver,
     StorageError,
@@ -226,6 +228,30 @@ def test_a_put_replaces(driver: Driver) -> None:
     driver.put("a/b", b"third")
     assert driver.get("a/b") == b"third"
     assert [(found.key, found.size) for found in driver.list("")] == [("a/b", 5)]
+
+
+def test_what_is_created_replaces_nothing(store: Store, driver: Driver) -> None:
+    if store.arguments == servers.store("s3-rclone").arguments:
+        return  # it takes no notice of conditions, as test_create.py shows
+    assert isinstance(driver, CreatingDriver)
+    driver.create_all([("a/1", b"first"), ("a/2", b"second")])
+    with pytest.raises(Exists) as caught:
+        driver.create_all([("a/3", b"third"), ("a/2", b"another"), ("a/4", b"fourth")])
+    assert caught.value.key == "a/2"
+    assert {key: driver.get(key) for key in keys(driver)} == {"a/1": b"first", "a/2": b"second", "a/3": b"third"}
+    driver.create_all([("a/1", b"first"), ("a/5", b"")])  # what is there already is as good as stored
+    assert keys(driver) == ["a/1", "a/2", "a/3", "a/5"]
+
+
+def test_a_create_whose_answer_was_lost_is_no_conflict(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    with TroubleProxy(network_store.port) as proxy:
+        driver = open_store(network_store.through(proxy.port), new_name(network_store), create=True)
+        assert isinstance(driver, CreatingDriver)
+        driver.create_all([("first", b"x")])
+        proxy.lose = 1
+        driver.create_all([("a", b"1"), ("b", b"2")])
+        assert proxy.lose == 0
+        assert {key: driver.get(key) for key in keys(driver)} == {"a": b"1", "b": b"2", "first": b"x"}
 
 
 def test_an_object_may_be_empty(driver: Driver) -> None:

@@ -138,7 +138,8 @@ def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy],
     proxy.requests.clear()
     assert f"{changed} backed up" in run("backup", "-r", "1")
     requests = proxy.requests
-    assert requests["PUT"] + requests["POST"] <= 2 * changed, requests
+    trials = 4  # whether an S3 service knows conditions is tried once by each worker
+    assert requests["PUT"] + requests["POST"] <= 2 * changed + trials, requests
     assert requests["GET"] <= changed + 1  # Swift is asked once what it can delete at a time
     assert requests["DELETE"] == 0
     assert requests["BULKDELETE"] <= 2

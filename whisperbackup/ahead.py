@@ -8,11 +8,16 @@ can: a clock that was far ahead leaves a leap in it, a clock that is behind now 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
+from whisperbackup import backups
+from whisperbackup.backups import BadBackup
 from whisperbackup.catalog import Backup, Metric, next_stamp, stamp_of
-from whisperbackup.storage.base import Driver, NotFound, put_all
+from whisperbackup.compression import CorruptPayload
+from whisperbackup.storage.base import Driver, Exists, NotFound, create_all
+from whisperbackup.wsp import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # clocks and time zones are off by less than that
 LEAP = timedelta(days=10)
@@ -24,19 +29,19 @@ def horizon(now: datetime) -> str:
     return stamp_of(now + TOLERANCE)
 
 
-def misdated(backups: Sequence[Backup], now: datetime) -> int:
-    """How many of the newest of `backups`, the oldest first, have the stamp of a clock that was far ahead.
+def misdated(history: Sequence[Backup], now: datetime) -> int:
+    """How many of the newest of `history`, the oldest first, have the stamp of a clock that was far ahead.
 
     They begin more than ten days ahead of `now`, and more than ten times as far as any two earlier backups, or the
     last of these and `now`, are apart.  Where there is no earlier one nothing can be told, and it is none.
     """
-    if len(backups) < 2 or backups[-1].stamp[:10] <= f"{now:%Y-%m-%d}":
+    if len(history) < 2 or history[-1].stamp[:10] <= f"{now:%Y-%m-%d}":
         return 0  # as nearly always, and at no cost
     latest = horizon(now)
-    count = sum(backup.stamp > latest for backup in backups)
-    if not 0 < count < len(backups):
+    count = sum(backup.stamp > latest for backup in history)
+    if not 0 < count < len(history):
         return 0
-    moments = [datetime.fromisoformat(backup.stamp) for backup in backups]
+    moments = [datetime.fromisoformat(backup.stamp) for backup in history]
     earlier = [*moments[:-count], now]
     pause = max(abs(later - before) for before, later in itertools.pairwise(earlier))
     return count if moments[-count] - now > max(LEAP, TIMES * pause) else 0
@@ -77,13 +82,26 @@ def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, is_too_l
     last = max(stamp for stamp in _stamps(metric) if stamp <= latest)
     for backup in metric.backups[-count:]:
         stamp = next_stamp(now, last)
-        ends = [*(f"wsp.{payload.codec}" for payload in backup.payloads), "sha1"]  # the mark last
         try:
-            objects = [(f"{key}{stamp}.{end}", driver.get(f"{key}{backup.stamp}.{end}")) for end in ends]
-        except NotFound:  # it cannot be moved, and is no reason not to back up
+            create_all(driver, _copied(driver, key, backup, stamp))
+        except (BadBackup, CorruptPayload, CorruptFile, NotFound, Exists):
+            # It cannot be moved, and is no reason not to back up.
             return metric._replace(backups=(*kept, *metric.backups[len(kept) :]))
-        put_all(driver, objects)
         driver.delete([key + suffix for suffix in backup.suffixes()])
         kept.append(backup._replace(stamp=stamp))
         last = stamp
     return metric._replace(backups=tuple(kept))
+
+
+def _copied(driver: Driver, key: str, backup: Backup, stamp: str) -> list[tuple[str, bytes]]:
+    """The objects of `backup` under another stamp, the mark last, proved by it: the originals are deleted afterwards.
+
+    Raises BadBackup, CorruptPayload, CorruptFile, StorageError.
+    """
+    sha1 = backups.read_mark(driver, key, backup)
+    objects = []
+    for codec, _ in backup.payloads:
+        payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
+        backups.proven_size(codec, payload, sys.maxsize, sha1)
+        objects.append((f"{key}{stamp}.wsp.{codec}", payload))
+    return [*objects, (f"{key}{stamp}.sha1", sha1.encode())]

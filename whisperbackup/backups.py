@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from whisperbackup import compression, wsp
 from whisperbackup.catalog import Backup, Metric, look_up, mark_md5
-from whisperbackup.storage.base import Driver, NotFound, put_all
+from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
 from whisperbackup.util import Generation
 from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
 
@@ -41,8 +43,53 @@ def sha1_of(content: bytes | bytearray) -> str:
 
 
 def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
-    """Put a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup."""
-    put_all(driver, [(f"{key}{stamp}.wsp.{codec}", payload), (f"{key}{stamp}.sha1", sha1.encode())])
+    """Create a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup.
+
+    Raises Exists where another run has stored something else under that stamp: then another stamp is to be tried.
+    Another run that stores the very same is no conflict.
+    """
+    body, mark = (f"{key}{stamp}.wsp.{codec}", payload), (f"{key}{stamp}.sha1", sha1.encode())
+    try:
+        is_sure = create_all(driver, [body, mark])
+    except Exists as conflict:
+        if conflict.key == mark[0] and _others(driver, f"{key}{stamp}.", body[0]):
+            driver.delete([body[0]])  # the other run's codec is another, so that its payload did not stop ours
+        raise
+    if not is_sure:
+        _check_alone(driver, f"{key}{stamp}.", body, mark)
+
+
+def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: tuple[str, bytes]) -> None:
+    """See that what was stored where two puts may both succeed stands alone.  Raises Exists.
+
+    Of two runs that replaced each other's objects the one whose mark came last sees the other's payload.  It gives
+    that its right mark, whose run may be content with what it saw before, and makes way.
+    """
+    md5s = {found.key: found.md5 for found in driver.list(beginning)}
+    has_mark, has_body = (md5s.get(key) == _md5(ours) or holds(driver, key, ours) for key, ours in (mark, body))
+    others = [key for key in md5s if key.startswith(beginning + "wsp.") and key != body[0]]
+    if has_mark and has_body and not others:
+        return
+    if has_mark:
+        for key in others if has_body else [body[0]]:
+            # What is gone again, or no payload, is nobody's backup.
+            with contextlib.suppress(compression.CorruptPayload, NotFound):
+                digest = hashlib.sha1(usedforsecurity=False)
+                for piece in compression.Expansion(key.rpartition(".")[2], driver.get(key)).pieces(sys.maxsize):
+                    digest.update(piece)
+                driver.put(mark[0], digest.hexdigest().encode())
+        if has_body:
+            driver.delete([body[0]])
+    raise Exists(mark[0])
+
+
+def _others(driver: Driver, beginning: str, ours: str) -> list[str]:
+    """The keys of payloads of other codecs under a stamp."""
+    return [found.key for found in driver.list(beginning + "wsp.") if found.key != ours]
+
+
+def _md5(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
 def read_mark(driver: Driver, key: str, backup: Backup) -> str:
@@ -113,7 +160,7 @@ def load(
                     limit = wsp.declared_size(expansion.beginning, max_size)
                     if limit is None or limit > BYTES_IN_FLIGHT:
                         # A bomb may declare anything, and some compressed whisper files declare nothing.
-                        limit = _proven_size(codec, payload, limit or max_size, sha1)
+                        limit = proven_size(codec, payload, limit or max_size, sha1)
                 # The payload's share is given back before more is asked for, lest two wait for each other.
                 with budget.take(size + copies * limit):
                     content = expansion.content(limit)
@@ -146,7 +193,7 @@ def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> 
     return metric if had_a_reason or not halves else None
 
 
-def _proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
+def proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
     """Bytes of the content, of which no more than a piece is in memory.  Raises what `load` takes for damage."""
     digest, size = hashlib.sha1(usedforsecurity=False), 0
     for piece in compression.Expansion(codec, payload).pieces(limit):

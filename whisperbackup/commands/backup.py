@@ -7,11 +7,13 @@ import functools
 import logging
 import operator
 import os
+import random
+import time
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from whisperbackup import ahead, backups, compression, util, wsp
-from whisperbackup.catalog import Backup, Metric, mark_md5, stamp_of
+from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp, stamp_of
 from whisperbackup.commands import nothing_to_back_up, open_driver
 from whisperbackup.commands.known_store import holds_nothing, open_for_backup, state_of
 from whisperbackup.commands.passes import tree_and_store
@@ -24,12 +26,14 @@ from whisperbackup.options import Options
 from whisperbackup.outcome import Outcome
 from whisperbackup.progress import Tally, tick, told, work_through
 from whisperbackup.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
-from whisperbackup.storage.base import Driver, StorageError, is_marked
+from whisperbackup.storage.base import Driver, Exists, StorageError, is_marked
 from whisperbackup.tree import Found
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.workers import Budget, Pool, Work, failure
 
 logger = logging.getLogger(__name__)
+
+STAMPS = 10  # tried for one backup, before what takes them is something else than another run
 
 
 class Job(NamedTuple):
@@ -216,7 +220,7 @@ def backup_metric(
     else:
         stamp, listed_md5 = ahead.later_stamp(job.metric, now) if job.metric else stamp_of(now), None
         payload = compress(reading.content)
-        backups.store(driver, key, stamp, options.algorithm, payload, sha1)
+        stamp = _store(driver, key, stamp, options.algorithm, payload, sha1)
         _log(options, "%s: %s, %d bytes of %s", job.name, "would be backed up" if options.noop else f"stored {stamp}",
              len(payload), options.algorithm)  # fmt: skip
         figures |= {"backed up": 1, "stored bytes": len(payload)}
@@ -225,6 +229,21 @@ def backup_metric(
     if is_settled(reading.status, reading.began) and not reading.is_torn:
         record = Record(job.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
     return _outcome(job, options, driver, figures, generations, record)
+
+
+def _store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
+    """Store a backup; its stamp, which is a later one where a run without our lock has taken the first."""
+    for _ in range(STAMPS):
+        try:
+            backups.store(driver, key, stamp, codec, payload, sha1)
+            return stamp
+        except Exists as error:
+            logger.info("%s; trying a later stamp", error)
+            time.sleep(random.uniform(0, 0.3))
+            stamp, conflict = next_stamp(util.utc_now(), stamp), error
+    raise StorageError(
+        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
+    )
 
 
 def _outcome(

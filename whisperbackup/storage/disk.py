@@ -19,16 +19,18 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from whisperbackup.storage.base import (
     AccessDenied,
     Driver,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
+    holds,
     keyword_arguments,
 )
 
@@ -39,6 +41,8 @@ CONTINUED = b"+"
 TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
 MARKER = ".whisper-backup-store"
 MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""What link() says on a file system that has no hard links."""
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -107,18 +111,43 @@ class Disk:
 
     def put(self, key: str, body: bytes) -> None:
         """Write a temporary file beside the place, fsync, rename, fsync the folder."""
-        self.put_all([(key, body)])
+        self._store([(key, body)], os.rename)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """The same, with one fsync of the folder for all that it gets.
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """The same with link() instead of rename(), and with one fsync of the folder for all that it gets.
 
-        File systems with a journal keep the order of the renames; on others a power failure may leave a later
-        object without an earlier one, which the catalog takes for debris.
+        File systems with a journal keep the order of the links; on others a power failure may leave a later
+        object without an earlier one, which the catalog takes for debris.  On a file system without hard links
+        the file is renamed, if nothing is in its place just before.
         """
+        is_sure = True
+
+        def enter(temporary: bytes, path: bytes) -> None:
+            nonlocal is_sure
+            try:
+                os.link(temporary, path)
+                os.unlink(temporary)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                is_sure = False
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+                os.rename(temporary, path)
+
+        self._store(objects, enter)
+        return is_sure
+
+    def _store(self, objects: Sequence[tuple[str, bytes]], enter: Callable[[bytes, bytes], None]) -> None:
         entered: dict[bytes, None] = {}  # folders with new entries, in order
         for key, body in objects:
             try:
-                self._write(self._path(key), body, entered)
+                self._write(self._path(key), body, entered, enter)
+            except FileExistsError:
+                if not holds(self, key, body):
+                    raise Exists(key) from None
             except OSError as error:
                 raise _storage_error(error, key) from error
         try:
@@ -127,10 +156,14 @@ class Disk:
         except OSError as error:
             raise _storage_error(error, objects[-1][0]) from error
 
-    def _write(self, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
+    def _write(
+        self, path: bytes, body: bytes, entered: dict[bytes, None], enter: Callable[[bytes, bytes], None]
+    ) -> None:
+        """Write `body` to a temporary file, which `enter` then gives its place."""
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, _temporary_name())
         fd = self._create(temporary, entered)
+        entered[folder] = None
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 view = memoryview(body)
@@ -139,11 +172,11 @@ class Disk:
                 os.fdatasync(file.fileno())
                 # Nobody will read it soon; carbon's files need the page cache more.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.rename(temporary, path)
+            enter(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
-        entered[folder] = None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Unlink the files, and the folders that they leave empty."""

@@ -33,12 +33,14 @@ from urllib3.exceptions import HTTPError
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
     silence,
 )
@@ -196,11 +198,25 @@ class GoogleCloudStorage:
             return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **PATIENCE))
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body, {})
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        for key, body in objects:
+            try:
+                self._put(key, body, {"if_generation_match": 0})
+            except StorageError as error:
+                if not isinstance(error.__cause__, api.PreconditionFailed):
+                    raise
+                if not holds(self, key, body):
+                    raise Exists(key) from None
+        return True
+
+    def _put(self, key: str, body: bytes, condition: dict[str, int]) -> None:
         blob = self._bucket.blob(key)
         if self._storage_class:
             blob.storage_class = self._storage_class
         with self._errors("write", key):
-            blob.upload_from_string(body, content_type="application/octet-stream", **PATIENCE)
+            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **PATIENCE)
             if not _is_stored(blob, key, body):
                 raise Unavailable(f"the service {NOT_GCS}")
 

@@ -11,10 +11,10 @@ from whisperbackup.storage.base import (
     StorageError,
     StoredObject,
     UsageError,
+    create_all,
     is_marked,
     list_range,
     mark,
-    put_all,
 )
 
 
@@ -47,10 +47,10 @@ class Guarded:
         with guard(self._name):
             self._driver.put(key, body)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """As the wrapped driver."""
         with guard(self._name):
-            put_all(self._driver, objects)
+            return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
         """As the wrapped driver."""

@@ -42,8 +42,9 @@ class ReadOnly:
     def put(self, key: str, body: bytes) -> None:
         """Nothing."""
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """Nothing."""
+        return True
 
     def delete(self, keys: Iterable[str]) -> None:
         """Nothing."""

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from botocore.handlers import add_expect_header
 from whisperbackup.storage import s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
@@ -32,7 +34,9 @@ from whisperbackup.storage.base import (
     Unranged,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
+    look_and_put,
     silence,
 )
 
@@ -47,6 +51,8 @@ ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
 MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
 """An ETag that is no MD5: of an object that a gateway has stored in parts."""
+UNKNOWN_CONDITION = ("NotImplemented", "InvalidArgument", "InvalidRequest")
+"""What services say to a put under a condition that they do not know."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
@@ -144,6 +150,9 @@ class S3:
         self._client = client
         self._bucket = bucket
         self._stored_as = stored_as
+        self._keeps_conditions: bool | None = None  # not known yet
+        self._learning = threading.Lock()
+        self._is_swift = False
 
     def create_if_absent(self, region: str) -> None:
         try:
@@ -196,8 +205,51 @@ class S3:
             attempt += 1
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body)
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        if self._keeps_conditions is None:
+            with self._learning:
+                if self._keeps_conditions is None:
+                    look_and_put(self, objects)
+                    self._keeps_conditions = self._refuses(*objects[-1])
+                    return False
+        if not self._keeps_conditions:
+            return look_and_put(self, objects)
+        for key, body in objects:
+            if not self._create(key, body) and not holds(self, key, body):
+                raise Exists(key)
+        return not self._is_swift
+
+    def _refuses(self, key: str, body: bytes) -> bool:
+        """Whether the service refuses to create what is there already; some take no notice, and do not say so."""
+        try:
+            return not self._create(key, body)
+        except Unavailable:
+            raise
+        except StorageError as error:
+            said = getattr(error.__cause__, "response", {})
+            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 501 or said.get("Error", {}).get("Code") in UNKNOWN_CONDITION:
+                return False
+            raise
+
+    def _create(self, key: str, body: bytes) -> bool:
+        """Whether the object was stored; if not, there is one already."""
+        try:
+            self._put(key, body, IfNoneMatch="*")
+        except StorageError as error:
+            said = getattr(error.__cause__, "response", {})
+            if said.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+                raise
+            return False
+        return True
+
+    def _put(self, key: str, body: bytes, **condition: str) -> None:
         with self._errors("write", key):
-            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as, **condition)
+        # Of two puts under a condition at the very same time Swift accepts both, through its S3 API as well.
+        self._is_swift = "x-trans-id" in answer["ResponseMetadata"]["HTTPHeaders"]
         self._check_etag(answer, key, body)
 
     def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
@@ -279,7 +331,7 @@ class S3:
             return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
         if "Quota" in code or status == 507:
             return StorageError(f"{what}: {self._endpoint} says {code}; {REMEDIES['QuotaExceeded'][1]}")
-        if status >= 500 or status == 429:
+        if status > 501 or status in (429, 500):
             return Unavailable(f"{what}: {self._endpoint} still says {code} {message} after {ATTEMPTS} attempts")
         return StorageError(f"{what}: {self._endpoint} says {code} {message}")
 

@@ -30,12 +30,14 @@ from swiftclient.authv1 import PasswordPlugin
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
     silence,
 )
@@ -244,10 +246,25 @@ class Swift:
         return cast(bytes, self._call("read", key, request))
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body, {})
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        for key, body in objects:
+            try:
+                self._put(key, body, {"If-None-Match": "*"})
+            except StorageError as error:
+                if getattr(error.__cause__, "http_status", None) != 412:
+                    raise
+                if not holds(self, key, body):
+                    raise Exists(key) from None
+        return False  # of two puts at the very same time a cluster accepts both, and keeps the later
+
+    def _put(self, key: str, body: bytes, condition: dict[str, str]) -> None:
         # As a file, because that is what swiftclient can rewind to try again; with its length, so that Swift refuses
         # a body that comes short.  TLS, and the SHA-1 that every backup carries, guard its content.
         def request(swift: TimedConnection) -> None:
-            etag = swift.put_object(self._bucket, key, io.BytesIO(body) if body else None, content_length=len(body))
+            content = io.BytesIO(body) if body else None
+            etag = swift.put_object(self._bucket, key, content, content_length=len(body), headers=condition)
             if etag != hashlib.md5(body, usedforsecurity=False).hexdigest():
                 raise NotSwift
 
