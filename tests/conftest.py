@@ -19,7 +19,7 @@ import pytest
 import servers
 import whisper
 
-from whisperbackup import defaults
+from whisperbackup.runtime import defaults
 
 EFFORT = float(os.environ.get("EFFORT", "1"))
 """How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""

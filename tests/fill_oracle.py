@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import whisper
 
-from whisperbackup.wsp import Archive, parse_header
+from whisperbackup.whisper.format import Archive, parse_header
 
 Points = dict[int, float]
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_purge import age
 
-from whisperbackup.ahead import misdated
-from whisperbackup.catalog import Backup, Payload, stamp_of
+from whisperbackup.repository.catalog import Backup, Payload
+from whisperbackup.repository.future_stamps import misdated
+from whisperbackup.repository.stamps import stamp_of
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import MARKER, Program, unprivileged
 
-from whisperbackup import defaults
 from whisperbackup.options import make_parser, parse, parse_date
+from whisperbackup.runtime import defaults
 from whisperbackup.util import Keep
 
 

@@ -16,13 +16,13 @@ from test_hostile_store import sha1, whisper_file
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup import backups
-from whisperbackup.catalog import Catalog
 from whisperbackup.commands import backup
-from whisperbackup.compression import Expansion, compressor
-from whisperbackup.selection import select
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Catalog
+from whisperbackup.repository.compression import Expansion, compressor
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver, Exists
+from whisperbackup.tree.selection import select
 
 ATOMIC = ("disk", "gcs")
 """Where one of two puts at the very same time is refused.  Elsewhere one run's backup may win; it is whole even so."""

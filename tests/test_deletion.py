@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import Program, children, install_driver, wait_for
 
-from whisperbackup.deletion import KEYS_AT_ONCE, Deleter, PendingDelete
+from whisperbackup.repository.deleter import KEYS_AT_ONCE, Deleter, PendingDelete
 
 METRICS = 800  # gone from the tree; each has a mark, a payload and a tombstone, so that 1,000 keys end amid a metric
 STAMP, GONE_SINCE = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
 
 DRIVER = """
 import io, os, threading, time
-from whisperbackup import workers
+from whisperbackup.runtime import pool
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import StorageError
 
@@ -42,7 +42,7 @@ class Driver(disk.Disk):
         super().delete(keys[half:])
 
 def open(bucket, create, arguments):
-    workers.GRACE = 1.0
+    pool.GRACE = 1.0
     return Driver(os.fsencode(bucket))
 """
 

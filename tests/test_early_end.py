@@ -7,7 +7,8 @@ from conftest import Program, add_point, install_driver
 
 DRIVER = """
 import os, time
-from whisperbackup import progress, state
+from whisperbackup.commands import pipeline
+from whisperbackup.repository import state
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Unavailable
 
@@ -24,7 +25,7 @@ class Driver(disk.Disk):
         super().put_all(objects)
 
 def open(bucket, create, arguments):
-    progress.SILENCE = 0.7
+    pipeline.SILENCE = 0.7
     state.SETTLED = 0
     disk.open(bucket, create, arguments)
     return Driver(os.fsencode(bucket))

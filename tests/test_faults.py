@@ -24,8 +24,9 @@ import whisper
 from conftest import MARKER, Program, add_point, children, contents, install_driver, unprivileged, wait_for
 from servers import TroubleProxy
 
-from whisperbackup import state, wsp
-from whisperbackup.selection import select
+from whisperbackup.repository import state
+from whisperbackup.tree.selection import select
+from whisperbackup.whisper import format
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +180,7 @@ def test_a_long_list_into_head_is_silent(program: Program, option: str) -> None:
     for number in range(400):
         folder = program.store / f"{'long.' * 40}m{number}"  # all together more than a pipe holds
         folder.mkdir(parents=True)
-        for end in ("sha1", "wsp.gz"):
+        for end in ("sha1", "reader.gz"):
             (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
     words = words_of(program, "list", f"{option} | head -1; echo ${{PIPESTATUS[0]}}")
     ran = subprocess.run(words, capture_output=True, text=True)
@@ -220,7 +221,7 @@ def open(bucket, create, arguments):
 
 MISBEHAVING = """
 import os, signal, sys, time
-from whisperbackup import workers
+from whisperbackup.runtime import pool
 from whisperbackup.storage import disk
 
 class Textless(Exception):
@@ -260,7 +261,7 @@ class Driver(disk.Disk):
 
 def open(bucket, create, arguments):
     if os.environ["HOW"] in ("hang", "stop"):
-        workers.HANG_LIMIT = 2.0  # an hour for everybody else
+        pool.HANG_LIMIT = 2.0  # an hour for everybody else
     disk.open(bucket, create, arguments)
     if os.environ["WHERE"] == "open":
         misbehave(os.environ["HOW"])
@@ -414,7 +415,7 @@ def test_healing_a_sparse_file_on_a_full_disk_leaves_it_valid_and_is_completed_l
     said = program("restore", "disk", "-p", small_disk, status=3)
     assert re.search("ERROR: a: .*No space left on device", said)
     assert not program.stamp.exists()
-    wsp.check(live.read_bytes())
+    format.check(live.read_bytes())
     assert whisper.fetch(str(live), now - 86400, now)[1][-1] == 7.0
     filler.unlink()
     assert "1 healed" in program("restore", "disk", "-p", small_disk)
@@ -601,7 +602,7 @@ def test_closed_streams_break_nothing_and_no_file_of_ours_takes_their_place(prog
     assert b"DEBUG" not in b"".join([*program.objects().values(), program.lock.read_bytes()])
     assert "5 good" in program("verify")
     assert len(program.lock.read_text().splitlines()) == 1
-    wsp.check((program.prefix / "a/m1.wsp").read_bytes())
+    format.check((program.prefix / "a/m1.wsp").read_bytes())
 
 
 def test_no_file_of_ours_is_the_standard_error_of_a_run_that_has_none(

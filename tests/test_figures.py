@@ -16,7 +16,7 @@ import whisper
 from conftest import Program, wait_for
 from test_carbon import Carbon
 
-from whisperbackup.carbon import Receiver, node_name, parse_receiver
+from whisperbackup.report.carbon import Receiver, node_name, parse_receiver
 
 NODE = node_name(socket.gethostname())
 

@@ -15,9 +15,9 @@ from conftest import budget
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from whisperbackup import fill
-from whisperbackup.fill import Healing, heal
-from whisperbackup.wsp import CorruptFile, parse_header
+from whisperbackup.whisper import healing
+from whisperbackup.whisper.format import CorruptFile, parse_header
+from whisperbackup.whisper.healing import Healing, heal
 
 EXAMPLES = budget(4000)
 NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
@@ -187,7 +187,7 @@ def check_pair(live: bytes, backup: bytes, now: int, interruptions: int = 6) -> 
     healed = apply(live, healing)
     check_against_oracle(live, backup, now, healing, healed)
     assert heal(healed, backup, now) == ([], 0)
-    states = interrupted(live, healing, fill.PAGE)
+    states = interrupted(live, healing, healing.PAGE)
     for state in random.Random(len(states)).sample(states, min(interruptions, len(states))):
         assert apply(state, heal(state, backup, now)) == healed
 
@@ -233,7 +233,7 @@ def check_fetch(healed: bytes, level: fill_oracle.Level, now: int) -> None:
 @given(seed=st.integers(0, 2**64 - 1))
 def test_generated_pairs_heal_as_the_oracle_says_and_survive_interruption(page: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill, "PAGE", page)
+        patch.setattr(healing, "PAGE", page)
         pair = Pair(seed)
         check_pair(pair.live, pair.backup, pair.now)
 

@@ -27,10 +27,10 @@ from conftest import Program, contents
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup import cwhisper
-from whisperbackup.catalog import stamp_of
-from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
+from whisperbackup.repository.compression import CODECS, CorruptPayload, Expansion, compressor
+from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.whisper import cwhisper
 
 pytestmark = pytest.mark.slow
 

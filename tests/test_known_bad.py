@@ -15,9 +15,9 @@ from conftest import Program
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup import defaults
-from whisperbackup.known_bad import KnownBad
 from whisperbackup.options import parse
+from whisperbackup.repository.known_bad import KnownBad
+from whisperbackup.runtime import defaults
 
 METRICS = ("a", "b", "c")
 

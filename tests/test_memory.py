@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from test_windows import Shelf
 
-from whisperbackup.catalog import Catalog
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.merge import join
+from whisperbackup.commands.pipeline import tree_and_store
 from whisperbackup.options import parse
-from whisperbackup.selection import select
-from whisperbackup.state import Record, State
+from whisperbackup.repository.catalog import Catalog
+from whisperbackup.repository.join import join
+from whisperbackup.repository.state import Record, State
 from whisperbackup.storage.base import StoredObject, Unranged
-from whisperbackup.tree import Found, Unseen
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import Found, Unseen
 
 
 class Counting(Shelf):

@@ -19,12 +19,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from whisperbackup import backups, main, util
-from whisperbackup.ahead import horizon, misdated
-from whisperbackup.catalog import Catalog, Metric, stamp_of
-from whisperbackup.selection import select
+from whisperbackup import main
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Catalog, Metric
+from whisperbackup.repository.future_stamps import horizon, misdated
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
 from whisperbackup.storage import disk
-from whisperbackup.workers import Budget
+from whisperbackup.tree.selection import select
 
 KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
@@ -292,7 +295,7 @@ class Store(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(util, "utc_now", lambda: Clock.now)
+    monkeypatch.setattr(clock, "utc_now", lambda: Clock.now)
     monkeypatch.setattr(disk, "_temporary_name", lambda: _temporary(Clock.now))
     monkeypatch.setattr(disk.Disk, "_write", Kill.killing_write)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import Program, children, wait_for
 
-from whisperbackup import wsp
-from whisperbackup.neighbour import Neighbour, absent_pages, give_back
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.throttle import Neighbour
 
 pytestmark = pytest.mark.alone
 
@@ -52,8 +53,8 @@ def touch_pages(path: Path) -> None:
             os.pread(file.fileno(), 1, page * mmap.PAGESIZE)
 
 
-def read(path: Path, neighbour: Neighbour | None = None) -> wsp.Reading:
-    return wsp.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
+def read(path: Path, neighbour: Neighbour | None = None) -> reader.Reading:
+    return reader.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
 
 
 def test_a_cold_file_is_cold_again_after_its_reading(path: Path) -> None:
@@ -139,7 +140,7 @@ def test_bwlimit_holds_for_all_processes_together(program: Program) -> None:
 def whole_file(size: int) -> bytes:
     """A whisper file of about `size` bytes, without points."""
     points = (size - 28) // 12
-    head = wsp.METADATA.pack(1, points, 0.5, 1) + wsp.ARCHIVE_INFO.pack(28, 1, points)
+    head = format.METADATA.pack(1, points, 0.5, 1) + format.ARCHIVE_INFO.pack(28, 1, points)
     return head + bytes(12 * points)
 
 
@@ -206,16 +207,16 @@ def test_a_file_that_shrinks_while_it_is_looked_at_is_being_created(
         path.write_bytes(whole[:rest])
         return absent_pages(fd, size)
 
-    monkeypatch.setattr(wsp, "absent_pages", shrink_then_look)
-    with pytest.raises(wsp.TooNew):
+    monkeypatch.setattr(reader, "absent_pages", shrink_then_look)
+    with pytest.raises(reader.TooNew):
         read(path)
 
     def shrink_once(fd: int, size: int) -> list[tuple[int, int]]:
-        monkeypatch.setattr(wsp, "absent_pages", absent_pages)
+        monkeypatch.setattr(reader, "absent_pages", absent_pages)
         path.write_bytes(whole[:rest])
         threading.Timer(0.1, path.write_bytes, [whole]).start()
         return absent_pages(fd, size)
 
     path.write_bytes(whole)
-    monkeypatch.setattr(wsp, "absent_pages", shrink_once)
+    monkeypatch.setattr(reader, "absent_pages", shrink_once)
     assert read(path).content == whole

@@ -15,9 +15,9 @@ import pytest
 from conftest import Program, contents
 from hypothesis import given, strategies
 
-from whisperbackup import cwhisper
-from whisperbackup.backups import sha1_of
-from whisperbackup.compression import CODECS, Expansion, compressor
+from whisperbackup.repository.backups import sha1_of
+from whisperbackup.repository.compression import CODECS, Expansion, compressor
+from whisperbackup.whisper import cwhisper
 
 STAMP = "2026-11-22T02:12:25+00:00"
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import MARKER, Program, add_point, contents, install_driver, unprivileged
 
-from whisperbackup.catalog import Backup, Metric, Payload, stamp_of
 from whisperbackup.commands.purge import Plan, plan
+from whisperbackup.repository.catalog import Backup, Metric, Payload
+from whisperbackup.repository.stamps import stamp_of
 
 NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
 
@@ -333,8 +334,8 @@ def test_young_debris_of_a_metric_that_is_due_is_left_to_the_run_that_may_be_at_
 
 def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:
     """A listing that lags behind: the driver lists no mark, but has it."""
-    from whisperbackup.catalog import Debris
     from whisperbackup.commands.purge import Sweep, work_on
+    from whisperbackup.repository.catalog import Debris
     from whisperbackup.storage import disk
 
     driver = disk.open(str(backed_up.store), False, [])

@@ -19,7 +19,8 @@ import whisper
 from conftest import Program, budget, contents, wait_for
 from test_carbon import Carbon
 
-from whisperbackup import cwhisper, place, wsp
+from whisperbackup.tree import restore_file
+from whisperbackup.whisper import cwhisper, format
 
 LIVE_SECONDS = max(5, budget(12))
 KILLS = budget(20)
@@ -28,13 +29,13 @@ KILLS = budget(20)
 def points(path: Path, archive: int = 0) -> dict[int, float]:
     """What a file holds in one archive, by timestamp, as it stands in the ring."""
     content = path.read_bytes()
-    offset, _, count = wsp.parse_header(content).archives[archive]
+    offset, _, count = format.parse_header(content).archives[archive]
     records = struct.iter_unpack(">Ld", content[offset : offset + 12 * count])
     return {stamp: value for stamp, value in records if stamp}
 
 
-def placer(prefix: Path) -> place.Placer:
-    return place.Placer(os.fsencode(prefix), overwrite=False, noop=False, max_file_size=1 << 30)
+def placer(prefix: Path) -> restore_file.Placer:
+    return restore_file.Placer(os.fsencode(prefix), overwrite=False, noop=False, max_file_size=1 << 30)
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_a_file_replaced_while_it_is_healed_is_healed_in_its_new_place(
     healed: tuple[Program, Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, path, full = healed
-    heal, calls = place.heal, []
+    heal, calls = restore_file.heal, []
 
     def resized(live: bytes, backup: bytes, now: int):  # type: ignore[no-untyped-def]
         calls.append(now)
@@ -215,7 +216,7 @@ def test_a_file_replaced_while_it_is_healed_is_healed_in_its_new_place(
             path.with_name("new").rename(path)
         return heal(live, backup, now)
 
-    monkeypatch.setattr(place, "heal", resized)
+    monkeypatch.setattr(restore_file, "heal", resized)
     placed = placer(program.prefix).place(b"servers/web1/cpu.wsp", full)
     assert (placed.how, len(calls)) == ("healed", 2)
     assert len(points(path, 1)) >= 48
@@ -317,7 +318,7 @@ def test_a_file_that_changes_unlocked_just_before_writing_is_worked_out_anew(
 ) -> None:
     """carbon writes, without a lock, the very points that we were about to fill."""
     program, path, full = healed
-    heal, calls = place.heal, []
+    heal, calls = restore_file.heal, []
 
     def interfered(live: bytes, backup: bytes, now: int):  # type: ignore[no-untyped-def]
         calls.append(now)
@@ -326,7 +327,7 @@ def test_a_file_that_changes_unlocked_just_before_writing_is_worked_out_anew(
             whisper.update(str(path), 777.0, now - 20)
         return healing
 
-    monkeypatch.setattr(place, "heal", interfered)
+    monkeypatch.setattr(restore_file, "heal", interfered)
     placed = placer(program.prefix).place(b"servers/web1/cpu.wsp", full)
     assert placed.how == "healed"
     assert len(calls) == 2
@@ -356,7 +357,7 @@ def test_a_file_being_created_is_not_taken_for_a_leftover(tmp_path: Path) -> Non
     def tidy() -> None:
         folder = os.open(tmp_path, os.O_RDONLY)
         while not stop.is_set():
-            place.remove_leftovers(folder)
+            restore_file.remove_leftovers(folder)
         os.close(folder)
 
     tidying = [threading.Thread(target=tidy) for _ in range(3)]
@@ -445,7 +446,7 @@ def test_killed_at_any_moment_every_file_is_whole_and_running_again_completes(pr
             path.unlink()  # to be created
             continue
         content = bytearray(path.read_bytes())
-        for offset, _, count in wsp.parse_header(content).archives:
+        for offset, _, count in format.parse_header(content).archives:
             for slot in range(1, count):
                 if chance.random() < 0.3:
                     content[offset + 12 * slot : offset + 12 * slot + 12] = bytes(12)
@@ -468,7 +469,7 @@ def test_killed_at_any_moment_every_file_is_whole_and_running_again_completes(pr
         run.communicate()
         wait_for(lambda: not _writers(target), 5)
         for path in target.glob("*.wsp"):
-            wsp.check(path.read_bytes())
+            format.check(path.read_bytes())
             assert held.get(path.name, {}).items() <= points(path).items()
         program("restore", "disk", "-p", target)
         assert contents(target) == contents(whole)  # and no temporary file is left

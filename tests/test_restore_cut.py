@@ -17,7 +17,7 @@ from conftest import Program, wait_for
 from test_carbon import Carbon
 from test_restore import placer, points
 
-from whisperbackup import wsp
+from whisperbackup.whisper import format
 
 SCHEMA = [(1, 3600), (60, 1440)]
 HEADER = 16 + 2 * 12
@@ -98,7 +98,7 @@ def test_a_cut_file_that_carbon_keeps_writing_to_is_extended_and_healed(
         assert "WARNING: a: the file was cut off" in said
         wait_for(lambda: len(written()) > 2)
     after = points(path)
-    wsp.check(path.read_bytes())
+    format.check(path.read_bytes())
     assert path.stat().st_ino == inode
     assert not list(path.parent.glob("*broken*"))
     assert held.items() <= after.items()
@@ -117,7 +117,7 @@ def test_a_cut_at_any_place_leaves_no_half_record(backed_up: tuple[Program, Path
     assert "the file was cut off" in would
     assert "the file was cut off" in program("restore")
     assert [_without_base_marks(points(path, archive)) for archive in (0, 1)] == whole
-    wsp.check(path.read_bytes())
+    format.check(path.read_bytes())
 
 
 def _without_base_marks(found: dict[int, float]) -> dict[int, float]:
@@ -219,7 +219,7 @@ def test_a_file_that_carbon_without_locks_is_creating_is_waited_for(
 
 
 def _points_of(content: bytes) -> dict[int, float]:
-    offset, _, count = wsp.parse_header(content).archives[0]
+    offset, _, count = format.parse_header(content).archives[0]
     return {when: value for when, value in struct.iter_unpack(">Ld", content[offset : offset + 12 * count]) if when}
 
 
@@ -251,7 +251,7 @@ def test_cut_files_under_a_real_carbon_are_repaired_in_one_restore(
         carbon.stop()
     assert "20 healed" in said, said
     for path in paths:
-        wsp.check(path.read_bytes())
+        format.check(path.read_bytes())
         assert {300.0, 200.0, 100.0} <= set(points(path).values())
 
 

@@ -14,7 +14,8 @@ import pytest
 import whisper
 from conftest import Program, children, contents, wait_for
 
-from whisperbackup.workers import Budget, Outcome, Pool, WorkerLost
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.pool import Outcome, Pool, WorkerLost
 
 pytestmark = pytest.mark.slow
 

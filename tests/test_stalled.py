@@ -17,7 +17,8 @@ from conftest import Program, children, install_driver, wait_for
 
 STALLED = """
 import multiprocessing, os, signal, time
-from whisperbackup import signals, workers
+from whisperbackup.runtime import signals
+from whisperbackup.runtime import pool
 from whisperbackup.storage import disk
 
 class Driver(disk.Disk):
@@ -30,7 +31,7 @@ class Driver(disk.Disk):
 def open(bucket, create, arguments):
     how = os.environ["HOW"]
     signals.HARD_LIMIT = float(os.environ["LIMIT"])
-    workers.GRACE = 0.5
+    pool.GRACE = 0.5
     in_worker = multiprocessing.parent_process() is not None
     if how == "unkillable" and not in_worker:
         # No test can make a process that SIGKILL does not end; to a run, one that it never reaches looks the same.

@@ -18,10 +18,11 @@ from conftest import MARKER, Program, add_point, install_driver, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup import defaults, state
-from whisperbackup.catalog import Backup, Payload, mark_md5
-from whisperbackup.selection import select
-from whisperbackup.state import Record, State, fingerprint, is_settled
+from whisperbackup.repository import state
+from whisperbackup.repository.catalog import Backup, Payload, mark_md5
+from whisperbackup.repository.state import Record, State, fingerprint, is_settled
+from whisperbackup.runtime import defaults
+from whisperbackup.tree.selection import select
 
 METRICS = ("a.one", "a.two", "b.one", "b.two")
 
@@ -360,7 +361,7 @@ import os, time
 import whisperbackup.state
 from whisperbackup.storage import disk
 
-whisperbackup.state.SAVE_INTERVAL = float(os.environ["SAVE_INTERVAL"])
+whisperbackup.repository.state.SAVE_INTERVAL = float(os.environ["SAVE_INTERVAL"])
 
 class Slow(disk.Disk):
     def put_all(self, objects):

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, carbon, compression, storage
-from whisperbackup.catalog import stamp_of
-from whisperbackup.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
-from whisperbackup.selection import BadGlob, Selection, select
+from whisperbackup import __version__, storage
+from whisperbackup.report import carbon
+from whisperbackup.repository import compression
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
+from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
 USAGE = """whisper-backup [options] backup|restore|purge|list|verify

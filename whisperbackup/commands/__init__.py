@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 
-from whisperbackup import storage, storage_paths, tree
-from whisperbackup.catalog import Catalog
+from whisperbackup import storage
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
+from whisperbackup.repository import storage_paths
+from whisperbackup.repository.catalog import Catalog
 from whisperbackup.storage.base import Driver, is_marked
-from whisperbackup.util import CannotRun
+from whisperbackup.tree import names
 
 
 def open_driver(options: Options, create: bool = False) -> Driver:
@@ -64,7 +66,7 @@ def _first_object(driver: Driver) -> str:
 def nothing_to_back_up(options: Options) -> CannotRun:
     """That neither tree nor store has a metric that is meant, and why, as far as a look can tell."""
     for name in options.selection.exact:
-        folder = os.path.join(options.prefix, tree.metric_path(name).removesuffix(tree.SUFFIX))
+        folder = os.path.join(options.prefix, names.metric_path(name).removesuffix(names.SUFFIX))
         if os.path.isdir(folder):
             return CannotRun(f"there is no metric '{name}', but '{os.fsdecode(folder)}' is a folder: {_all(name)}")
     return CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")

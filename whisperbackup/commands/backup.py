@@ -12,24 +12,29 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import ahead, backups, compression, util, wsp
-from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp, stamp_of
 from whisperbackup.commands import nothing_to_back_up, open_driver
 from whisperbackup.commands.known_store import holds_nothing, open_for_backup, state_of
-from whisperbackup.commands.passes import tree_and_store
+from whisperbackup.commands.pipeline import tree_and_store, work_through
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, log_return, work_on
-from whisperbackup.deletion import Deleter, Deletion, PendingDelete
-from whisperbackup.known_bad import KnownBad
-from whisperbackup.merge import Pair
-from whisperbackup.neighbour import Neighbour
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, tick, told, work_through
-from whisperbackup.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.report.progress import tick, told
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository import backups, compression, future_stamps
+from whisperbackup.repository.catalog import Backup, Metric, mark_md5
+from whisperbackup.repository.deleter import Deleter, Deletion, PendingDelete
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.known_bad import KnownBad
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Pool, Work, failure
 from whisperbackup.storage.base import Driver, Exists, StorageError, is_marked
-from whisperbackup.tree import Found
+from whisperbackup.tree.walk import Found
 from whisperbackup.util import Generation, Keep, retain
-from whisperbackup.workers import Budget, Pool, Work, failure
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.throttle import Neighbour
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +109,7 @@ def _noting_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str,
 
 def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
     """A job for each file that is there, but for those that are known to be in the store as they are."""
-    now = util.utc_now()
+    now = clock.utc_now()
     for local, metric in pairs:
         if not isinstance(local, Found):
             continue
@@ -114,7 +119,7 @@ def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Kee
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, keep) and not ahead.misdated(metric.backups, now):
+        if known and metric and _is_done(metric, known, keep) and not future_stamps.misdated(metric.backups, now):
             tally.figures["examined"] += 1
             tally.figures["unchanged"] += 1
             tick(tally)
@@ -187,9 +192,9 @@ def backup_metric(
         log_return(job.name, options.noop)
         driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
         figures["came back"] = 1
-    if job.metric and (misdated := ahead.misdated(job.metric.backups, util.utc_now())):
+    if job.metric and (misdated := future_stamps.misdated(job.metric.backups, clock.utc_now())):
         is_too_large = functools.partial(operator.lt, options.max_file_size)
-        metric = ahead.stamp_anew(driver, key, job.metric, util.utc_now(), is_too_large)
+        metric = future_stamps.stamp_anew(driver, key, job.metric, clock.utc_now(), is_too_large)
         if metric is not job.metric:
             figures["stamped anew"] = misdated
             job = job._replace(metric=metric)
@@ -198,17 +203,17 @@ def backup_metric(
         figures["unchanged"] = 1
         return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
     try:
-        reading = wsp.read(job.path, options.max_file_size, neighbour)
+        reading = reader.read(job.path, options.max_file_size, neighbour)
     except FileNotFoundError:
         return Outcome(job.name, figures | {"vanished": 1})
-    except wsp.TooNew as error:
+    except reader.TooNew as error:
         if existing:  # a file that was whole once and is short now is cut off, however young its last write
             return Outcome(job.name, figures, (f"not a whisper file, not backed up: {error}",))
         logger.warning("%s: too new: %s", job.name, error)
         return Outcome(job.name, figures | {"too new": 1})
-    except wsp.CorruptFile as error:
+    except format.CorruptFile as error:
         return Outcome(job.name, figures, (f"not a whisper file, not backed up: {error}",))
-    now = util.utc_now()
+    now = clock.utc_now()
     figures["read bytes"] = len(reading.content)
     if reading.is_torn:
         figures["changing while read"] = 1
@@ -218,7 +223,7 @@ def backup_metric(
         figures["unchanged"] = 1
         stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
     else:
-        stamp, listed_md5 = ahead.later_stamp(job.metric, now) if job.metric else stamp_of(now), None
+        stamp, listed_md5 = future_stamps.later_stamp(job.metric, now) if job.metric else stamp_of(now), None
         payload = compress(reading.content)
         stamp = _store(driver, key, stamp, options.algorithm, payload, sha1)
         _log(options, "%s: %s, %d bytes of %s", job.name, "would be backed up" if options.noop else f"stored {stamp}",
@@ -240,7 +245,7 @@ def _store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha
         except Exists as error:
             logger.info("%s; trying a later stamp", error)
             time.sleep(random.uniform(0, 0.3))
-            stamp, conflict = next_stamp(util.utc_now(), stamp), error
+            stamp, conflict = next_stamp(clock.utc_now(), stamp), error
     raise StorageError(
         f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 
 from whisperbackup.commands import open_driver
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.state import EMPTY, MARKED, State
+from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.storage.base import Driver, NotFound, Unavailable, is_marked, mark
-from whisperbackup.util import CannotRun
 
 logger = logging.getLogger(__name__)
 

@@ -17,22 +17,26 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from whisperbackup import tree, util
-from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
+from whisperbackup import errors
 from whisperbackup.commands import open_driver
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, state_of
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.compression import CODECS
-from whisperbackup.deletion import Deleter, Deletion, PendingDelete, carry_out
-from whisperbackup.merge import Pair
+from whisperbackup.commands.pipeline import tree_and_store, work_through
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.selection import select
+from whisperbackup.report.progress import told
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository.catalog import Debris, Metric
+from whisperbackup.repository.compression import CODECS
+from whisperbackup.repository.deleter import Deleter, Deletion, PendingDelete, carry_out
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Pool, Work
 from whisperbackup.storage.base import Driver, NotFound
-from whisperbackup.tree import Found, Unseen
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Pool, Work
+from whisperbackup.tree import names, walk
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import Found, Unseen
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ class Purge:
     def __init__(self, options: Options, tally: Tally) -> None:
         self._options = options
         self._tally = tally
-        self._now = util.utc_now()
+        self._now = clock.utc_now()
         self._saw_any = False
         # Of metrics with a backup, so that what is left of interrupted runs is no evidence either way; and of
         # those alone that the store holds, since metrics of another tree say nothing about these.
@@ -240,12 +244,12 @@ class Purge:
             if os.path.samestat(os.stat(self._options.prefix), self._root):
                 return True
             self._tally.fail("purge", "nothing was purged, since the prefix became another folder meanwhile")
-        except (tree.NoTree, OSError) as error:
+        except (errors.NoTree, OSError) as error:
             self._tally.fail("purge", f"nothing was purged: {error}")
         return False
 
     def _is_back(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name)))
+        return os.path.lexists(os.path.join(self._options.prefix, names.metric_path(name)))
 
 
 @contextlib.contextmanager
@@ -292,9 +296,9 @@ def _has_other_half(job: Sweep, driver: Driver) -> bool:
 
 def check_tree(prefix: bytes) -> None:
     """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
-    tree.check_prefix(prefix)
-    if not any(isinstance(item, Found) for item in tree.walk(prefix, select(["*"]))):
-        raise tree.NoTree(
+    walk.check_prefix(prefix)
+    if not any(isinstance(item, Found) for item in walk.walk(prefix, select(["*"]))):
+        raise errors.NoTree(
             f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?"
         )
 

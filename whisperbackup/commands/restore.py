@@ -7,18 +7,21 @@ import logging
 import os
 from typing import NamedTuple
 
-from whisperbackup import backups, tree, util
-from whisperbackup.catalog import Backup, newest_at
+from whisperbackup import util
 from whisperbackup.commands import open_driver
-from whisperbackup.commands.passes import work_on_backups
-from whisperbackup.figures import IN_A_DRY_RUN
+from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.place import CannotPlace, Differs, Placed, Placer
-from whisperbackup.progress import Tally
+from whisperbackup.report.counters import IN_A_DRY_RUN
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Backup, newest_at
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Work, failure
 from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.tree import names, walk
+from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed, Placer
 from whisperbackup.util import Generation
-from whisperbackup.workers import Budget, Work, failure
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Job(NamedTuple):
 
 def run(options: Options, tally: Tally) -> int:
     """Restore every metric that is meant; the exit status."""
-    tree.check_prefix(options.prefix)
+    walk.check_prefix(options.prefix)
     return work_on_backups(options, tally, prepare, lambda metric, candidates: [Job(metric.name, candidates)])
 
 
@@ -53,7 +56,7 @@ def prepare(options: Options) -> Work:
             return restore_metric(job, options, driver, budget, placer)
         except OSError as error:
             error.filename = os.path.join(
-                options.prefix, tree.metric_path(job.name)
+                options.prefix, names.metric_path(job.name)
             )  # whole, not as seen from a folder
             return failure(job.name, error, examined=1)
         except StorageError as error:
@@ -71,7 +74,7 @@ def restore_metric(job: Job, options: Options, driver: Driver, budget: Budget, p
     there is now takes its place.  Raises OSError, StorageError.
     """
     key = f"{options.storage_path}{job.name}/"
-    path = tree.metric_path(job.name)
+    path = names.metric_path(job.name)
     errors: list[str] = []
     newer: list[Generation] = []  # what a candidate must dwarf; those that turned out to be bad are not among them
     used: list[str] = []

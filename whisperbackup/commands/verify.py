@@ -7,17 +7,19 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, util
-from whisperbackup.catalog import Backup, Metric, newest_at
 from whisperbackup.commands import open_driver, verify_tree
-from whisperbackup.commands.passes import work_on_backups
-from whisperbackup.known_bad import MAX_LINES, KnownBad
+from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally
-from whisperbackup.selection import is_in_share
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Backup, Metric, newest_at
+from whisperbackup.repository.known_bad import MAX_LINES, KnownBad
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Work, failure
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.workers import Budget, Work, failure
+from whisperbackup.tree.selection import is_in_share
 
 COPIES = 2  # of a file that are in memory while it is checked
 
@@ -64,7 +66,7 @@ def noting_bad(options: Options) -> Iterator[Callable[[Outcome], None]]:
 
 def _todays(shares: int, tally: Tally) -> Callable[[str], bool]:
     """Whether a metric is in today's share; counts it if not."""
-    day = util.utc_now().toordinal()
+    day = clock.utc_now().toordinal()
 
     def is_todays(name: str) -> bool:
         is_meant = is_in_share(name, shares, day)

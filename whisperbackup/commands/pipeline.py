@@ -1,22 +1,67 @@
-"""One pass over the store, or over tree and store, and the pool that does what it finds."""
+"""The way through the store, or through tree and store, and the pool that does the jobs found there."""
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from whisperbackup import tree
-from whisperbackup.catalog import Backup, Catalog, Metric, look_up, newest_at
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.signals import Stopped
+from whisperbackup.storage.base import Unavailable
+
+if TYPE_CHECKING:  # what only lists need not load it
+    from whisperbackup.runtime.pool import Pool
+import functools
+
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
-from whisperbackup.merge import Pair, join
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.state import State
+from whisperbackup.report.progress import tick, told
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository.catalog import Backup, Catalog, Metric, look_up, newest_at
+from whisperbackup.repository.join import Pair, join
+from whisperbackup.repository.state import State
+from whisperbackup.runtime.pool import Pool, Work
 from whisperbackup.storage.base import Driver
-from whisperbackup.workers import Pool, Work
+from whisperbackup.tree import walk
+
+logger = logging.getLogger(__name__)
+
+
+PATIENCE = 20  # failures of the store in a row, each after the driver's own retries, that end a run
+SILENCE = 50.0  # seconds that such failures last, two or more of them and nothing else, after which they do
+
+
+def work_through(pool: Pool, jobs: Iterable[Any], tally: Tally, take: Callable[[Outcome], None] | None = None) -> None:
+    """Have `pool` do `jobs`; adds every outcome to `tally`, then hands it to `take`.
+
+    When a stop signal comes, what is in flight is waited for and counted before the signal goes on its way.
+    Raises Unavailable when the store does nothing but fail.  How long it has done so is measured from when the first
+    failed job began to when the last one ended, or from a later success: while the parent passes over what is
+    unchanged, nothing is asked of the store, so that nothing can succeed.
+    """
+    in_a_row, failing_since, succeeded = 0, 0.0, 0.0
+    try:
+        for outcome in pool.run(jobs):
+            tally.add(outcome)
+            if take is not None:
+                take(outcome)
+            tick(tally)
+            if not outcome.store_failed:
+                in_a_row, succeeded = 0, max(succeeded, outcome.ended)
+                continue
+            in_a_row += 1
+            if in_a_row == 1:
+                failing_since = max(succeeded, outcome.began)
+            if in_a_row == PATIENCE or (in_a_row > 1 and outcome.ended - failing_since > SILENCE):
+                raise Unavailable(f"the store failed {in_a_row} times in a row, so this run ends here; start it again")
+    except Stopped:
+        for outcome in pool.drain():
+            tally.add(outcome)
+            if take is not None:
+                take(outcome)
+        raise
+
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +70,9 @@ MANY_LINES = 20  # of metrics that fail for one and the same reason; half a mill
 
 def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
     """The catalog, and its join with the tree, for one pass over both; `state` knows where to cut a long listing."""
-    walk = tree.walk(options.prefix, options.selection, tree.Sidecars())
+    local = walk.walk(options.prefix, options.selection, walk.Sidecars())
     catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
-    return catalog, join(walk, catalog)
+    return catalog, join(local, catalog)
 
 
 def restorable(

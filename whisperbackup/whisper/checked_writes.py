@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from whisperbackup.fill import Write
-from whisperbackup.wsp import POINT_SIZE, Archive
+from whisperbackup.whisper.format import POINT_SIZE, Archive
+from whisperbackup.whisper.healing import Write
 
 BATCH_WRITES, BATCH_BYTES = 32, 16384  # some 50 microseconds of writing
 

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from whisperbackup import compression, wsp
-from whisperbackup.catalog import Backup, Metric, look_up, mark_md5
+from whisperbackup.repository import compression
+from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5
+from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
 from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
 from whisperbackup.util import Generation
-from whisperbackup.workers import BYTES_IN_FLIGHT, Budget
+from whisperbackup.whisper import format
 
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ def load(
                 with budget.take(size):
                     payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
                     expansion = compression.Expansion(codec, payload)
-                    limit = wsp.declared_size(expansion.beginning, max_size)
+                    limit = format.declared_size(expansion.beginning, max_size)
                     if limit is None or limit > BYTES_IN_FLIGHT:
                         # A bomb may declare anything, and some compressed whisper files declare nothing.
                         limit = proven_size(codec, payload, limit or max_size, sha1)
@@ -170,7 +171,7 @@ def load(
                 is_damaged = True
                 gone += 1
                 reasons.append(f"its {codec} payload is gone")
-            except (compression.CorruptPayload, wsp.CorruptFile) as error:
+            except (compression.CorruptPayload, format.CorruptFile) as error:
                 is_damaged = True
                 reasons.append(f"its {codec} payload is damaged: {error}")
     raise (GoneBackup if gone == len(backup.payloads) else BadBackup)("; ".join(reasons), is_damaged)
@@ -200,11 +201,11 @@ def proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
         digest.update(piece)
         size += len(piece)
     if digest.hexdigest() != sha1:
-        raise wsp.CorruptFile(NOT_ITS_SHA1)
+        raise format.CorruptFile(NOT_ITS_SHA1)
     return size
 
 
 def _check(content: bytes, sha1: str) -> None:
     if sha1_of(content) != sha1:
-        raise wsp.CorruptFile(NOT_ITS_SHA1)
-    wsp.check(content)
+        raise format.CorruptFile(NOT_ITS_SHA1)
+    format.check(content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import mmap
 import os
 import threading
 import time
@@ -102,44 +101,3 @@ def _set_io_priority(priority: int) -> None:
     """The I/O priority of the calling thread; where that is unknown, nothing."""
     if IOPRIO_SET is not None:
         LIBC.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, priority)
-
-
-def absent_pages(fd: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a file that are not in the page cache, as (offset, length) in bytes, whole pages.
-
-    The kernel says so only of files that this user might write to; of others it calls every page present.
-    """
-    pages = -(-size // mmap.PAGESIZE)
-    if not pages:
-        return []
-    residency = (ctypes.c_ubyte * pages)()
-    try:
-        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
-    except ValueError:
-        return []  # it shrank meanwhile: carbon creates it anew, and whoever reads it will see
-    with mapping as mapped:
-        start = ctypes.c_char.from_buffer(mapped)
-        try:
-            if LIBC.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), residency):
-                return []
-        finally:
-            del start  # or the mapping could not be closed
-    present = bytes(residency).translate(_LOWEST_BIT)
-    absent = []
-    begin = present.find(b"\0")
-    while begin >= 0:
-        end = present.find(b"\1", begin)
-        end = end if end >= 0 else pages
-        absent.append((begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE))
-        begin = present.find(b"\0", end)
-    return absent
-
-
-_LOWEST_BIT = bytes(byte & 1 for byte in range(256))  # the others are reserved
-
-
-def give_back(fd: int, parts: list[tuple[int, int]]) -> None:
-    """Let go of pages that nobody but us has asked for, or reading a tree would push out those that carbon needs."""
-    for offset, length in parts:
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

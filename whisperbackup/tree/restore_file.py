@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from whisperbackup import cwhisper, wsp
-from whisperbackup.checked_writes import write_at, write_checked
-from whisperbackup.fill import Healing, Write, heal
-from whisperbackup.tree import HIDDEN_SIDECAR, SIDECAR
+from whisperbackup.tree.walk import HIDDEN_SIDECAR, SIDECAR
+from whisperbackup.whisper import cwhisper, format, reader
+from whisperbackup.whisper.checked_writes import write_at, write_checked
+from whisperbackup.whisper.healing import Healing, Write, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
@@ -407,7 +407,7 @@ class Plan(NamedTuple):
     healing: Healing | None = None
     broken: str = ""
     may_be_new: bool = False
-    header: wsp.Header | None = None
+    header: format.Header | None = None
     is_same: bool = False  # a compressed file that equals the backup
 
 
@@ -423,7 +423,7 @@ def _heal(
     live = _read_whole(fd)
     plan = _work_out(live, content, max_size, planned)
     points, warning = 0, ""
-    wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
+    reader.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
         if not _is_still(fd, folder, name):
             raise _Vanished
@@ -435,7 +435,7 @@ def _heal(
         if plan.may_be_new and _is_settling(fd):
             fcntl.flock(fd, fcntl.LOCK_UN)
             time.sleep(0.5)
-            wsp.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
+            reader.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
             continue
         if plan.broken:
             return _move_aside(folder, name, plan.broken, noop)
@@ -470,15 +470,15 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
     """What to do about a live file; `planned` are the writes that a dry run left out before."""
     try:
         if cwhisper.is_compressed(live):
-            wsp.check(live)
+            format.check(live)
             return Plan(is_same=live == content)
-        header = wsp.parse_header(live)
+        header = format.parse_header(live)
         size = header.file_size
         if len(live) < size:
-            wsp.declared_size(live, max_size)
-    except wsp.CorruptFile as error:
+            format.declared_size(live, max_size)
+    except format.CorruptFile as error:
         # go-carbon locks no file by default: a compressed one may be read in the middle of a write to its header.
-        may_be_new = isinstance(error, wsp.ShortFile) or cwhisper.is_compressed(live)
+        may_be_new = isinstance(error, format.ShortFile) or cwhisper.is_compressed(live)
         return Plan(broken=str(error), may_be_new=may_be_new)
     if cwhisper.is_compressed(content):
         return Plan()
@@ -498,19 +498,19 @@ def _written(live: bytes, writes: tuple[Write, ...]) -> bytes:
     return bytes(content)
 
 
-def _extended(live: bytes, header: wsp.Header) -> bytes:
+def _extended(live: bytes, header: format.Header) -> bytes:
     """`live` with zeros up to its declared size; half a record at the cut is none, or it would become a point."""
     if len(live) >= header.file_size:
         return live
     return live[: _last_whole(live, header)].ljust(header.file_size, b"\0")
 
 
-def _last_whole(live: bytes, header: wsp.Header) -> int:
+def _last_whole(live: bytes, header: format.Header) -> int:
     """Where the last whole record of a file that was cut off ends."""
-    return len(live) - (len(live) - header.archives[0].offset) % wsp.POINT_SIZE
+    return len(live) - (len(live) - header.archives[0].offset) % format.POINT_SIZE
 
 
-def _extend(fd: int, live: bytes, header: wsp.Header) -> bytes:
+def _extend(fd: int, live: bytes, header: format.Header) -> bytes:
     """Give a file that was cut off its declared size; its content then.  On a full disk its size stays as it is."""
     extended = _extended(live, header)
     cut = _last_whole(live, header)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup.catalog import Metric
-from whisperbackup.tree import Found, Unseen
+from whisperbackup.repository.catalog import Metric
+from whisperbackup.tree.walk import Found, Unseen
 
 
 class Pair(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperbackup.wsp import POINT_SIZE, Archive, CorruptFile, Header, check, parse_header
+from whisperbackup.whisper.format import POINT_SIZE, Archive, CorruptFile, Header, check, parse_header
 
 __all__ = ["CorruptFile", "Healing", "heal"]
 

@@ -27,7 +27,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from whisperbackup import signals
+from whisperbackup.runtime import signals
 
 logger = logging.getLogger(__name__)
 

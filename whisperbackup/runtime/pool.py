@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from whisperbackup import signals
-from whisperbackup.outcome import Outcome
+from whisperbackup.errors import CannotRun
+from whisperbackup.runtime import signals
+from whisperbackup.runtime.outcome import Outcome
 from whisperbackup.storage.base import AccessDenied, NotFound, Unavailable
-from whisperbackup.util import CannotRun
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batc
 HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
 GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
 END_LIMIT = 1.0  # seconds that workers get to end by themselves, and again after they were killed
-BYTES_IN_FLIGHT = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 REMEDIES = {
     errno.EACCES: "; run as root, or as the user whom the tree belongs to",
@@ -52,28 +51,6 @@ class WorkerLost(CannotRun):
 
 
 Work = Callable[[Any], Outcome]
-
-
-class Budget:
-    """Bytes in flight in one process, bounded; one file alone may exceed the bound."""
-
-    def __init__(self, limit: int = BYTES_IN_FLIGHT) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._freed = threading.Condition()
-
-    @contextlib.contextmanager
-    def take(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes of the budget, waiting until they are free."""
-        with self._freed:
-            self._freed.wait_for(lambda: self._taken == 0 or self._taken + size <= self._limit)
-            self._taken += size
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._taken -= size
-                self._freed.notify_all()
 
 
 class _Worker(NamedTuple):

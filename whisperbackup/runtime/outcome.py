@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # what only lists need not load them
-    from whisperbackup.deletion import PendingDelete
-    from whisperbackup.state import Record
+    from whisperbackup.repository.deleter import PendingDelete
+    from whisperbackup.repository.state import Record
 
 
 class Outcome(NamedTuple):

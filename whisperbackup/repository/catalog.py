@@ -15,15 +15,16 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from whisperbackup import util
-from whisperbackup.compression import CODECS
-from whisperbackup.selection import Selection
+from whisperbackup.repository.compression import CODECS
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver, StorageError
 from whisperbackup.storage.windows import list_in_windows
-from whisperbackup.tree import ForeignName, is_canonical, metric_path
+from whisperbackup.tree.names import ForeignName, is_canonical, metric_path
+from whisperbackup.tree.selection import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -104,26 +105,6 @@ def mark_md5(sha1: str) -> str:
     return hashlib.md5(sha1.encode(), usedforsecurity=False).hexdigest()
 
 
-def stamp_of(moment: datetime) -> str:
-    """The stamp of an aware datetime."""
-    moment = moment.astimezone(UTC)
-    return f"{moment.year:04}" + moment.strftime("-%m-%dT%H:%M:%S+00:00")  # %Y does not pad
-
-
-def next_stamp(now: datetime, last: str) -> str:
-    """A stamp for `now` that is later than `last` (empty: none), whatever the clock did.
-
-    Raises ValueError at the end of time.
-    """
-    stamp = stamp_of(now)
-    if stamp > last:
-        return stamp
-    try:
-        return stamp_of(datetime.fromisoformat(last) + timedelta(seconds=1))
-    except OverflowError:
-        raise ValueError(f"the store holds an object stamped {last}, and no later stamp can be made") from None
-
-
 class Suffix(NamedTuple):
     """What follows the metric in a key; `kind` is `sha1`, `missing`, `wsp.gz` …, or a temporary file's whole name."""
 
@@ -193,7 +174,7 @@ class Catalog:
         self.selection = selection
         self.foreign = 0
         self.rooted = 0
-        self._latest = stamp_of(util.utc_now() + timedelta(days=1))
+        self._latest = stamp_of(clock.utc_now() + timedelta(days=1))
         self._ahead, self._example = 0, ""  # backups with a stamp ahead of the clock
         self._is_foreign = False  # the name at hand
 

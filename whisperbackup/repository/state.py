@@ -27,10 +27,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
-from whisperbackup import compression, defaults
-from whisperbackup.catalog import Backup, mark_md5
-from whisperbackup.selection import Selection
-from whisperbackup.tree import is_canonical
+from whisperbackup.repository import compression
+from whisperbackup.repository.catalog import Backup, mark_md5
+from whisperbackup.runtime import defaults
+from whisperbackup.tree.names import is_canonical
+from whisperbackup.tree.selection import Selection
 
 logger = logging.getLogger(__name__)
 

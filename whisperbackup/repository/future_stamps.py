@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from whisperbackup import backups
-from whisperbackup.backups import BadBackup
-from whisperbackup.catalog import Backup, Metric, next_stamp, stamp_of
-from whisperbackup.compression import CorruptPayload
+from whisperbackup.repository import backups
+from whisperbackup.repository.backups import BadBackup
+from whisperbackup.repository.catalog import Backup, Metric
+from whisperbackup.repository.compression import CorruptPayload
+from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.storage.base import Driver, Exists, NotFound, create_all
-from whisperbackup.wsp import CorruptFile
+from whisperbackup.whisper.format import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # clocks and time zones are off by less than that
 LEAP = timedelta(days=10)

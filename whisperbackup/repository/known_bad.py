@@ -16,9 +16,9 @@ import logging
 import os
 import tempfile
 
-from whisperbackup import defaults
 from whisperbackup.options import Options
-from whisperbackup.util import open_plainly
+from whisperbackup.runtime import defaults
+from whisperbackup.runtime.files import open_plainly
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import collections
 import itertools
 from typing import NamedTuple
 
-from whisperbackup.catalog import storage_path_of
+from whisperbackup.repository.catalog import storage_path_of
 from whisperbackup.storage.base import Driver, Unranged, list_range
 
 MAX_PATHS = 50

@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 
-from whisperbackup.util import open_plainly
+from whisperbackup.runtime.files import open_plainly
 
 SIZE = 10 * 1024 * 1024  # bytes before it is rotated
 COUNT = 5
