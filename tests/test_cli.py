@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import MARKER, Program, unprivileged
 
-from whisperbackup.options import make_parser, parse, parse_date
+from whisperbackup.options import COMMANDS, make_parser, parse, parse_date
 from whisperbackup.runtime import defaults
 from whisperbackup.util import Keep
 
@@ -151,6 +151,35 @@ def test_help_fits_a_terminal_and_every_option_is_in_a_group(monkeypatch: pytest
     assert not parser.option_list
     assert max(len(line) for line in parser.format_help().splitlines()) < 80
     assert not [option for group in parser.option_groups for option in group.option_list if not option.help]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_after_a_command_shows_its_options_and_no_others(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        parse(["-q", command, "disk", "--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"[options] {command} " in shown
+    assert max(len(line) for line in shown.splitlines()) < 80
+    assert ("--overwrite" in shown) == (command == "restore")
+    assert ("--retention" in shown) == (command == "backup")
+    assert ("--purge-anyway" in shown) == (command in ("backup", "purge"))
+    assert ("--lockfile" in shown) == (command in ("backup", "restore", "purge"))
+    assert "--bucket" in shown
+
+
+def test_options_of_the_older_tool_are_accepted_with_every_command() -> None:
+    for command in COMMANDS:
+        parse(
+            [
+                command,
+                "disk",
+                *["-r", "3", "-x", "9", "-a", "gz", "-f", "2", "-p", "/x", "-m", "a", "--splay", "1", "-n", "-q"],
+            ]
+        )
 
 
 def test_version_is_printed() -> None:

@@ -81,7 +81,7 @@ def test_options_that_would_be_misunderstood_are_refused(program: Program) -> No
         ["purge", "disk", "--debris"],
         ["backup", "disk", "--overwrite"],
     ):
-        assert f"means nothing to {words[0]}" in program(*words, status=2)
+        assert f"is not an option of {words[0]}" in program(*words, status=2)
 
 
 def test_a_date_for_backup_is_a_warning(program: Program) -> None:

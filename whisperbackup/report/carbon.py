@@ -29,13 +29,15 @@ def parse_receiver(text: str) -> Receiver:
     match = _RECEIVER.fullmatch(text)
     port = int(match[3] or PORT) if match else 0
     if match is None or not 1 <= port <= 65535:
-        raise ValueError(text)
+        raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")
     return Receiver(match[1] or match[2], port)
 
 
-def is_prefix(text: str) -> bool:
-    """Whether `text` can begin a metric's name."""
-    return _PREFIX.fullmatch(text) is not None
+def parse_prefix(text: str) -> str:
+    """`text`, if a metric's name can begin with it.  Raises ValueError."""
+    if not _PREFIX.fullmatch(text):
+        raise ValueError("letters, digits, '_' and '-', in parts joined by dots")
+    return text
 
 
 def node_name(hostname: str) -> str:
