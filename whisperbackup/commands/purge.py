@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from whisperbackup import tree, util
 from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands import check_storage_path, open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.compression import CODECS
 from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
@@ -311,6 +311,8 @@ def run(options: Options, tally: Tally) -> int:
             work_through(pool, _returned(purge.watch(pairs), options, surplus, tally), tally)
             purge.carry_out(pool, surplus)
             catalog.report_foreign()
+        if not tally.figures["examined"] and not tally.failed:
+            check_storage_path(options, driver)
     return tally.finish()
 
 

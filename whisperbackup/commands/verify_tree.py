@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from whisperbackup import backups, util, wsp
 from whisperbackup.catalog import Backup, mark_md5
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands import check_storage_path, open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import check_tree
 from whisperbackup.merge import Pair
@@ -60,6 +60,8 @@ def run(options: Options, tally: Tally, is_meant: Callable[[str], bool]) -> int:
                 pool, _comparable(pairs, is_meant, now, tally), tally, lambda outcome: _name_change(outcome, tally)
             )
             catalog.report_foreign()
+        if not any(tally.figures[name] for name in ("examined", "gone", "unseen", "vanished", "left to other days")):
+            check_storage_path(options, driver)
     if not any(tally.figures.values()) and not tally.failed:
         raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
     return tally.finish()
