@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from whisperbackup import __version__, compression, options, storage
+from whisperbackup import __version__, options, storage
+from whisperbackup.repository import compression
 
 FOLDER = Path(__file__).parent
 COMPLETION, PAGE = FOLDER / "whisper-backup.bash", FOLDER / "whisper-backup.1"

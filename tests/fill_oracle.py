@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import whisper
 
-from whisperbackup.wsp import Archive, parse_header
+from whisperbackup.whisper.format import Archive, parse_header
 
 Points = dict[int, float]
 
@@ -88,7 +88,7 @@ class Oracle:
     def __init__(self, live: bytes, backup: bytes, now: int) -> None:
         self.live, self.now = live, now
         self.header, other = parse_header(live), parse_header(backup)
-        self.method = whisper.aggregationTypeToMethod.get(self.header.aggregation, "average")
+        self.method = whisper.aggregationTypeToMethod.get(self.header.aggregation, "unknown")
         self.differs = [(a.step, a.points) for a in self.header.archives] != [
             (a.step, a.points) for a in other.archives
         ]
@@ -148,8 +148,11 @@ class Oracle:
         return None if math.isnan(value) else value
 
     def combine(self, values: list[float], total: int) -> float:
-        if self.method == "avg_zero":
-            return sum(values) / total
+        if self.method == "unknown":
+            return math.nan
+        if self.method == "avg_zero":  # or go-whisper's "first", with the same number: a value only where both agree
+            value = sum(values) / total
+            return value if math.isclose(value, values[0]) else math.nan
         return float(whisper.aggregate(self.method, values))
 
     def fill(self, level: Level) -> None:
@@ -246,6 +249,8 @@ class Oracle:
     def is_explained(
         self, stored: float, value: float, below: list[int], changed: list[int], finer: Level, total: int
     ) -> bool:
+        if self.method == "avg_zero":
+            return False
         state = {u: finer.held[u] for u in below if u in finer.held}
         before = self.combine([state[u] for u in sorted(state)], total) if state else math.nan
         if self.method == "max":

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import Catalog, Debris, Disordered, Metric, newest_at, next_stamp
-from whisperbackup.merge import Pair, join
-from whisperbackup.selection import select
+from whisperbackup.repository.catalog import Catalog, Debris, Disordered, Metric, newest_at
+from whisperbackup.repository.join import Pair, join
+from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
-from whisperbackup.tree import Found, Unseen
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import Found, Unseen
 
 A, B, C = (f"2026-11-2{day}T00:00:00+00:00" for day in (1, 2, 3))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import random
 import struct
 from pathlib import Path
@@ -12,14 +11,15 @@ from pathlib import Path
 import fill_oracle
 import pytest
 import whisper
+from conftest import budget
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from whisperbackup import fill
-from whisperbackup.fill import Healing, heal
-from whisperbackup.wsp import CorruptFile, parse_header
+from whisperbackup.whisper import healing
+from whisperbackup.whisper.format import CorruptFile, parse_header
+from whisperbackup.whisper.healing import Healing, heal
 
-EXAMPLES = int(os.environ.get("FILL_EXAMPLES", "4000"))
+EXAMPLES = budget(4000)
 NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
 
 Schema = list[tuple[int, int]]
@@ -187,7 +187,7 @@ def check_pair(live: bytes, backup: bytes, now: int, interruptions: int = 6) -> 
     healed = apply(live, healing)
     check_against_oracle(live, backup, now, healing, healed)
     assert heal(healed, backup, now) == ([], 0)
-    states = interrupted(live, healing, fill.PAGE)
+    states = interrupted(live, healing, healing.PAGE)
     for state in random.Random(len(states)).sample(states, min(interruptions, len(states))):
         assert apply(state, heal(state, backup, now)) == healed
 
@@ -233,7 +233,7 @@ def check_fetch(healed: bytes, level: fill_oracle.Level, now: int) -> None:
 @given(seed=st.integers(0, 2**64 - 1))
 def test_generated_pairs_heal_as_the_oracle_says_and_survive_interruption(page: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill, "PAGE", page)
+        patch.setattr(healing, "PAGE", page)
         pair = Pair(seed)
         check_pair(pair.live, pair.backup, pair.now)
 
@@ -373,7 +373,7 @@ def test_a_nan_of_the_backup_fills_nothing(tmp_path: Path) -> None:
     assert heal(live, whisper_file(tmp_path, {MINUTE - 60: math.nan}), NOW) == ([], 0)
 
 
-METHODS = [whisper.aggregationTypeToMethod[number] for number in range(1, 9)]
+METHODS = [whisper.aggregationTypeToMethod[number] for number in range(1, 9) if number != 6]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -389,6 +389,58 @@ def test_an_outage_within_a_slot_gives_the_aggregate_of_both_halves(tmp_path: Pa
     for step, _ in schema:
         found, wanted = read(healed, step), read(whole, step)
         assert {t: pytest.approx(v, rel=1e-12) for t, v in wanted.items()} == found
+
+
+def one_slot(fine: dict[int, float], coarse: float | None, method: int) -> bytes:
+    """A file with minutes, and of the slot of ten minutes at HOUR the value `coarse` (None: empty)."""
+    minutes = [(HOUR + 60 * k, fine[k]) if k in fine else (0, 0.0) for k in range(20)]
+    # A point an hour ago is the ring's base, so the slot in question is another than slot 0.
+    rest = [(0, 0.0)] * 5 + [(HOUR, coarse) if coarse is not None else (0, 0.0)]
+    return make_file([(60, 20), (600, 10)], [minutes, [(HOUR - 3600, 1.0), *rest, *[(0, 0.0)] * 3]], method, 0)
+
+
+RISING = {k: 100.0 + k for k in range(10)}  # first: 100, avg_zero: 104.5
+
+
+@pytest.mark.parametrize(("live", "backup", "expected"), [
+    (100.0, None, 100.0),  # as it is, as go-whisper's `first` made it
+    (104.5, None, 104.5),  # … or as whisper's avg_zero did
+    (None, 100.0, 100.0),  # the backup's value
+    (42.0, 100.0, 42.0),
+    (None, None, None),
+])  # fmt: skip
+def test_what_may_be_first_or_avg_zero_is_not_aggregated_anew(
+    live: float | None, backup: float | None, expected: float | None
+) -> None:
+    """Both have the number 6, go-whisper's and whisper's."""
+    gap = {k: v for k, v in RISING.items() if k not in (3, 4)}
+    healed = healed_file(one_slot(gap, live, 6), one_slot(RISING, backup, 6), HOUR + 900)
+    assert read(healed, 60, HOUR + 900) == {HOUR + 60 * k: v for k, v in RISING.items()}
+    assert read(healed, 600, HOUR + 900).get(HOUR) == expected
+
+
+def test_where_first_and_avg_zero_come_to_the_same_it_is_aggregated_anew() -> None:
+    level = dict.fromkeys(range(10), 7.0)
+    live = one_slot({k: v for k, v in level.items() if k > 5}, 2.8, 6)
+    healed = healed_file(live, one_slot(level, None, 6), HOUR + 900)
+    assert read(healed, 600, HOUR + 900)[HOUR] == 7.0
+
+
+def test_what_may_be_first_or_avg_zero_is_not_aggregated_from_another_layout() -> None:
+    minutes = [(HOUR + 60 * k, v) for k, v in RISING.items()]
+    backup = make_file([(60, 20)], [minutes + [(0, 0.0)] * 10], 6, 0)
+    live = make_file([(600, 10)], [[(HOUR - 600, 1.0)] + [(0, 0.0)] * 9], 6, 0)
+    assert read(healed_file(live, backup, HOUR + 900), 600, HOUR + 900) == {HOUR - 600: 1.0}
+
+
+@pytest.mark.parametrize("method", [0, 9, 1699996800, 2**32 - 1])
+def test_a_file_of_an_unknown_aggregation_gets_the_backups_points_and_nothing_is_aggregated(method: int) -> None:
+    gap = {k: v for k, v in RISING.items() if k not in (3, 4)}
+    healed = healed_file(one_slot(gap, 5.0, method), one_slot(RISING, 100.0, method), HOUR + 900)
+    assert slots_of(healed)[0][:10] == [(HOUR + 60 * k, v) for k, v in RISING.items()]
+    assert slots_of(healed)[1][6] == (HOUR, 5.0)
+    healed = healed_file(one_slot(gap, None, method), one_slot(RISING, 100.0, method), HOUR + 900)
+    assert slots_of(healed)[1][6] == (HOUR, 100.0)
 
 
 def test_a_slow_metric_gets_both_halves_though_its_slots_are_never_complete(tmp_path: Path) -> None:

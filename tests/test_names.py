@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import parse_suffix
-from whisperbackup.selection import select
-from whisperbackup.tree import ForeignName, Found, Unseen, encode, is_canonical, metric_name, metric_path, walk
+from whisperbackup.repository.catalog import parse_suffix
+from whisperbackup.tree.names import ForeignName, encode, is_canonical, metric_name, metric_path
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import Found, Unseen, walk
 
 ALL = select(["*"])
 ordinary = st.sampled_from(

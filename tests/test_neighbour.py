@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import Program, children, wait_for
 
-from whisperbackup import wsp
-from whisperbackup.neighbour import Neighbour, absent_pages, give_back
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.throttle import Neighbour
+
+pytestmark = pytest.mark.alone
 
 SIZE = 28 + 12 * 20476  # of a whisper file that fills 60 pages, the last one not quite
 WHOLE = [(0, 60 * mmap.PAGESIZE)]
@@ -50,8 +53,8 @@ def touch_pages(path: Path) -> None:
             os.pread(file.fileno(), 1, page * mmap.PAGESIZE)
 
 
-def read(path: Path, neighbour: Neighbour | None = None) -> wsp.Reading:
-    return wsp.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
+def read(path: Path, neighbour: Neighbour | None = None) -> reader.Reading:
+    return reader.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
 
 
 def test_a_cold_file_is_cold_again_after_its_reading(path: Path) -> None:
@@ -137,7 +140,7 @@ def test_bwlimit_holds_for_all_processes_together(program: Program) -> None:
 def whole_file(size: int) -> bytes:
     """A whisper file of about `size` bytes, without points."""
     points = (size - 28) // 12
-    head = wsp.METADATA.pack(1, points, 0.5, 1) + wsp.ARCHIVE_INFO.pack(28, 1, points)
+    head = format.METADATA.pack(1, points, 0.5, 1) + format.ARCHIVE_INFO.pack(28, 1, points)
     return head + bytes(12 * points)
 
 
@@ -189,3 +192,31 @@ def test_who_may_not_raise_a_priority_again_does_not_lower_it(program: Program) 
     run = subprocess.Popen(["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice", "--", *words])
     wait_for(lambda: any(priorities(child) == {(0, "idle")} for child in children(run.pid)))
     assert run.wait(60) == 0
+
+
+@pytest.mark.parametrize("rest", [0, 10, 100])
+def test_a_file_that_shrinks_while_it_is_looked_at_is_being_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: int
+) -> None:
+    """whisper.create opens an existing file for writing, which empties it, at the very moment of our look."""
+    path = tmp_path / "a.wsp"
+    whole = whole_file(SIZE)
+    path.write_bytes(whole)
+
+    def shrink_then_look(fd: int, size: int) -> list[tuple[int, int]]:
+        path.write_bytes(whole[:rest])
+        return absent_pages(fd, size)
+
+    monkeypatch.setattr(reader, "absent_pages", shrink_then_look)
+    with pytest.raises(reader.TooNew):
+        read(path)
+
+    def shrink_once(fd: int, size: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(reader, "absent_pages", absent_pages)
+        path.write_bytes(whole[:rest])
+        threading.Timer(0.1, path.write_bytes, [whole]).start()
+        return absent_pages(fd, size)
+
+    path.write_bytes(whole)
+    monkeypatch.setattr(reader, "absent_pages", shrink_once)
+    assert read(path).content == whole

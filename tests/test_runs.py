@@ -14,7 +14,10 @@ import pytest
 import whisper
 from conftest import Program, children, contents, wait_for
 
-from whisperbackup.workers import Budget, Outcome, Pool, WorkerLost
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.pool import Outcome, Pool, WorkerLost
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -134,6 +137,28 @@ def test_ctrl_c_in_a_terminals_process_group_is_one_stop(big: Program) -> None:
     _, said = run.communicate(timeout=12)
     assert run.returncode == 130
     assert "was killed" not in said
+
+
+@pytest.mark.parametrize(
+    ("before", "number"),
+    [(["nohup"], signal.SIGHUP), (["sh", "-c", 'trap "" INT; exec "$@"', "sh"], signal.SIGINT)],
+    ids=["nohup", "in the background of a script"],
+)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    big: Program, before: list[str], number: signal.Signals
+) -> None:
+    with big.lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        run = big.start_words([*before, *big.words("backup", "disk", "-f", "2")], start_new_session=True)
+        wait_for(big.log.exists)
+        os.killpg(run.pid, number)
+        time.sleep(0.3)
+        assert run.poll() is None  # waits for the lock
+    wait_for(lambda: begun(big))
+    os.killpg(run.pid, number)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 0, said
+    assert "150 backed up" in said
 
 
 def test_concurrent_restores_without_a_lock_make_one_whole_tree(big: Program) -> None:

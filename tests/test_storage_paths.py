@@ -14,10 +14,10 @@ from servers import TroubleProxy
 from test_storage import open_store, put_all
 from test_stores import connect
 
-from whisperbackup import storage_paths
+from whisperbackup.repository import storage_paths
+from whisperbackup.repository.storage_paths import StoragePaths, find
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
-from whisperbackup.storage_paths import StoragePaths, find
 
 STAMP = "2026-11-24T02:12:00+00:00"
 COMMANDS = [("list",), ("list", "--json"), ("list", "--debris"), ("restore",), ("verify",), ("verify", "--all")]

@@ -64,7 +64,9 @@ def stored(program: Program, store: Store) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.soak) if kind == "swift-v3" else kind for kind in KINDS]
+)
 def test_the_whole_life_of_a_tree(small_tree: Program, kind: str) -> None:
     program, store = small_tree, servers.store(kind)
     run = connect(program, store)
@@ -136,13 +138,16 @@ def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy],
     proxy.requests.clear()
     assert f"{changed} backed up" in run("backup", "-r", "1")
     requests = proxy.requests
-    assert requests["PUT"] + requests["POST"] <= 2 * changed, requests
+    trials = 4  # whether an S3 service knows conditions is tried once by each worker
+    assert requests["PUT"] + requests["POST"] <= 2 * changed + trials, requests
     assert requests["GET"] <= changed + 1  # Swift is asked once what it can delete at a time
     assert requests["DELETE"] == 0
     assert requests["BULKDELETE"] <= 2
     assert requests["EXPECT"] == 0
 
 
+@pytest.mark.servers
+@pytest.mark.soak
 def test_ten_thousand_purged_objects_take_ten_requests(program: Program) -> None:
     program.write("stays")
     bucket = program.home / "server/buckets/planted"
@@ -175,6 +180,8 @@ def test_faults_are_survived(program: Program, proxied: tuple[Store, TroubleProx
     assert proxy.troubles > 20
 
 
+@pytest.mark.servers
+@pytest.mark.soak
 def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path) -> None:
     """All three at once, since each takes a minute to give up."""
     runs = []

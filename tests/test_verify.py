@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisperbackup.commands.verify_tree import NEW, birth_time, is_new
-from whisperbackup.selection import is_in_share
+from whisperbackup.tree.selection import is_in_share
 
 METRICS = ("a.one", "a.two", "b.one", "b.two")
 

@@ -9,17 +9,23 @@ import logging
 import os
 import sys
 
-from whisperbackup import __version__, carbon, options, signals, util
-from whisperbackup.figures import key_of
+from whisperbackup import __version__, errors, options, storage, util
+from whisperbackup.errors import NoTree
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally
+from whisperbackup.report import carbon
+from whisperbackup.report.counters import key_of
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock, files, logs, signals
 from whisperbackup.storage.base import StorageError, UsageError
-from whisperbackup.tree import NoTree
 
 logger = logging.getLogger(__name__)
 
 WRITING = ("backup", "restore", "purge")
-"""The commands that take the lock, write the default log and touch the stamp."""
+"""The commands that take the lock and touch the stamp."""
+
+LOGGED = (*WRITING, "verify")
+"""The commands that write the default log: what fails is to be found there on the next day, too."""
 
 NO_STORE = "noop"
 """The driver that keeps nothing: no run with it is a success that anybody should rely on."""
@@ -32,12 +38,12 @@ def run() -> None:
 
 def main(words: list[str]) -> int:
     """Do what the command line says; the exit status (0 done, 1 could not run, 2 usage, 3 failures, 128+N signal)."""
-    util.occupy_standard_streams()
+    files.occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)
     signals.install()
-    tally = Tally(_name(settings), settings.json) if settings.command != "list" else None
+    tally = Tally(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
     try:
         status, error = _attempt(settings, tally)
         signals.disregard()
@@ -57,7 +63,7 @@ def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
     """The exit status, and why the run could not go on to its end if it could not."""
     try:
         return _run(settings, tally), None
-    except (util.CannotRun, StorageError, NoTree) as error:
+    except (errors.CannotRun, StorageError, NoTree) as error:
         status, reason = 1, str(error)
     except UsageError as error:
         status, reason = 2, f"{error}; see whisper-backup --help"
@@ -81,30 +87,47 @@ def _tell_programs(settings: Options, tally: Tally, status: int, error: str | No
     if settings.carbon and not settings.noop:
         path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{name}"
         is_success = status == 0 and settings.driver != NO_STORE
-        text = carbon.lines(path, figures, status, is_success, int(util.utc_now().timestamp()))
+        text = carbon.lines(path, figures, status, is_success, int(clock.utc_now().timestamp()))
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
+
+
+def _about(settings: Options) -> str:
+    """What the run works on, so that the logs of two nodes are told apart."""
+    reads_tree = settings.command in WRITING or settings.compares_tree
+    endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
+    parts = [
+        _name(settings),
+        os.fsdecode(settings.prefix) if reads_tree else "",
+        f"{settings.driver} '{settings.bucket}'",
+        f"storage path '{settings.storage_path}'" if settings.storage_path else "",
+        f"at {endpoint}" if endpoint else "",
+        f"{settings.processes} processes",
+        "nothing will be changed" if settings.noop else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _run(settings: Options, tally: Tally | None) -> int:
     writes = settings.command in WRITING
-    logfile = settings.logfile if writes or not settings.logfile_is_default else None
-    util.configure_logging(
-        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop
-    )
-    if writes:
-        logger.info(
-            "whisper-backup %s: %s, %s, %s '%s', %d processes%s",
-            __version__, settings.command, os.fsdecode(settings.prefix), settings.driver, settings.bucket,
-            settings.processes, ", nothing will be changed" if settings.noop else "",
-        )  # fmt: skip
+    is_logged = settings.command in LOGGED
+    logfile = settings.logfile if is_logged or not settings.logfile_is_default else None
+    logs.configure_logging(
+        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop,
+        # Anybody may verify; to a user who has no right to the log stderr is enough.
+        needs_logfile=writes,
+    )  # fmt: skip
+    if is_logged:
+        logger.info("whisper-backup %s: %s", __version__, _about(settings))
     if settings.date and settings.command == "backup":
         logger.warning("-c means nothing to backup, which stores the files as they are now")
     elif settings.date:
         logger.info("as of %s", settings.date)
+        if settings.date > stamp_of(clock.utc_now()):
+            logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:
         if writes:
-            util.splay(settings.splay)
+            clock.splay(settings.splay)
             if settings.lockfile:
                 held.enter_context(util.run_lock(settings.lockfile, settings.lock_timeout))
         status: int

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, carbon, compression, storage
-from whisperbackup.catalog import stamp_of
-from whisperbackup.selection import BadGlob, Selection, select
+from whisperbackup import __version__, storage
+from whisperbackup.report import carbon
+from whisperbackup.repository import compression
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
+from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
 USAGE = """whisper-backup [options] backup|restore|purge|list|verify
@@ -47,9 +50,6 @@ STATUS = {
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
-LOGFILE = "/var/log/whisperbackup.py.log"
-LOCKFILE = "/var/lock/whisperbackup.py"
-STAMPFILE = "/var/tmp/whisperbackup.py.success"
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
 MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1e6  # MB/s
@@ -95,6 +95,7 @@ class Options:
     lock_timeout: float  # seconds
     splay: float  # seconds
     stampfile: str | None
+    new_store: bool
     statefile: str | None  # empty: the default one; None: none
     bandwidth: float | None  # bytes a second, for all processes together
     nice: bool
@@ -199,6 +200,9 @@ def make_parser() -> optparse.OptionParser:
         text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
     keep("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
 
+    where("--new-store", action="store_true",
+        text="backup: begin a new store where the one of earlier runs is absent or empty (not for cron)")  # fmt: skip
+
     tune = group("Tuning")
     tune("-a", "--algorithm", default="gz", metavar="CODEC",
         text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
@@ -212,12 +216,12 @@ def make_parser() -> optparse.OptionParser:
         text="refuse larger files, in the tree and in the store")  # fmt: skip
     tune("--statefile", metavar="FILE",
         text="backup: where to note which files need not be read again [one for each prefix and store, "
-        "in /var/cache/whisper-backup, or in the cache folder of a user who is not root]")  # fmt: skip
+        f"in {STATE_FOLDER}, or in the cache folder of a user who is not root]")  # fmt: skip
     tune("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
 
     when = group("When")
     when("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
-    when("--lockfile", default=LOCKFILE, metavar="FILE", text="lock file")
+    when("--lockfile", metavar="FILE", text=f"lock file [{LOCKFILE}]")
     when("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
     when("--nolock", action="store_true", text="do not exclude other runs on this machine")
 
@@ -227,7 +231,7 @@ def make_parser() -> optparse.OptionParser:
     log("--logfile", metavar="FILE", text=f"log file; it rotates itself [{LOGFILE}]")
     log("--nolog", action="store_true", text="no log file")
     log("--syslog", action="store_true", text="log to syslog, too")
-    log("--stampfile", default=STAMPFILE, metavar="FILE", text="touched after a run that did all its work")
+    log("--stampfile", metavar="FILE", text=f"touched after a run that did all its work [{STAMPFILE}]")
     log("--nostamp", action="store_true", text="no stamp file")
     log("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
     log("--carbon", metavar="HOST[:PORT]",
@@ -239,6 +243,13 @@ def make_parser() -> optparse.OptionParser:
     more("-h", "--help", action="help", text="show this and exit")
     more("--version", action="version", text="show the version and exit")
     return parser
+
+
+def _absolute(parser: optparse.OptionParser, option: str, path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        parser.error(f"{option} {path}: the working directory cannot be found ({error.strerror}); give a whole path")
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -308,15 +319,17 @@ def parse(words: list[str]) -> Options:
     for name, value, commands in (
         ("--overwrite", values.overwrite, ("restore",)),
         ("--debris", values.debris, ("list",)),
+        ("--new-store", values.new_store, ("backup",)),
         ("-c", values.date, ("backup", "restore", "list", "verify")),  # of backup the older tool takes it, too
     ):
         if value and command not in commands:
             known_by = ", which goes by -x DAYS" if command == "purge" else ""
             parser.error(f"{name} means nothing to {command}{known_by}")
+    prefix = _absolute(parser, "-p", values.prefix)
     bucket = values.bucket
     if driver == "disk":
-        bucket = os.path.abspath(bucket)
-        if command in ("backup", "purge") and _lies_in(bucket, values.prefix):
+        bucket = _absolute(parser, "-b", bucket)
+        if command in ("backup", "purge") and _lies_in(bucket, prefix):
             parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
     path = values.storage_path
     if not path.isprintable():  # also what argv holds that is not UTF-8
@@ -325,7 +338,7 @@ def parse(words: list[str]) -> Options:
         command=command,
         driver=driver,
         storage_arguments=arguments,
-        prefix=os.fsencode(os.path.abspath(values.prefix)),
+        prefix=os.fsencode(prefix),
         processes=values.processes,
         threads=values.threads,
         keep=Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
@@ -348,13 +361,14 @@ def parse(words: list[str]) -> Options:
         debris=bool(values.debris),
         debug=bool(values.debug),
         quiet=bool(values.quiet),
-        logfile=None if values.nolog else values.logfile or LOGFILE,
+        logfile=None if values.nolog else values.logfile or on_this_machine(LOGFILE),
         logfile_is_default=values.logfile is None,
         syslog=bool(values.syslog),
-        lockfile=None if values.nolock else values.lockfile,
+        lockfile=None if values.nolock else values.lockfile or on_this_machine(LOCKFILE),
         lock_timeout=values.locktimeout,
         splay=values.splay,
-        stampfile=None if values.nostamp else values.stampfile,
+        stampfile=None if values.nostamp else values.stampfile or on_this_machine(STAMPFILE),
+        new_store=bool(values.new_store),
         statefile=None if values.nostate else values.statefile or "",
         bandwidth=None if values.bwlimit is None else values.bwlimit * 1e6,
         nice=bool(values.nice),

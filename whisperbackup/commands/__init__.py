@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 
-from whisperbackup import storage, storage_paths, tree
-from whisperbackup.catalog import Catalog
+from whisperbackup import storage
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.storage.base import Driver
-from whisperbackup.util import CannotRun
+from whisperbackup.repository import storage_paths
+from whisperbackup.repository.catalog import Catalog
+from whisperbackup.storage.base import Driver, is_marked
+from whisperbackup.tree import names
 
 
 def open_driver(options: Options, create: bool = False) -> Driver:
@@ -63,7 +65,7 @@ def check_storage_path(options: Options, driver: Driver) -> None:
 def _first_object(driver: Driver) -> str:
     first = next(driver.list(""), None)
     if first is None:
-        return "it holds no objects at all"
+        return "it holds no objects at all" + ("" if is_marked(driver) else "; is its disk mounted?")
     hint = " (an older whisper-backup wrote that: --storage-path / reaches it)" if first.key.startswith("/") else ""
     return f"the first object there is '{first.key}'{hint}; see -m, --exclude, --storage-path, and what list shows"
 
@@ -71,7 +73,7 @@ def _first_object(driver: Driver) -> str:
 def nothing_to_back_up(options: Options) -> CannotRun:
     """That neither tree nor store has a metric that is meant, and why, as far as a look can tell."""
     for name in options.selection.exact:
-        folder = os.path.join(options.prefix, tree.metric_path(name).removesuffix(tree.SUFFIX))
+        folder = os.path.join(options.prefix, names.metric_path(name).removesuffix(names.SUFFIX))
         if os.path.isdir(folder):
             return CannotRun(f"there is no metric '{name}', but '{os.fsdecode(folder)}' is a folder: {_all(name)}")
     return CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")

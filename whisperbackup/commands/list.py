@@ -7,13 +7,14 @@ import os
 import sys
 from typing import NamedTuple
 
-from whisperbackup import jsonlines
-from whisperbackup.catalog import Metric, newest_at
 from whisperbackup.commands import WrongStoragePath, nothing_matches, open_catalog, open_store
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.progress import shown_size
-from whisperbackup.storage.base import Driver
-from whisperbackup.util import CannotRun, printable
+from whisperbackup.report import json_lines
+from whisperbackup.report.run_stats import shown_size
+from whisperbackup.repository.catalog import Metric, newest_at
+from whisperbackup.runtime.logs import printable
+from whisperbackup.storage.base import Driver, is_marked
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _print(options: Options) -> int:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
                 fields = {"metric": metric.name, kind: objects} | ({"missing_since": since} if since else {})
-                _say(jsonlines.line(fields))
+                _say(json_lines.line(fields))
             else:
                 for item in shown:
                     _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
@@ -97,7 +98,7 @@ def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
         nothing = nothing_matches(options, driver)
     if options.selection.wanted is not None or isinstance(nothing, WrongStoragePath):
         raise nothing
-    if seen or foreign or options.storage_path:  # an empty bucket explains itself
+    if seen or foreign or options.storage_path or not is_marked(driver):  # an empty bucket explains itself
         logger.warning("%s", nothing)
 
 

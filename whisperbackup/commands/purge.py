@@ -17,21 +17,26 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from whisperbackup import tree, util
-from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import check_storage_path, open_driver, open_store
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.compression import CODECS
-from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
-from whisperbackup.merge import Pair
+from whisperbackup import errors
+from whisperbackup.commands import check_storage_path, open_driver
+from whisperbackup.commands.known_store import holds_nothing, open_for_purge, state_of
+from whisperbackup.commands.pipeline import tree_and_store, work_through
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.selection import select
+from whisperbackup.report.progress import told
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository.catalog import Debris, Metric
+from whisperbackup.repository.compression import CODECS
+from whisperbackup.repository.deleter import Deleter, Deletion, PendingDelete, carry_out
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Pool, Work
 from whisperbackup.storage.base import Driver, NotFound
-from whisperbackup.tree import Found, Unseen
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Pool, Work
+from whisperbackup.tree import names, walk
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import Found, Unseen
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +60,11 @@ class Sweep(NamedTuple):
 
 
 class Farewell(NamedTuple):
-    """All keys of the metric `name`, which is due."""
+    """All keys of the metric `name`, which is due; `tombstones` are deleted when the others are gone."""
 
     name: str
     keys: list[str]
+    tombstones: list[str]
 
 
 class Plan(NamedTuple):
@@ -83,13 +89,13 @@ def plan(metric: Metric, days: int, now: datetime) -> Plan:
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
-    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone.
+    """The ends of the keys of its backups and debris.
 
     Debris younger than a day is not among them: another run may be about to complete it.
     """
     backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
     debris = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
-    return [*backups, *debris, *(f"{stamp}.missing" for stamp in metric.tombstones)]
+    return [*backups, *debris]
 
 
 def is_old(debris: Debris, now: datetime) -> bool:
@@ -103,7 +109,7 @@ class Purge:
     def __init__(self, options: Options, tally: Tally) -> None:
         self._options = options
         self._tally = tally
-        self._now = util.utc_now()
+        self._now = clock.utc_now()
         self._saw_any = False
         # Of metrics with a backup, so that what is left of interrupted runs is no evidence either way; and of
         # those alone that the store holds, since metrics of another tree say nothing about these.
@@ -154,7 +160,8 @@ class Purge:
                 self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
             if is_due:
                 self._due += has_backup
-                self._write(Farewell(metric.name, [key + suffix for suffix in keys_of(metric, self._now)]))
+                keys = [key + suffix for suffix in keys_of(metric, self._now)]
+                self._write(Farewell(metric.name, keys, [f"{key}{stamp}.missing" for stamp in metric.tombstones]))
                 return
         if metric.debris and metric.is_canonical:
             for half in metric.debris:
@@ -166,14 +173,14 @@ class Purge:
             json.dump((type(job).__name__, job), self._spool)
             self._spool.write("\n")
 
-    def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
-        """Do what the pass has planned, and delete what is left in `surplus`."""
-        work_through(pool, self._jobs(surplus), self._tally, lambda outcome: surplus.extend(outcome.surplus))
-        work_through(pool, portions(surplus), self._tally)
+    def carry_out(self, pool: Pool, deleter: Deleter) -> None:
+        """Do what the pass has planned, and delete what is left in `deleter`."""
+        work_through(pool, self._jobs(deleter), self._tally, lambda outcome: deleter.add(*outcome.pending_deletes))
+        work_through(pool, deleter.flush(), self._tally)
 
-    def _jobs(self, surplus: list[Doomed]) -> Iterator[Tombstone | Deletion | Sweep]:
+    def _jobs(self, deleter: Deleter) -> Iterator[Tombstone | Deletion | Sweep]:
         """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
-        yield from portions(surplus)
+        yield from deleter.flush()
         if self._is_blind:
             self._tally.fail(
                 "purge", "nothing was purged, since a part of the tree could not be read; run as a user who may"
@@ -199,8 +206,8 @@ class Purge:
                 logger.info("%s: came back while this run was at work", fields[0])
             else:
                 logger.info("%s: %s, gone for long enough", fields[0], "would be deleted" if noop else "purged")
-                surplus += doom(fields[1], "purged")
-            yield from portions(surplus, KEYS_AT_ONCE)
+                deleter.add(PendingDelete("purged", tuple(fields[1]), tuple(fields[2])))
+            yield from deleter.full_jobs()
 
     def _is_mistake(self) -> bool:
         """Whether what is due looks like a mistake, which is a failure; warns of a mistake that is not due yet."""
@@ -237,12 +244,12 @@ class Purge:
             if os.path.samestat(os.stat(self._options.prefix), self._root):
                 return True
             self._tally.fail("purge", "nothing was purged, since the prefix became another folder meanwhile")
-        except (tree.NoTree, OSError) as error:
+        except (errors.NoTree, OSError) as error:
             self._tally.fail("purge", f"nothing was purged: {error}")
         return False
 
     def _is_back(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name)))
+        return os.path.lexists(os.path.join(self._options.prefix, names.metric_path(name)))
 
 
 @contextlib.contextmanager
@@ -270,9 +277,8 @@ def work_on(job: Deletion | Tombstone | Sweep, driver: Driver, noop: bool = Fals
         return Outcome(job.name, {})
     did = "would remove" if noop else "removed"
     logger.info("%s: %s what an interrupted run left of %s", job.name, did, job.debris.stamp)
-    return Outcome(
-        job.name, {}, (), tuple(doom((job.key + suffix for suffix in job.debris.suffixes), "debris removed"))
-    )
+    keys = tuple(job.key + suffix for suffix in job.debris.suffixes)
+    return Outcome(job.name, {}, (), (PendingDelete("debris removed", keys),))
 
 
 def _has_other_half(job: Sweep, driver: Driver) -> bool:
@@ -290,42 +296,45 @@ def _has_other_half(job: Sweep, driver: Driver) -> bool:
 
 def check_tree(prefix: bytes) -> None:
     """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
-    tree.check_prefix(prefix)
-    if not any(isinstance(item, Found) for item in tree.walk(prefix, select(["*"]))):
-        raise tree.NoTree(
+    walk.check_prefix(prefix)
+    if not any(isinstance(item, Found) for item in walk.walk(prefix, select(["*"]))):
+        raise errors.NoTree(
             f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?"
         )
 
 
 def run(options: Options, tally: Tally) -> int:
     """Purge without backing up; the exit status."""
-    with open_store(options) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_purge(options, state)) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(_prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
-            surplus: list[Doomed] = []
+            catalog, pairs = tree_and_store(options, driver, state)
+            deleter = Deleter()
             purge = Purge(options, tally)
-            work_through(pool, _returned(purge.watch(pairs), options, surplus, tally), tally)
-            purge.carry_out(pool, surplus)
+            work_through(pool, _returned(purge.watch(pairs), options, deleter, tally), tally)
+            purge.carry_out(pool, deleter)
             catalog.report_foreign()
         if not tally.figures["examined"] and not tally.failed:
             check_storage_path(options, driver)
+        if tally.figures["purged"] and holds_nothing(driver, options):
+            state.forget()  # or the next backup would look for what is rightly gone
     return tally.finish()
 
 
-def _returned(pairs: Iterable[Pair], options: Options, surplus: list[Doomed], tally: Tally) -> Iterator[Deletion]:
-    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `surplus`."""
+def _returned(pairs: Iterable[Pair], options: Options, deleter: Deleter, tally: Tally) -> Iterator[Deletion]:
+    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `deleter`."""
     for local, metric in pairs:
         tally.figures["examined"] += metric is not None
         if metric is not None and isinstance(local, Found):
             key = options.storage_path + metric.key
             if metric.tombstones:
                 log_return(metric.name, options.noop)
-            surplus += doom((f"{key}{stamp}.missing" for stamp in metric.tombstones), "came back")
-        yield from portions(surplus, KEYS_AT_ONCE)
+            deleter.add(PendingDelete("came back", tuple(f"{key}{stamp}.missing" for stamp in metric.tombstones)))
+        yield from deleter.full_jobs()
 
 
 def log_return(name: str, noop: bool) -> None:

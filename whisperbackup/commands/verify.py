@@ -1,21 +1,25 @@
-"""verify: read backups back and check them, without writing anything."""
+"""verify: read backups back and check them, without writing anything to the store."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, util
-from whisperbackup.catalog import Backup, Metric, newest_at
 from whisperbackup.commands import open_driver, verify_tree
-from whisperbackup.commands.passes import work_on_backups
+from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally
-from whisperbackup.selection import is_in_share
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Backup, Metric, newest_at
+from whisperbackup.repository.known_bad import MAX_LINES, KnownBad
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Work, failure
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.workers import Budget, Work, failure
+from whisperbackup.tree.selection import is_in_share
 
 COPIES = 2  # of a file that are in memory while it is checked
 
@@ -33,18 +37,36 @@ def run(options: Options, tally: Tally) -> int:
     """Check the newest backup of every metric that is meant, or that as of -c, or all; the exit status."""
     is_meant = _todays(options.shares, tally)
     if options.compares_tree:
-        return verify_tree.run(options, tally, is_meant)
+        with noting_bad(options) as note:
+            return verify_tree.run(options, tally, is_meant, note)
 
     def jobs(metric: Metric, candidates: list[Backup]) -> list[Job]:
         chosen = candidates if options.every_backup else candidates[:1]
         return [Job(metric.name, one, one is candidates[0], bool(metric.missing_since)) for one in chosen]
 
-    return work_on_backups(options, tally, prepare, jobs, is_meant)
+    with noting_bad(options) as note:
+        return work_on_backups(options, tally, prepare, jobs, is_meant, note)
+
+
+@contextlib.contextmanager
+def noting_bad(options: Options) -> Iterator[Callable[[Outcome], None]]:
+    """What is to be called with each outcome; at the end, however it comes, the next backup is told what is bad."""
+    found: list[tuple[str, str]] = []
+
+    def note(outcome: Outcome) -> None:
+        if outcome.is_bad and outcome.stamp and len(found) < MAX_LINES:
+            found.append((outcome.metric, outcome.stamp))
+
+    try:
+        yield note
+    finally:
+        if found and not options.noop:
+            KnownBad(options).add(found)
 
 
 def _todays(shares: int, tally: Tally) -> Callable[[str], bool]:
     """Whether a metric is in today's share; counts it if not."""
-    day = util.utc_now().toordinal()
+    day = clock.utc_now().toordinal()
 
     def is_todays(name: str) -> bool:
         is_meant = is_in_share(name, shares, day)
@@ -91,6 +113,7 @@ def check(name: str, backup: Backup, options: Options, driver: Driver, budget: B
     """
     key = f"{options.storage_path}{name}/"
     reasons: list[str] = []
+    is_bad = False
     size = 0
     is_gone = False
     for payload in backup.payloads:
@@ -101,8 +124,10 @@ def check(name: str, backup: Backup, options: Options, driver: Driver, budget: B
         except backups.BadBackup as error:
             is_gone |= isinstance(error, backups.GoneBackup)
             reasons.append(str(error))
+            is_bad = is_bad or error.is_damaged
     figures = {"examined": 1, "good": int(not reasons), "read bytes": size}
     if not reasons:
         return Outcome(name, figures), False
     told = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, however many payloads it has
-    return Outcome(name, figures, (f"the backup of {backup.stamp} is bad: {told}",), stamp=backup.stamp), is_gone
+    reason = f"the backup of {backup.stamp} is bad: {told}"
+    return Outcome(name, figures, (reason,), is_bad=is_bad, stamp=backup.stamp), is_gone

@@ -15,20 +15,25 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, util, wsp
-from whisperbackup.catalog import Backup, mark_md5
 from whisperbackup.commands import check_storage_path, open_driver, open_store
-from whisperbackup.commands.passes import tree_and_store
+from whisperbackup.commands.known_store import state_of
+from whisperbackup.commands.pipeline import tree_and_store, work_through
 from whisperbackup.commands.purge import check_tree
-from whisperbackup.merge import Pair
-from whisperbackup.neighbour import LIBC, Neighbour
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
+from whisperbackup.report.progress import told
+from whisperbackup.report.run_stats import Tally
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Backup, mark_md5
+from whisperbackup.repository.join import Pair
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.outcome import Outcome
+from whisperbackup.runtime.pool import Pool, Work, failure
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.tree import Found, Unseen
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Pool, Work, failure
+from whisperbackup.tree.walk import Found, Unseen
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.throttle import LIBC, Neighbour
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +51,22 @@ class Job(NamedTuple):
     backup: Backup
 
 
-def run(options: Options, tally: Tally, is_meant: Callable[[str], bool]) -> int:
-    """Compare every metric that is meant; the exit status."""
+def run(options: Options, tally: Tally, is_meant: Callable[[str], bool], note_bad: Callable[[Outcome], None]) -> int:
+    """Compare every metric that is meant; the exit status.  `note_bad` is called with each outcome."""
     with open_store(options) as driver:
         check_tree(options.prefix)
         with (
             Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
             told(tally, options.quiet),
         ):
-            catalog, pairs = tree_and_store(options, driver)
-            now = util.utc_now().timestamp()
-            work_through(
-                pool, _comparable(pairs, is_meant, now, tally), tally, lambda outcome: _name_change(outcome, tally)
-            )
+            catalog, pairs = tree_and_store(options, driver, state_of(options))
+            now = clock.utc_now().timestamp()
+
+            def take(outcome: Outcome) -> None:
+                _name_change(outcome, tally)
+                note_bad(outcome)
+
+            work_through(pool, _comparable(pairs, is_meant, now, tally), tally, take)
             catalog.report_foreign()
         if not any(tally.figures[name] for name in ("examined", "gone", "unseen", "vanished", "left to other days")):
             check_storage_path(options, driver)
@@ -164,8 +172,8 @@ def compare(job: Job, options: Options, driver: Driver, neighbour: Neighbour) ->
     figures = {"examined": 1}
     stamp = job.backup.stamp
     try:
-        reading = wsp.read(job.path, options.max_file_size, neighbour)
-    except (wsp.CorruptFile, wsp.TooNew) as error:  # a file that was whole once and is short now is cut off
+        reading = reader.read(job.path, options.max_file_size, neighbour)
+    except (format.CorruptFile, reader.TooNew) as error:  # a file that was whole once and is short now is cut off
         return Outcome(job.name, figures, (f"not a whisper file: {error}; its newest backup is of {stamp}",))
     sha1 = backups.sha1_of(reading.content)
     figures["read bytes"] = len(reading.content)
@@ -174,5 +182,5 @@ def compare(job: Job, options: Options, driver: Driver, neighbour: Neighbour) ->
             driver, f"{options.storage_path}{job.name}/", job.backup
         )
     except backups.BadBackup as error:
-        return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {error}",), stamp=stamp)
+        return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {error}",), is_bad=True, stamp=stamp)
     return Outcome(job.name, figures | {"same" if is_same else "differ": 1}, stamp=stamp)

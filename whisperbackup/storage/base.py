@@ -8,6 +8,7 @@ the order of Python's strings.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -27,6 +28,14 @@ class StorageError(Exception):
 
 class NotFound(StorageError):
     """The bucket or the key does not exist."""
+
+
+class Exists(StorageError):
+    """An object that was to be created is there, with another content: another run was faster."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"'{key}' is there already, with another content; is another backup at work on this store?")
+        self.key = key
 
 
 class AccessDenied(StorageError):
@@ -75,20 +84,68 @@ class Driver(Protocol):
 
 
 @runtime_checkable
-class BatchDriver(Driver, Protocol):
-    """A driver that can make several objects durable at once for less than it costs one by one."""
+class CreatingDriver(Driver, Protocol):
+    """A driver that can store objects without replacing what another run has put there meanwhile."""
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """As `put` of each key and body, in this order; durable when it returns."""
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """Store keys and bodies in this order, durable when it returns: who sees one of them sees those before it.
+
+        Raises Exists for the first key that is there with another content; what comes before it is stored then.
+        One with the same content is as good as stored: it may be our own, by a request whose answer was lost.
+        Returns whether nothing was replaced for sure: False where the service may not know such a condition.
+        """
 
 
-def put_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
-    """Store keys and bodies in this order: who sees one of them sees those before it."""
-    if isinstance(driver, BatchDriver):
-        driver.put_all(objects)
-    else:
-        for key, body in objects:
+def create_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
+    """As CreatingDriver has it; a driver that can only replace does so, and it returns False."""
+    if isinstance(driver, CreatingDriver):
+        return driver.create_all(objects)
+    return look_and_put(driver, objects)
+
+
+def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
+    """As `create_all` where nothing refuses to replace an object: another run may still come in between.  False."""
+    keys = [key for key, _ in objects]
+    there = {found.key for found in driver.list(os.path.commonprefix(keys))}  # noqa: RUF071  (keys are strings)
+    for key, body in objects:
+        if key not in there:
             driver.put(key, body)
+        elif not holds(driver, key, body):
+            raise Exists(key)
+    return False
+
+
+def holds(driver: Driver, key: str, body: bytes) -> bool:
+    """Whether `key` is there with this content."""
+    try:
+        return driver.get(key) == body
+    except NotFound:
+        return False
+
+
+@runtime_checkable
+class MarkedDriver(Driver, Protocol):
+    """A driver whose store may be absent while its place is there, as a directory on which no disk is mounted."""
+
+    def is_marked(self) -> bool:
+        """Whether the store itself is there, and not only its place."""
+
+    def mark(self) -> None:
+        """Make it known by a marker that no listing shows and nothing deletes.
+
+        Durable when it returns.  Raises StorageError, also where the marker is there and nothing can be written.
+        """
+
+
+def is_marked(driver: Driver) -> bool:
+    """Whether the store is surely there; so is each that needs no marker."""
+    return not isinstance(driver, MarkedDriver) or driver.is_marked()
+
+
+def mark(driver: Driver) -> None:
+    """Mark the store, if it is of a kind that needs it."""
+    if isinstance(driver, MarkedDriver):
+        driver.mark()
 
 
 @runtime_checkable

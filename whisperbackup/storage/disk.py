@@ -4,6 +4,9 @@ A key's component of up to 254 bytes is a file's or folder's name as it stands. 
 first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
 same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
 
+A file `.whisper-backup-store` at the top marks the directory as a store, so that it is told from the empty folder that
+is left when its disk is not mounted.  It is no object.
+
 An object being written is a file named `.whisper-backup-<time>-<hex>` beside its final place.  One that a
 killed run left is listed under that name, so that it can be deleted.
 """
@@ -16,16 +19,18 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from whisperbackup.storage.base import (
     AccessDenied,
     Driver,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
+    holds,
     keyword_arguments,
 )
 
@@ -34,6 +39,10 @@ logger = logging.getLogger(__name__)
 PIECE = 254
 CONTINUED = b"+"
 TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
+MARKER = ".whisper-backup-store"
+MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""What link() says on a file system that has no hard links."""
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -71,6 +80,8 @@ class Disk:
                 if key.endswith("/"):
                     stack.append((above + name, b"", self._names(above + name, b"")))
                     break
+                if key == MARKER:
+                    continue
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
                 except FileNotFoundError:
@@ -100,18 +111,43 @@ class Disk:
 
     def put(self, key: str, body: bytes) -> None:
         """Write a temporary file beside the place, fsync, rename, fsync the folder."""
-        self.put_all([(key, body)])
+        self._store([(key, body)], os.rename)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """The same, with one fsync of the folder for all that it gets.
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """The same with link() instead of rename(), and with one fsync of the folder for all that it gets.
 
-        File systems with a journal keep the order of the renames; on others a power failure may leave a later
-        object without an earlier one, which the catalog takes for debris.
+        File systems with a journal keep the order of the links; on others a power failure may leave a later
+        object without an earlier one, which the catalog takes for debris.  On a file system without hard links
+        the file is renamed, if nothing is in its place just before.
         """
+        is_sure = True
+
+        def enter(temporary: bytes, path: bytes) -> None:
+            nonlocal is_sure
+            try:
+                os.link(temporary, path)
+                os.unlink(temporary)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                is_sure = False
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+                os.rename(temporary, path)
+
+        self._store(objects, enter)
+        return is_sure
+
+    def _store(self, objects: Sequence[tuple[str, bytes]], enter: Callable[[bytes, bytes], None]) -> None:
         entered: dict[bytes, None] = {}  # folders with new entries, in order
         for key, body in objects:
             try:
-                self._write(self._path(key), body, entered)
+                self._write(self._path(key), body, entered, enter)
+            except FileExistsError:
+                if not holds(self, key, body):
+                    raise Exists(key) from None
             except OSError as error:
                 raise _storage_error(error, key) from error
         try:
@@ -120,10 +156,14 @@ class Disk:
         except OSError as error:
             raise _storage_error(error, objects[-1][0]) from error
 
-    def _write(self, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
+    def _write(
+        self, path: bytes, body: bytes, entered: dict[bytes, None], enter: Callable[[bytes, bytes], None]
+    ) -> None:
+        """Write `body` to a temporary file, which `enter` then gives its place."""
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, _temporary_name())
         fd = self._create(temporary, entered)
+        entered[folder] = None
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 view = memoryview(body)
@@ -132,11 +172,11 @@ class Disk:
                 os.fdatasync(file.fileno())
                 # Nobody will read it soon; carbon's files need the page cache more.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.rename(temporary, path)
+            enter(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
-        entered[folder] = None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Unlink the files, and the folders that they leave empty."""
@@ -153,6 +193,30 @@ class Disk:
         if stayed:
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
             raise AccessDenied(f"cannot delete {stayed[0]}{more}")
+
+    def is_marked(self) -> bool:
+        """Whether the marker is there."""
+        return os.path.lexists(self._path(MARKER))
+
+    def mark(self) -> None:
+        """Write the marker if it is not there.  Raises AccessDenied where this user may not write to the directory."""
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            shown = os.fsdecode(self._directory)
+            raise AccessDenied(
+                f"this user is not allowed to write to the directory {shown}; change that, or name another with -b"
+            )
+        if self.is_marked():
+            return
+        try:
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                fd = os.open(self._path(MARKER), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(MARKER_TEXT)
+                    file.flush()
+                    os.fsync(fd)
+            _fsync_folder(self._directory)
+        except OSError as error:
+            raise _storage_error(error, MARKER) from error
 
     def close(self) -> None:
         """Nothing: no file stays open."""
@@ -208,11 +272,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
         if create and not os.path.isdir(directory):
             os.makedirs(directory, exist_ok=True)
             _fsync_folder(os.path.dirname(directory))
-            logger.info("made the directory %s", os.fsdecode(directory))
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise NotADirectoryError
-        if create and not os.access(directory, os.W_OK | os.X_OK):
-            raise AccessDenied(f"this user may not write to the directory {bucket}; mend that, or name another with -b")
     except (FileExistsError, NotADirectoryError):
         raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
     except OSError as error:
@@ -266,7 +327,8 @@ def _fsync_folder(folder: bytes) -> None:
 
 
 def _missing_directory(directory: bytes) -> NotFound:
-    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; name one with -b, or run backup once")
+    shown = os.fsdecode(directory)
+    return NotFound(f"the directory {shown} does not exist; mount its disk, name another with -b, or run backup once")
 
 
 def _storage_error(error: OSError, name: str) -> StorageError:

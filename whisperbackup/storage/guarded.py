@@ -5,7 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, list_range, put_all
+from whisperbackup.storage.base import (
+    Driver,
+    RangedDriver,
+    StorageError,
+    StoredObject,
+    UsageError,
+    create_all,
+    is_marked,
+    list_range,
+    mark,
+)
 
 
 class Guarded:
@@ -37,15 +47,25 @@ class Guarded:
         with guard(self._name):
             self._driver.put(key, body)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """As the wrapped driver."""
         with guard(self._name):
-            put_all(self._driver, objects)
+            return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
         """As the wrapped driver."""
         with guard(self._name):
             self._driver.delete(keys)
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            return is_marked(self._driver)
+
+    def mark(self) -> None:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            mark(self._driver)
 
     def close(self) -> None:
         """As the wrapped driver."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, list_range
+from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, is_marked, list_range
 
 
 class ReadOnly:
@@ -42,10 +42,18 @@ class ReadOnly:
     def put(self, key: str, body: bytes) -> None:
         """Nothing."""
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """Nothing."""
+        return True
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Nothing."""
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        return is_marked(self._driver)
+
+    def mark(self) -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from botocore.handlers import add_expect_header
 from whisperbackup.storage import s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
@@ -32,7 +34,9 @@ from whisperbackup.storage.base import (
     Unranged,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
+    look_and_put,
     silence,
 )
 
@@ -45,9 +49,18 @@ LAST_ATTEMPT_SECONDS = 30
 """No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
 ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
+MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
+"""An ETag that is no MD5: of an object that a gateway has stored in parts."""
+UNKNOWN_CONDITION = ("NotImplemented", "InvalidArgument", "InvalidRequest")
+"""What services say to a put under a condition that they do not know."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
+    s3pages.NOT_S3: (
+        Unavailable,
+        "it answers 200 with something that is not S3: check endpoint=, a proxy before it, or whether it shows a "
+        "maintenance page",
+    ),
     "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
     "SignatureDoesNotMatch": (AccessDenied, "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or the profile"),
     "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
@@ -137,6 +150,9 @@ class S3:
         self._client = client
         self._bucket = bucket
         self._stored_as = stored_as
+        self._keeps_conditions: bool | None = None  # not known yet
+        self._learning = threading.Lock()
+        self._is_swift = False
 
     def create_if_absent(self, region: str) -> None:
         try:
@@ -167,7 +183,7 @@ class S3:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
-            objects = s3pages.objects_of(page)
+            objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
                 raise Unranged(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
@@ -189,8 +205,61 @@ class S3:
             attempt += 1
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body)
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        if self._keeps_conditions is None:
+            with self._learning:
+                if self._keeps_conditions is None:
+                    look_and_put(self, objects)
+                    self._keeps_conditions = self._refuses(*objects[-1])
+                    return False
+        if not self._keeps_conditions:
+            return look_and_put(self, objects)
+        for key, body in objects:
+            if not self._create(key, body) and not holds(self, key, body):
+                raise Exists(key)
+        return not self._is_swift
+
+    def _refuses(self, key: str, body: bytes) -> bool:
+        """Whether the service refuses to create what is there already; some take no notice, and do not say so."""
+        try:
+            return not self._create(key, body)
+        except Unavailable:
+            raise
+        except StorageError as error:
+            said = getattr(error.__cause__, "response", {})
+            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 501 or said.get("Error", {}).get("Code") in UNKNOWN_CONDITION:
+                return False
+            raise
+
+    def _create(self, key: str, body: bytes) -> bool:
+        """Whether the object was stored; if not, there is one already."""
+        try:
+            self._put(key, body, IfNoneMatch="*")
+        except StorageError as error:
+            said = getattr(error.__cause__, "response", {})
+            if said.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+                raise
+            return False
+        return True
+
+    def _put(self, key: str, body: bytes, **condition: str) -> None:
         with self._errors("write", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as, **condition)
+        # Of two puts under a condition at the very same time Swift accepts both, through its S3 API as well.
+        self._is_swift = "x-trans-id" in answer["ResponseMetadata"]["HTTPHeaders"]
+        self._check_etag(answer, key, body)
+
+    def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
+        """Raises Unavailable unless a put's answer proves that this is what is stored."""
+        if str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer:
+            return  # then the ETag is no MD5, though it may look the same
+        etag = answer["ETag"].strip('"')
+        if etag != hashlib.md5(body, usedforsecurity=False).hexdigest() and not MULTIPART.fullmatch(etag):
+            family, remedy = REMEDIES[s3pages.NOT_S3]
+            raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of something else; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
         stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_batch(batch)]
@@ -257,12 +326,12 @@ class S3:
             return NotFound(f"{what}: there is no such object in bucket '{self._bucket}'")
         if code in REMEDIES:
             family, remedy = REMEDIES[code]
-            return family(f"{what}: {self._endpoint} says {code}; {remedy}")
+            return family(f"{what}: {self._endpoint}{'' if code == s3pages.NOT_S3 else f' says {code}'}; {remedy}")
         if status in (401, 403):
             return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
         if "Quota" in code or status == 507:
             return StorageError(f"{what}: {self._endpoint} says {code}; {REMEDIES['QuotaExceeded'][1]}")
-        if status >= 500 or status == 429:
+        if status > 501 or status in (429, 500):
             return Unavailable(f"{what}: {self._endpoint} still says {code} {message} after {ATTEMPTS} attempts")
         return StorageError(f"{what}: {self._endpoint} says {code} {message}")
 
