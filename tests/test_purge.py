@@ -199,7 +199,7 @@ def many(program: Program) -> Program:
     return program
 
 
-def test_half_of_the_store_at_once_is_refused_as_a_mistake(many: Program) -> None:
+def test_half_of_everything_is_taken_for_a_mistake(many: Program) -> None:
     for number in range(120):
         remove(many, f"m.m{number}")
     before = many.objects()

@@ -45,6 +45,26 @@ def test_the_storage_paths_that_hold_backups_are_named(two_nodes: Program, comma
         assert "none of ours" not in said
 
 
+@pytest.mark.parametrize("command", [("purge",), ("purge", "-x", "0"), ("verify", "--tree")], ids=" ".join)
+def test_a_tree_is_not_held_against_another_nodes_storage_path(two_nodes: Program, command: tuple[str, ...]) -> None:
+    """Nothing examined, nothing failed: that was a success, and touched the stamp of the nightly backup."""
+    name, *options = command
+    two_nodes.stamp.unlink()
+    before = two_nodes.objects()
+    said = two_nodes(name, "disk", *options, "--storage-path", "node3", status=1)
+    assert "it holds backups of 2 nodes: --storage-path node1, node2" in said
+    assert not two_nodes.stamp.exists()
+    assert two_nodes.objects() == before
+    two_nodes(name, "disk", *options, "--storage-path", "node1")
+
+
+def test_purging_what_is_not_in_the_store_any_more_is_no_failure(two_nodes: Program) -> None:
+    two_nodes("purge", "disk", "--storage-path", "node1", "-m", "gone.*")
+    two_nodes("purge", "disk", "-b", f"{two_nodes.prefix}-empty", status=1)
+    (two_nodes.home / "empty").mkdir()
+    two_nodes("purge", "disk", "-b", two_nodes.home / "empty")
+
+
 def test_a_storage_path_that_holds_backups_is_not_blamed(two_nodes: Program) -> None:
     said = two_nodes("list", "disk", "--storage-path", "node1", "-m", "nothing", status=1)
     assert "backups of" not in said

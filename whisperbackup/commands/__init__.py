@@ -55,6 +55,13 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
     return CannotRun(f"no metric in {options.bucket}{below} matches; {_first_object(driver)}")
 
 
+def check_storage_path(options: Options, driver: Driver) -> None:
+    """For a run that saw no metric in the store: raises WrongStoragePath if there are backups, but elsewhere."""
+    nothing = nothing_matches(options, driver)
+    if isinstance(nothing, WrongStoragePath):
+        raise nothing
+
+
 def _first_object(driver: Driver) -> str:
     first = next(driver.list(""), None)
     if first is None:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from whisperbackup import errors
-from whisperbackup.commands import open_driver
+from whisperbackup.commands import check_storage_path, open_driver
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, state_of
 from whisperbackup.commands.pipeline import tree_and_store, work_through
 from whisperbackup.errors import CannotRun
@@ -318,6 +318,8 @@ def run(options: Options, tally: Tally) -> int:
             work_through(pool, _returned(purge.watch(pairs), options, deleter, tally), tally)
             purge.carry_out(pool, deleter)
             catalog.report_foreign()
+        if not tally.figures["examined"] and not tally.failed:
+            check_storage_path(options, driver)
         if tally.figures["purged"] and holds_nothing(driver, options):
             state.forget()  # or the next backup would look for what is rightly gone
     return tally.finish()

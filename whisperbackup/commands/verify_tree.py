@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from whisperbackup.commands import open_driver, open_store
+from whisperbackup.commands import check_storage_path, open_driver, open_store
 from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import tree_and_store, work_through
 from whisperbackup.commands.purge import check_tree
@@ -68,6 +68,8 @@ def run(options: Options, tally: Tally, is_meant: Callable[[str], bool], note_ba
 
             work_through(pool, _comparable(pairs, is_meant, now, tally), tally, take)
             catalog.report_foreign()
+        if not any(tally.figures[name] for name in ("examined", "gone", "unseen", "vanished", "left to other days")):
+            check_storage_path(options, driver)
     if not any(tally.figures.values()) and not tally.failed:
         raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
     return tally.finish()
