@@ -28,10 +28,10 @@ from whisperbackup.storage.base import (
     AccessDenied,
     Exists,
     NotFound,
+    StartAfterUnsupported,
     StorageError,
     StoredObject,
     Unavailable,
-    Unranged,
     UsageError,
     batches,
     holds,
@@ -185,7 +185,7 @@ class S3:
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
             objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
-                raise Unranged(f"{self._endpoint} does not know start-after")
+                raise StartAfterUnsupported(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return

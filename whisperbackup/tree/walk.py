@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from whisperbackup.errors import NoTree
 from whisperbackup.tree.names import SUFFIX, encode
-from whisperbackup.tree.selection import Selection
+from whisperbackup.tree.selection import Selection, select
 
 logger = logging.getLogger(__name__)
 SIDECAR = b".ooo"
@@ -82,6 +82,13 @@ def check_prefix(prefix: bytes) -> None:
         raise NoTree(f"prefix '{shown}' does not exist; name the folder that holds the whisper files with -p") from None
     except OSError as error:
         raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
+
+
+def check_tree(prefix: bytes) -> None:
+    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
+    check_prefix(prefix)
+    if not any(isinstance(item, Found) for item in walk(prefix, select(["*"]))):
+        raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?")
 
 
 def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[Found | Unseen]:
