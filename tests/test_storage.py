@@ -298,6 +298,13 @@ def test_deleting_awkward_keys(driver: Driver) -> None:
     assert keys(driver) == ["stays"]
 
 
+def test_a_key_that_xml_cannot_hold_stops_no_deletion(driver: Driver) -> None:
+    there = ["a\ufffeb", "b\uffff", "c", "d"]
+    put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
+    driver.delete([*there, "missing\ufffe"])
+    assert keys(driver) == ["stays"]
+
+
 def test_deleting_more_than_a_thousand_keys_at_once(driver: Driver) -> None:
     there = [f"k{n:05}" for n in range(0, 1010, 10)]
     put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
@@ -333,6 +340,14 @@ def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -
 def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(UsageError, match=words[0].split("=")[0]):
         open_store(servers.store("s3-rclone"), "bucket", arguments=words)
+
+
+@pytest.mark.parametrize("bucket", ["/backup/graphite", "a/b", "a b", "a\nb"])
+def test_a_path_as_bucket_is_one_line_with_a_remedy(bucket: str) -> None:
+    with pytest.raises(UsageError, match="--storage-path") as caught:
+        open_store(servers.store("s3-rclone"), bucket)
+    assert "regex" not in str(caught.value)
+    assert len(str(caught.value)) < 150
 
 
 def test_an_endpoint_with_a_password_is_refused_without_repeating_it() -> None:

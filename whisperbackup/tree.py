@@ -1,7 +1,8 @@
 """The local tree: what a whisper file's metric is called in the store, and a walk in the store's order.
 
 A metric's name is its path below the prefix without `.wsp`, `/` becoming `.`.  So that every path
-round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.
+round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.  So are
+the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion that names them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from whisperbackup.selection import Selection
 SUFFIX = b".wsp"
 NOT_ENTERED = b"lost+found"
 STRIDE = 50
-_ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff]")
+_ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff\ufffe\uffff]")
 _ORDINARY = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
 _ESCAPE = re.compile(b"%([0-9A-F]{2})")
 
@@ -61,8 +62,7 @@ def encode(component: bytes) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"%{code - 0xDC00 if code >= 0xDC80 else code:02X}"  # surrogateescape holds byte b as U+DC00 + b
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogateescape"))
 
 
 def _decode(component: str) -> bytes:
