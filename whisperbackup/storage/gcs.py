@@ -30,6 +30,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
+from whisperbackup.storage import deadline
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -68,6 +69,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
         raise UsageError(f"bucket '{bucket}': a bucket's name has no slash in it; see --storage-path")
     # They log requests, and those for a token hold what it is given for.
     silence("google", "urllib3", "requests")
+    deadline.install()
     client = _client(given.get("project"))
     try:
         driver = GoogleCloudStorage(client, bucket, given.get("storage_class"))

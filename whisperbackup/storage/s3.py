@@ -23,7 +23,7 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import s3pages
+from whisperbackup.storage import deadline, s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
     Exists,
@@ -99,6 +99,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
         raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
     # boto3, its HTTP client and its signer log the headers of each request, and so what signs it.
     silence("boto3", "botocore", "urllib3")
+    deadline.install()
     try:
         client = boto3.Session(profile_name=given.get("profile")).client(
             "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
