@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -642,6 +643,19 @@ def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
     assert seconds < 75
     assert "key" in text
     assert ("TLS" if gone == "without TLS" else "check") in text
+
+
+# --- Directories ---------------------------------------------------------------------------------------------------
+
+
+def test_links_in_a_directory_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    driver = open_store(servers.store("disk"), str(tmp_path / "store"), create=True)
+    driver.put("a/x", b"1")
+    (tmp_path / "store/b").symlink_to("a")
+    (tmp_path / "store/a/y").symlink_to("x")
+    assert [keys(driver), keys(driver)] == [["a/x"], ["a/x"]]
+    (warning,) = caplog.records
+    assert re.search(r"store/\S+ is a symbolic link.*\(2 in all\)", warning.getMessage())
 
 
 # --- noop, and what --noop wraps around every driver --------------------------------------------------------------

@@ -7,11 +7,13 @@ import logging
 import os
 import random
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from whisperbackup import backups, compression, util, wsp
-from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
+from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp, parse_suffix, stamp_of
 from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
 from whisperbackup.commands.passes import tree_and_store
 from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
@@ -180,6 +182,8 @@ def backup_metric(
         stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
     else:
         stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
+        if not job.metric:
+            _check_form(driver, key, now)
         payload = compress(reading.content)
         stamp = _store(driver, key, stamp, options.algorithm, payload, sha1)
         logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
@@ -189,6 +193,23 @@ def backup_metric(
     if is_settled(reading.status, reading.began) and not reading.is_torn:
         record = Record(job.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
     return _outcome(job, options, driver, figures, generations, record)
+
+
+def _check_form(driver: Driver, key: str, now: datetime) -> None:
+    """See that a metric that the listing lacks is not there.  Raises StorageError.
+
+    A file system or a store that merges the Unicode forms of a name lists one of them, and mixes the backups of both.
+    """
+    if unicodedata.is_normalized("NFC", key) and unicodedata.is_normalized("NFD", key):
+        return
+    before = stamp_of(now - timedelta(hours=1))  # later ones may be another run's
+    first = next(driver.list(key), None)
+    suffix = parse_suffix(first.key.rpartition("/")[2]) if first else None
+    if suffix and suffix.stamp < before:
+        raise StorageError(
+            f"the store does not list '{key}', and holds it all the same: it merges the Unicode forms of names; "
+            "rename the metric, or use a store that keeps names as they are"
+        )
 
 
 def _store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:

@@ -48,6 +48,8 @@ class Disk:
 
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
+        self._first_link, self._links = b"", 0
+        self._has_named_links = False
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
@@ -55,7 +57,8 @@ class Disk:
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
         above = (folder + slash).encode()
-        stack = [(above, iter(_names(self._path(folder) if folder else self._directory, beginning.encode())))]
+        start = self._path(folder) if folder else self._directory
+        stack = [(above, iter(_names(start, beginning.encode(), self._note_link)))]
         while stack:
             above, names = stack[-1]
             for name in names:
@@ -64,7 +67,7 @@ class Disk:
                 except UnicodeDecodeError:
                     continue  # a stranger's file: keys are UTF-8
                 if key.endswith("/"):
-                    stack.append((above + name, iter(_names(self._path(key[:-1]), b""))))
+                    stack.append((above + name, iter(_names(self._path(key[:-1]), b"", self._note_link))))
                     break
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
@@ -74,6 +77,17 @@ class Disk:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
+        if self._links and not self._has_named_links:
+            self._has_named_links = True
+            logger.warning(
+                "%s is a symbolic link, which a store does not follow (%d in all): what is behind it counts as absent; "
+                "put the folder itself there",
+                os.fsdecode(self._first_link), self._links,
+            )  # fmt: skip
+
+    def _note_link(self, path: bytes) -> None:
+        self._first_link = self._first_link or path
+        self._links += 1
 
     def get(self, key: str) -> bytes:
         """The file's content."""
@@ -239,7 +253,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
     return Disk(directory)
 
 
-def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[bytes]:
+def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], component: bytes = b"") -> list[bytes]:
     """The components of keys that stand in `folder` and may begin with `beginning`, sorted; folders end in `/`.
 
     `component` is what the folder's own name, one to be continued, holds of them.
@@ -255,11 +269,13 @@ def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[byte
                 if len(entry.name) > PIECE:
                     name = name[:-1]
                     if is_folder and (name.startswith(beginning) or beginning.startswith(name)):
-                        names += _names(entry.path, beginning, name)
+                        names += _names(entry.path, beginning, note_link, name)
                 elif not name.startswith(beginning):
                     continue
                 elif is_folder or entry.is_file(follow_symlinks=False):
                     names.append(name + b"/" if is_folder else name)
+                elif entry.is_symlink():
+                    note_link(entry.path)
     except (FileNotFoundError, NotADirectoryError):
         return []  # there is nothing under that prefix, or it went while the store was listed
     except OSError as error:
