@@ -331,6 +331,19 @@ def test_a_bucket_is_created_once_and_opened_ever_after(store: Store, bucket: st
     assert open_store(store, bucket).get("key") == b"x"
 
 
+def test_a_bucket_that_was_made_since_we_looked_is_no_error(
+    network_store: Store, new_name: Callable[[Store], str]
+) -> None:
+    bucket = new_name(network_store)
+    open_store(network_store, bucket, create=True)
+    absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    with TroubleProxy(network_store.port) as proxy:
+        lies = iter([absent])
+        proxy.lie = lambda head: None if b"/auth/" in head else next(lies, None)
+        driver = open_store(network_store.through(proxy.port), bucket, create=True)
+        assert keys(driver) == []
+
+
 @pytest.mark.parametrize("word", ["colour=red", "region=a=b=c colour", "=", "endpoint2=http://x"])
 def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -> None:
     with pytest.raises(UsageError):

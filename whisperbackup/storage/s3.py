@@ -166,18 +166,26 @@ class S3:
 
     def create_if_absent(self, region: str) -> None:
         try:
-            # Listing is what every command needs the right to; HeadBucket's errors say nothing.
-            with self._errors("look into"):
-                self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            self._look_into()
             return
         except NotFound:
             pass
         where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        with self._errors("create"):
-            try:
+        try:
+            with self._errors("create"):
                 self._client.create_bucket(Bucket=self._bucket, **where)
-            except self._client.exceptions.BucketAlreadyOwnedByYou:
-                pass  # made by another run since we looked
+        except StorageError as error:
+            if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+            try:
+                self._look_into()  # another run may have made it since we looked; not all services tell whose it is
+            except StorageError:
+                raise error from None
+
+    def _look_into(self) -> None:
+        # Listing is what every command needs the right to; HeadBucket's errors say nothing.
+        with self._errors("look into"):
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
