@@ -202,3 +202,18 @@ def test_an_answer_that_drips_has_a_deadline(
     with pytest.raises(Unavailable):
         CALLS[call](driver)
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms',
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms:dsse',
+        b'ETag: "00000000000000000000000000000000-2"',
+    ],
+)
+def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
+    store = servers.store("s3-rclone")
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = lambda _: answer(b"").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n\r\n")
+        open_store(store.through(proxy.port), "bucket").put("key", b"body")
