@@ -192,6 +192,8 @@ class BackupMetric(NamedTuple):
         else:
             codec, payload = context.options.algorithm, context.compress(reading.content)
             now = clock.utc_now()
+            if metric is None:
+                backups.check_form(context.driver, key, now)
             stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None
             stamp = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
             did = "would be backed up" if context.noop else f"stored {stamp}"

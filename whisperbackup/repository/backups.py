@@ -9,12 +9,14 @@ import random
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from whisperbackup.repository import compression, keys
-from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5
-from whisperbackup.repository.stamps import next_stamp
+from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5, parse_suffix
+from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
 from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
@@ -81,6 +83,23 @@ def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, s
     raise StorageError(
         f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
     )
+
+
+def check_form(driver: Driver, key: str, now: datetime) -> None:
+    """Check that a metric that the listing lacks does not exist.  Raises StorageError.
+
+    A file system or a store that merges the Unicode forms of a name lists one of them, and mixes the backups of both.
+    """
+    if unicodedata.is_normalized("NFC", key) and unicodedata.is_normalized("NFD", key):
+        return
+    before = stamp_of(now - timedelta(hours=1))  # later ones may be another run's
+    first = next(driver.list(key), None)
+    suffix = parse_suffix(first.key.rpartition("/")[2]) if first else None
+    if suffix and suffix.stamp < before:
+        raise StorageError(
+            f"the store does not list '{key}', but holds it: it merges the Unicode forms of names; "
+            "rename the metric, or use a store that keeps names as they are"
+        )
 
 
 def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: tuple[str, bytes]) -> None:

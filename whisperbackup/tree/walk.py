@@ -1,7 +1,8 @@
 """The local tree: what a whisper file's metric is called in the store, and a walk in the store's order.
 
 A metric's name is its path below the prefix without `.wsp`, `/` becoming `.`.  So that every path
-round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.
+round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.  So are
+the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion that names them.
 """
 
 from __future__ import annotations
