@@ -74,7 +74,7 @@ def test_two_that_store_under_one_stamp_make_two_whole_backups(
                 content = contents[number][metric]
                 payload = compressor(codecs[number])(content)
                 barrier.wait(20)
-                stored = backup._store(
+                stored = backups.store_at(
                     drivers[number], metric + "/", STAMP, codecs[number], payload, sha1(content).decode()
                 )
                 assert stored >= STAMP
