@@ -145,6 +145,7 @@ def test_a_file_system_without_hard_links_still_creates(tmp_path: Path, monkeypa
     assert not list((tmp_path / "store").rglob(".whisper-backup-*"))
 
 
+@pytest.mark.servers
 def test_a_service_that_refuses_conditions_is_written_to_without(tmp_path: Path) -> None:
     """As some that speak S3 do: NotImplemented for a header that they do not know."""
     store = servers.store("s3-rclone")
