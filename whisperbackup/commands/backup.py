@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import operator
 import os
 import random
 import time
@@ -192,11 +191,10 @@ def backup_metric(
         log_return(job.name, options.noop)
         driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
         figures["came back"] = 1
-    if job.metric and (misdated := future_stamps.misdated(job.metric.backups, clock.utc_now())):
-        is_too_large = functools.partial(operator.lt, options.max_file_size)
-        metric = future_stamps.stamp_anew(driver, key, job.metric, clock.utc_now(), is_too_large)
-        if metric is not job.metric:
-            figures["stamped anew"] = misdated
+    if job.metric:
+        metric, moved = future_stamps.stamp_anew(driver, key, job.metric, clock.utc_now(), options.max_file_size)
+        if moved:
+            figures["stamped anew"] = moved
             job = job._replace(metric=metric)
     existing = job.metric.backups if job.metric else ()
     if job.known and existing and backups.has_digest(driver, key, existing[-1], job.known.sha1):
