@@ -278,3 +278,22 @@ def test_a_listing_whose_disk_is_unmounted_does_not_end_as_if_it_were_whole(stor
             list(listing)
         with pytest.raises(Unavailable, match="was its disk unmounted"):
             driver.put("a/key", b"")
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_node_that_may_write_below_its_storage_path_only_backs_up_there(program: Program, is_marked: bool) -> None:
+    program.write("a")
+    (program.store / "node1").mkdir(parents=True)
+    if is_marked:
+        (program.store / MARKER).touch()
+    program.store.chmod(0o555)
+    words = [*unprivileged(), *program.words("backup", "disk", "-q", "--storage-path", "node1")]
+    for number in range(2):
+        ran = subprocess.run(words, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert ("cannot be marked as a store" in ran.stderr) is not is_marked
+        assert number or (program.store / "node1/a").is_dir()
+    program.store.chmod(0o755)
+    program.store.rename(program.home / "disk")
+    program.store.mkdir()
+    assert "there were backups in it" in program("backup", "disk", "--storage-path", "node1", status=1)
