@@ -704,6 +704,7 @@ class TroubleProxy:
         self.silent = False
         self.lose = 0
         self.lie: Callable[[bytes], bytes | None] = lambda head: None
+        self.alter: Callable[[bytes, bytes], bytes] = lambda head, answer: answer  # the heads of both
         self.requests: Counter[str] = Counter()
         self.troubles = 0
         self._dice = random.Random(1)
@@ -789,7 +790,7 @@ class TroubleProxy:
             return b"connection: close" not in lie.lower()
         upstream.write(head + body)
         await upstream.drain()
-        answer = await answers.readuntil(b"\r\n\r\n")
+        answer = self.alter(head, await answers.readuntil(b"\r\n\r\n"))
         status = int(answer.split(b" ", 2)[1])
         if self.lose:
             self.lose -= 1
