@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.repository.catalog import Catalog, Debris, Disordered, Metric, newest_at
+from whisperbackup.repository.catalog import Catalog, Debris, Metric, UnsortedListing, newest_at
 from whisperbackup.repository.join import Pair, join
 from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.storage.base import StoredObject
@@ -97,7 +97,7 @@ def test_only_the_literal_heads_are_listed() -> None:
 
 @pytest.mark.parametrize("keys", [["b/x", "a/x"], ["a/x", "a/x"]])
 def test_a_listing_out_of_order_ends_the_run(keys: list[str]) -> None:
-    with pytest.raises(Disordered, match="does not sort"):
+    with pytest.raises(UnsortedListing, match="does not sort"):
         read(keys)
 
 

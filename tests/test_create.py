@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import Program
+from conftest import Program, install_driver
 from servers import Store, TroubleProxy
 from test_hostile_store import sha1, whisper_file
 from test_storage import open_store
@@ -193,3 +193,30 @@ def test_a_mark_that_came_over_another_runs_payload_is_put_right(tmp_path: Path)
         backups.store(driver, "m/", STAMP, "gz", gzip.compress(content), sha1(content).decode())
     assert whole_backups(driver) == {"m": {sha1(other)}}
     assert [found.key for found in driver.list("")] == [mark, f"m/{STAMP}.wsp.sz"]
+
+
+MERGING = """
+import os, unicodedata
+from whisperbackup.storage import disk
+class Merging(disk.Disk):
+    def _path(self, key):
+        return super()._path(unicodedata.normalize("NFC", key))
+    def list(self, prefix):
+        return super().list(unicodedata.normalize("NFC", prefix))
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Merging(os.fsencode(bucket))
+"""
+
+
+def test_a_store_that_merges_unicode_forms_is_noticed(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, MERGING)
+    program.write("plain")
+    for number, name in enumerate(["caf\u00e9", "cafe\u0301"]):
+        program.write(name, number)
+    program("backup", "shelf", "-f", "1")
+    for path in program.store.rglob("20*"):
+        path.rename(path.with_name("2020" + path.name[4:]))  # last night's
+    said = program("backup", "shelf", "--nostate", status=3)
+    assert "merges the Unicode forms" in said
+    assert "1 failed" in said

@@ -25,7 +25,7 @@ class Driver(disk.Disk):
         super().put_all(objects)
 
 def open(bucket, create, arguments):
-    pipeline.SILENCE = 0.7
+    pipeline.MAX_SECONDS_WITHOUT_SUCCESS = 0.7
     state.SETTLED = 0
     disk.open(bucket, create, arguments)
     return Driver(os.fsencode(bucket))

@@ -15,6 +15,7 @@ from conftest import Program
 from test_storage import open_store
 from test_stores import connect
 
+from whisperbackup.commands.known_store import known_bad_of
 from whisperbackup.options import parse
 from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.runtime import defaults
@@ -79,7 +80,7 @@ def test_it_is_noted_in_the_default_place_whatever_the_prefix(monkeypatch: pytes
     monkeypatch.setattr(defaults, "state_folder", lambda: str(tmp_path / "cache"))
 
     def known(prefix: str, bucket: str) -> KnownBad:
-        return KnownBad(parse(["-p", prefix, "-b", bucket, "verify", "s3"]))
+        return known_bad_of(parse(["-p", prefix, "-b", bucket, "verify", "s3"]))
 
     known("/x", "one").add([("a", "2026")])
     assert known("/y", "one").stamps == {"a": "2026"}

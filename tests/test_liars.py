@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from servers import Store, TroubleProxy
 from test_storage import open_store, put_all
 from test_stores import connect, plant
 
-from whisperbackup.storage import gcs, s3pages, swift
+from whisperbackup.storage import deadline, gcs, s3, s3pages, swift
 from whisperbackup.storage.base import Driver, Unavailable
 
 KINDS = ["s3-rclone", "swift-v1", "gcs"]
@@ -184,3 +185,35 @@ def test_one_bad_page_of_a_listing_ends_restore_and_verify_with_1(
     for text in said.values():
         assert "cannot list" in text
         assert "200 with something that is not" in text
+
+
+@pytest.mark.parametrize("call", ["list", "get"])
+def test_an_answer_that_drips_has_a_deadline(
+    proxied: tuple[Store, TroubleProxy], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((s3, "LAST_ATTEMPT_SECONDS"), (swift, "LAST_ATTEMPT_SECONDS"), (deadline, "SECONDS")):
+        monkeypatch.setattr(module, name, 0.5)
+    monkeypatch.setitem(gcs.PATIENCE, "retry", gcs.PATIENCE["retry"].with_timeout(0.5))
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("the key", b"x" * 5000)
+    proxy.drip = 0.05
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        CALLS[call](driver)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms',
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms:dsse',
+        b'ETag: "00000000000000000000000000000000-2"',
+    ],
+)
+def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
+    store = servers.store("s3-rclone")
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = lambda _: answer(b"").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n\r\n")
+        open_store(store.through(proxy.port), "bucket").put("key", b"body")

@@ -16,7 +16,7 @@ from whisperbackup.options import parse
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.repository.join import join
 from whisperbackup.repository.state import Record, State
-from whisperbackup.storage.base import StoredObject, Unranged
+from whisperbackup.storage.base import StartAfterUnsupported, StoredObject
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import Found, Unseen
 
@@ -37,7 +37,7 @@ class Deaf(Counting):
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         for number, found in enumerate(super().list_range(prefix, "", "")):
             if after and not number:
-                raise Unranged("it is deaf")
+                raise StartAfterUnsupported("it is deaf")
             yield found
 
 

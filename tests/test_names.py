@@ -18,7 +18,7 @@ from whisperbackup.tree.walk import Found, Unseen, walk
 ALL = select(["*"])
 ordinary = st.sampled_from(
     [b"web1", b"cpu", b"a", b"a-b", b"a b", b"a.b", b"50%", b"%41", b"x;dc=a", b"..", b"...", b"A", b"~", b"+"]
-    + ["é".encode(), "日本".encode(), "\U0001f600".encode(), b"\xff\xfe", b"a\x01"]
+    + ["é".encode(), "日本".encode(), "\U0001f600".encode(), b"\xff\xfe", b"a\x01", "a\ufffe\uffff".encode()]
 )
 anything = st.binary(min_size=1, max_size=8).filter(
     lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
@@ -36,6 +36,15 @@ def test_path_to_name_to_path_is_the_identity(path: bytes) -> None:
     assert metric_path(name) == path
     assert is_canonical(name)
     name.encode()  # no surrogates: it can be a key
+
+
+def test_no_name_holds_what_xml_cannot() -> None:
+    name = metric_name("a\ufffe/\uffffb.wsp".encode())
+    assert name == "a%EF%BF%BE.%EF%BF%BFb"
+    assert is_canonical(name)
+    old = "a\ufffe.\uffffb"  # as versions before this one wrote it
+    assert not is_canonical(old)
+    assert metric_path(old) == metric_path(name)
 
 
 @given(st.sets(path, max_size=12))

@@ -6,14 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import types
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import MARKER, Program, add_point, contents, install_driver, unprivileged
 
-from whisperbackup.commands.purge import Plan, plan
 from whisperbackup.repository.catalog import Backup, Metric, Payload
+from whisperbackup.repository.purge import Plan, plan
 from whisperbackup.repository.stamps import stamp_of
 
 NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
@@ -334,15 +335,15 @@ def test_young_debris_of_a_metric_that_is_due_is_left_to_the_run_that_may_be_at_
 
 def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:
     """A listing that lags behind: the driver lists no mark, but has it."""
-    from whisperbackup.commands.purge import Sweep, work_on
     from whisperbackup.repository.catalog import Debris
+    from whisperbackup.repository.purge import RemoveOrphan
     from whisperbackup.storage import disk
 
-    driver = disk.open(str(backed_up.store), False, [])
+    context = types.SimpleNamespace(driver=disk.open(str(backed_up.store), False, []), noop=False)
     (stamp,) = backed_up.stamps("top")
     for suffix in (f"{stamp}.wsp.gz", f"{stamp}.sha1"):
-        assert work_on(Sweep("top", "top/", Debris(stamp, (suffix,), 1)), driver).pending_deletes == ()
-        assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).pending_deletes
+        assert RemoveOrphan("top", "top/", Debris(stamp, (suffix,), 1)).run(context).deletes == ()
+        assert RemoveOrphan("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)).run(context).deletes
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -298,6 +299,13 @@ def test_deleting_awkward_keys(driver: Driver) -> None:
     assert keys(driver) == ["stays"]
 
 
+def test_a_key_that_xml_cannot_hold_stops_no_deletion(driver: Driver) -> None:
+    there = ["a\ufffeb", "b\uffff", "c", "d"]
+    put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
+    driver.delete([*there, "missing\ufffe"])
+    assert keys(driver) == ["stays"]
+
+
 @pytest.mark.soak
 def test_deleting_more_than_a_thousand_keys_at_once(driver: Driver) -> None:
     there = [f"k{n:05}" for n in range(0, 1010, 10)]
@@ -324,6 +332,19 @@ def test_a_bucket_is_created_once_and_opened_ever_after(store: Store, bucket: st
     assert open_store(store, bucket).get("key") == b"x"
 
 
+def test_a_bucket_that_was_made_since_we_looked_is_no_error(
+    network_store: Store, new_name: Callable[[Store], str]
+) -> None:
+    bucket = new_name(network_store)
+    open_store(network_store, bucket, create=True)
+    absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    with TroubleProxy(network_store.port) as proxy:
+        lies = iter([absent])
+        proxy.lie = lambda head: None if b"/auth/" in head else next(lies, None)
+        driver = open_store(network_store.through(proxy.port), bucket, create=True)
+        assert keys(driver) == []
+
+
 @pytest.mark.parametrize("word", ["colour=red", "region=a=b=c colour", "=", "endpoint2=http://x"])
 def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -> None:
     with pytest.raises(UsageError):
@@ -335,6 +356,14 @@ def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -
 def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(UsageError, match=words[0].split("=")[0]):
         open_store(servers.store("s3-rclone"), "bucket", arguments=words)
+
+
+@pytest.mark.parametrize("bucket", ["/backup/graphite", "a/b", "a b", "a\nb"])
+def test_a_path_as_bucket_is_one_line_with_a_remedy(bucket: str) -> None:
+    with pytest.raises(UsageError, match="--storage-path") as caught:
+        open_store(servers.store("s3-rclone"), bucket)
+    assert "regex" not in str(caught.value)
+    assert len(str(caught.value)) < 150
 
 
 @pytest.mark.servers
@@ -634,6 +663,19 @@ def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
     assert seconds < 75
     assert "key" in text
     assert ("TLS" if gone == "without TLS" else "check") in text
+
+
+# --- Directories ---------------------------------------------------------------------------------------------------
+
+
+def test_links_in_a_directory_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    driver = open_store(servers.store("disk"), str(tmp_path / "store"), create=True)
+    driver.put("a/x", b"1")
+    (tmp_path / "store/b").symlink_to("a")
+    (tmp_path / "store/a/y").symlink_to("x")
+    assert [keys(driver), keys(driver)] == [["a/x"], ["a/x"]]
+    (warning,) = caplog.records
+    assert re.search(r"store/\S+ is a symbolic link.*\(2 in all\)", warning.getMessage())
 
 
 # --- noop, and what --noop wraps around every driver --------------------------------------------------------------

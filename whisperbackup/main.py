@@ -9,23 +9,15 @@ import logging
 import os
 import sys
 
-from whisperbackup import __version__, errors, options, storage, util
-from whisperbackup.errors import NoTree
+from whisperbackup import __version__, options, storage, util
+from whisperbackup.errors import CannotRun, StorageError, UsageError
 from whisperbackup.options import Options
 from whisperbackup.report import carbon
-from whisperbackup.report.counters import key_of
-from whisperbackup.report.run_stats import Tally
+from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock, files, logs, signals
-from whisperbackup.storage.base import StorageError, UsageError
 
 logger = logging.getLogger(__name__)
-
-WRITING = ("backup", "restore", "purge")
-"""The commands that take the lock and touch the stamp."""
-
-LOGGED = (*WRITING, "verify")
-"""The commands that write the default log: what fails is to be found there on the next day, too."""
 
 NO_STORE = "noop"
 """The driver that keeps nothing: no run with it is a success that anybody should rely on."""
@@ -43,12 +35,12 @@ def main(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)
     signals.install()
-    tally = Tally(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
+    stats = RunStats(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
     try:
-        status, error = _attempt(settings, tally)
+        status, error = _attempt(settings, stats)
         signals.disregard()
-        if tally:
-            _tell_programs(settings, tally, status, error)
+        if stats:
+            _report(settings, stats, status, error)
         return status
     finally:
         logging.shutdown()
@@ -59,11 +51,11 @@ def _name(settings: Options) -> str:
     return "verify --tree" if settings.compares_tree else settings.command
 
 
-def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
+def _attempt(settings: Options, stats: RunStats | None) -> tuple[int, str | None]:
     """The exit status, and why the run could not go on to its end if it could not."""
     try:
-        return _run(settings, tally), None
-    except (errors.CannotRun, StorageError, NoTree) as error:
+        return _run(settings, stats), None
+    except (CannotRun, StorageError) as error:
         status, reason = 1, str(error)
     except UsageError as error:
         status, reason = 2, f"{error}; see whisper-backup --help"
@@ -79,21 +71,20 @@ def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
     return status, reason
 
 
-def _tell_programs(settings: Options, tally: Tally, status: int, error: str | None) -> None:
+def _report(settings: Options, stats: RunStats, status: int, error: str | None) -> None:
     """How the run ended, for --json and --carbon."""
-    figures = tally.figures_by_key()
-    name = key_of(tally.command)
-    tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
+    counters = stats.by_key()
+    stats.emit({"command": stats.key, "status": status, "error": error, "noop": settings.noop, **counters})
     if settings.carbon and not settings.noop:
-        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{name}"
+        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{stats.key}"
         is_success = status == 0 and settings.driver != NO_STORE
-        text = carbon.lines(path, figures, status, is_success, int(clock.utc_now().timestamp()))
+        text = carbon.lines(path, counters, status, is_success, int(clock.utc_now().timestamp()))
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
 def _about(settings: Options) -> str:
     """What the run works on, so that the logs of two nodes are told apart."""
-    reads_tree = settings.command in WRITING or settings.compares_tree
+    reads_tree = settings.command in options.LOCKING or settings.compares_tree
     endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
     parts = [
         _name(settings),
@@ -107,9 +98,9 @@ def _about(settings: Options) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _run(settings: Options, tally: Tally | None) -> int:
-    writes = settings.command in WRITING
-    is_logged = settings.command in LOGGED
+def _run(settings: Options, stats: RunStats | None) -> int:
+    writes = settings.command in options.LOCKING
+    is_logged = settings.command in options.WORKING
     logfile = settings.logfile if is_logged or not settings.logfile_is_default else None
     logs.configure_logging(
         settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop,
@@ -131,11 +122,11 @@ def _run(settings: Options, tally: Tally | None) -> int:
             if settings.lockfile:
                 held.enter_context(util.run_lock(settings.lockfile, settings.lock_timeout))
         status: int
-        if tally is None:
+        if stats is None:
             status = verb.run(settings)
         else:
-            tally.start()
-            status = verb.run(settings, tally)
+            stats.start()
+            status = verb.run(settings, stats)
         if status == 0 and writes and settings.stampfile and not settings.noop and settings.driver != NO_STORE:
             util.touch_stamp(settings.stampfile)
     return status

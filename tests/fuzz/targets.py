@@ -24,7 +24,7 @@ from pieces import Pieces
 from test_fill import apply, check_against_oracle, interrupted, make_file
 
 from whisperbackup import options
-from whisperbackup.repository.catalog import Catalog, Disordered, newest_at, parse_suffix
+from whisperbackup.repository.catalog import Catalog, UnsortedListing, newest_at, parse_suffix
 from whisperbackup.repository.compression import CODECS, CorruptPayload, Expansion, compressor
 from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.repository.state import Record, State
@@ -423,7 +423,7 @@ def listing(content: bytes) -> None:
     catalog = Catalog(Listing(keys), path, selection)
     try:
         metrics = list(catalog)
-    except Disordered:
+    except UnsortedListing:
         assert meant != sorted(set(meant))
         return
     assert meant == sorted(set(meant))

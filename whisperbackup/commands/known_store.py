@@ -6,12 +6,17 @@ say that backups should be there and none is, the store is most likely not mount
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 
 from whisperbackup.commands import open_driver
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
+from whisperbackup.repository.known_bad import KnownBad
+from whisperbackup.repository.purge import Rules
 from whisperbackup.repository.state import EMPTY, MARKED, State
+from whisperbackup.runtime import defaults
 from whisperbackup.storage.base import Driver, NotFound, Unavailable, is_marked, mark
 
 logger = logging.getLogger(__name__)
@@ -22,6 +27,23 @@ def state_of(options: Options) -> State:
     identity = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
     path = None if options.driver == "noop" else options.statefile  # what keeps nothing has nothing to recall
     return State(path, identity, options.selection, options.noop)
+
+
+def known_bad_of(options: Options) -> KnownBad:
+    """What `verify` found damaged in this store."""
+    if options.statefile is None:
+        return KnownBad(None)
+    if options.statefile:
+        return KnownBad(f"{options.statefile}.bad")
+    # Not the prefix: verify reads no tree, and is mostly run without -p.
+    store = (options.driver, options.bucket, options.storage_path, options.storage_arguments)
+    digest = hashlib.sha1(repr(store).encode(), usedforsecurity=False).hexdigest()
+    return KnownBad(os.path.join(defaults.state_folder(), f"{digest}.bad"))
+
+
+def purge_rules(options: Options) -> Rules:
+    """What this run is allowed to purge."""
+    return Rules(options.prefix, options.storage_path, options.purge_days, options.purge_anyway, options.noop)
 
 
 def open_for_backup(options: Options, state: State) -> Driver:

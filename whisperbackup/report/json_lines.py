@@ -43,7 +43,7 @@ class Printer:
     def __init__(self) -> None:
         self._is_lost = False
 
-    def say(self, fields: Mapping[str, object]) -> None:
+    def emit(self, fields: Mapping[str, object]) -> None:
         """Print one line, at once and whole."""
         if self._is_lost:
             return

@@ -7,33 +7,15 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from whisperbackup.report.counters import FIGURES
+from whisperbackup.report.counters import COUNTERS
+from whisperbackup.report.run_stats import RunStats
 from whisperbackup.runtime.signals import Stopped
-
-if TYPE_CHECKING:  # what only lists need not load it
-    pass
-from whisperbackup.report.run_stats import Tally
 
 logger = logging.getLogger(__name__)
 
-
 INTERVAL = 60.0  # seconds between progress lines where there is no terminal
-
-
-@contextlib.contextmanager
-def told(tally: Tally, quiet: bool) -> Iterator[Tally]:
-    """Print the last line also for a run that ends early, and keep progress on the screen meanwhile."""
-    try:
-        with _bar(tally, quiet):
-            yield tally
-    except Stopped as stop:
-        logger.error("%s %s: %s", tally.command, stop, tally.summary())
-        raise
-    except Exception:
-        logger.error("%s ended early: %s", tally.command, tally.summary())
-        raise
 
 
 class _Display:
@@ -44,7 +26,21 @@ class _Display:
 
 
 @contextlib.contextmanager
-def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
+def reporting(stats: RunStats, quiet: bool) -> Iterator[RunStats]:
+    """Show progress meanwhile, and print the last line also for a run that ends early."""
+    try:
+        with _bar(stats, quiet):
+            yield stats
+    except Stopped as stop:
+        logger.error("%s %s: %s", stats.command, stop, stats.summary())
+        raise
+    except Exception:
+        logger.error("%s ended early: %s", stats.command, stats.summary())
+        raise
+
+
+@contextlib.contextmanager
+def _bar(stats: RunStats, quiet: bool) -> Iterator[None]:
     _Display.last = time.monotonic()
     if quiet or not sys.stderr.isatty():
         yield
@@ -54,7 +50,7 @@ def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
 
     tqdm.tqdm.monitor_interval = 0  # no thread beside ours
     with (
-        tqdm.tqdm(desc=tally.command, unit=f" {FIGURES[tally.command].unit}", dynamic_ncols=True, leave=False) as bar,
+        tqdm.tqdm(desc=stats.command, unit=f" {COUNTERS[stats.command].unit}", dynamic_ncols=True, leave=False) as bar,
         logging_redirect_tqdm(),
     ):
         _Display.bar = bar
@@ -64,10 +60,10 @@ def _bar(tally: Tally, quiet: bool) -> Iterator[None]:
             _Display.bar = None
 
 
-def tick(tally: Tally) -> None:
+def tick(stats: RunStats) -> None:
     """Show how far the run has come, if it is time."""
     if _Display.bar is not None:
-        _Display.bar.update(tally.figures["examined"] - _Display.bar.n)
+        _Display.bar.update(stats.examined - _Display.bar.n)
     elif time.monotonic() - _Display.last > INTERVAL:
         _Display.last = time.monotonic()
-        logger.info("%s so far: %s", tally.command, tally.summary())
+        logger.info("%s so far: %s", stats.command, stats.summary())

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from whisperbackup.report import json_lines
-from whisperbackup.report.counters import FIGURES, IN_A_DRY_RUN, key_of
-from whisperbackup.runtime.outcome import Outcome
-
-if TYPE_CHECKING:  # what only lists need not load it
-    pass
-
+from whisperbackup.report.counters import COUNTERS, IN_A_DRY_RUN, Count, key_of
 
 logger = logging.getLogger(__name__)
-BYTES = " bytes"  # figures whose name ends so are printed as kB, MB …
+BYTES = " bytes"  # counters whose name ends so are printed as kB, MB …
 
 
-class Tally:
-    """The figures of one run of a `command` that figures.py knows."""
+class RunStats:
+    """What one run of a command in COUNTERS has counted so far, and how many things failed."""
 
     def __init__(self, command: str, as_json: bool = False, noop: bool = False) -> None:
         self.command = command
-        self._shown = IN_A_DRY_RUN if noop else {}
-        self.figures: collections.Counter[str] = collections.Counter(dict.fromkeys(FIGURES[command].always, 0))
         self.failed = 0
+        self._labels: Mapping[Count, str] = IN_A_DRY_RUN if noop else {}
+        self._counts: dict[Count, int] = dict.fromkeys(COUNTERS[command].always, 0)
         self._printer = json_lines.Printer() if as_json else None
         self.start()
 
@@ -34,34 +28,60 @@ class Tally:
         """Count the seconds from now on."""
         self._started = time.monotonic()
 
-    def add(self, outcome: Outcome, is_logged: bool = True) -> None:
-        """Count what became of a metric, and name it if it failed (in JSON alone unless `is_logged`)."""
-        self.figures.update(outcome.figures)
-        for error in outcome.errors:
+    def count(self, name: Count, number: int = 1) -> None:
+        """Add to one counter."""
+        if number:
+            self._counts[name] = self._counts.get(name, 0) + number
+
+    def add(
+        self,
+        name: str,
+        counts: Mapping[Count, int],
+        errors: Sequence[str] = (),
+        backup: str | None = None,
+        is_logged: bool = True,
+    ) -> None:
+        """Count the result of one job, and report its errors (in JSON alone unless `is_logged`).
+
+        `backup` is the stamp of the one backup that the job was about, if there was one.
+        """
+        for count, number in counts.items():
+            self.count(count, number)
+        for error in errors:
             if is_logged:
-                logger.error("%s: %s", outcome.metric, error)
-            about = {"backup": outcome.stamp} if outcome.stamp else {}
-            self.tell({"metric": outcome.metric, "error": error, **about})
-        self.failed += bool(outcome.errors)
+                logger.error("%s: %s", name, error)
+            self.emit({"metric": name, "error": error, **({"backup": backup} if backup else {})})
+        self.failed += bool(errors)
 
     def fail(self, name: str, reason: str, is_logged: bool = True) -> None:
-        """Count and name a failure outside of any worker (in JSON alone unless `is_logged`)."""
-        self.add(Outcome(name, {}, (reason,)), is_logged)
+        """Count and report a failure that no worker reported."""
+        self.add(name, {}, (reason,), is_logged=is_logged)
 
-    def tell(self, fields: dict[str, object]) -> None:
-        """Print a line of JSON, if JSON is wanted."""
+    def emit(self, fields: dict[str, object]) -> None:
+        """Print a line of JSON, if the run prints JSON."""
         if self._printer:
-            self._printer.say(fields)
+            self._printer.emit(fields)
+
+    @property
+    def examined(self) -> int:
+        """For the progress bar."""
+        return self._counts[Count.EXAMINED]
 
     def summary(self) -> str:
-        """Figures, failures and seconds, as the last line says them."""
-        parts = [_figure(self._shown.get(name, name), count) for name, count in self.figures.items()]
+        """Counters, failures and seconds, for the last line."""
+        parts = [_shown(self._labels.get(name, name), number) for name, number in self._counts.items()]
         return ", ".join([*parts, f"{self.failed} failed", f"{self._seconds:.1f} s"])
 
-    def figures_by_key(self) -> dict[str, float]:
-        """The same for programs: all figures of the command, whether zero or not."""
-        counts = {key_of(name): self.figures[name] for name in (*FIGURES[self.command].seldom, *self.figures)}
+    def by_key(self) -> dict[str, float]:
+        """The same for programs: all counters of the command, including zeros."""
+        names = (*COUNTERS[self.command].seldom, *self._counts)
+        counts = {name.key: self._counts.get(name, 0) for name in names}
         return {"seconds": round(self._seconds, 3), "failed": self.failed, **counts}
+
+    @property
+    def key(self) -> str:
+        """The command's name in JSON and carbon."""
+        return key_of(self.command)
 
     @property
     def _seconds(self) -> float:
@@ -76,10 +96,8 @@ class Tally:
         return 0
 
 
-def _figure(name: str, count: int) -> str:
-    if not name.endswith(BYTES):
-        return f"{count} {name}"
-    return f"{shown_size(count)} {name.removesuffix(BYTES)}"
+def _shown(name: str, number: int) -> str:
+    return f"{shown_size(number)} {name.removesuffix(BYTES)}" if name.endswith(BYTES) else f"{number} {name}"
 
 
 def shown_size(size: float) -> str:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+import random
 import re
 import sys
+import time
+import unicodedata
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import TypeVar
 
-from whisperbackup.repository import compression
-from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5
+from whisperbackup.repository import compression, keys
+from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5, parse_suffix
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.runtime import clock
 from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
-from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
+from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
 from whisperbackup.util import Generation
 from whisperbackup.whisper import format
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+STAMPS = 10  # tried for one backup, before what takes them is something else than another run
 MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
 NOT_ITS_SHA1 = "its content does not have the SHA-1 of its mark"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
@@ -49,7 +59,7 @@ def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1
     Raises Exists where another run has stored something else under that stamp: then another stamp is to be tried.
     Another run that stores the very same is no conflict.
     """
-    body, mark = (f"{key}{stamp}.wsp.{codec}", payload), (f"{key}{stamp}.sha1", sha1.encode())
+    body, mark = (keys.payload(key, stamp, codec), payload), (keys.mark(key, stamp), sha1.encode())
     try:
         is_sure = create_all(driver, [body, mark])
     except Exists as conflict:
@@ -58,6 +68,38 @@ def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1
         raise
     if not is_sure:
         _check_alone(driver, f"{key}{stamp}.", body, mark)
+
+
+def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
+    """Store a backup; its stamp, which is later than `stamp` if a run without our lock has taken that one."""
+    for _ in range(STAMPS):
+        try:
+            store(driver, key, stamp, codec, payload, sha1)
+            return stamp
+        except Exists as error:
+            logger.info("%s; trying a later stamp", error)
+            time.sleep(random.uniform(0, 0.3))
+            stamp, conflict = next_stamp(clock.utc_now(), stamp), error
+    raise StorageError(
+        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
+    )
+
+
+def check_form(driver: Driver, key: str, now: datetime) -> None:
+    """Check that a metric that the listing lacks does not exist.  Raises StorageError.
+
+    A file system or a store that merges the Unicode forms of a name lists one of them, and mixes the backups of both.
+    """
+    if unicodedata.is_normalized("NFC", key) and unicodedata.is_normalized("NFD", key):
+        return
+    before = stamp_of(now - timedelta(hours=1))  # later ones may be another run's
+    first = next(driver.list(key), None)
+    suffix = parse_suffix(first.key.rpartition("/")[2]) if first else None
+    if suffix and suffix.stamp < before:
+        raise StorageError(
+            f"the store does not list '{key}', but holds it: it merges the Unicode forms of names; "
+            "rename the metric, or use a store that keeps names as they are"
+        )
 
 
 def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: tuple[str, bytes]) -> None:
@@ -98,7 +140,7 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     if backup.mark_size > MAX_MARK:
         raise BadBackup(f"its mark has {backup.mark_size} bytes instead of 40")
     try:
-        text = driver.get(f"{key}{backup.stamp}.sha1").decode("ascii", "replace").strip().lower()
+        text = driver.get(keys.mark(key, backup.stamp)).decode("ascii", "replace").strip().lower()
     except NotFound:
         raise GoneBackup("its mark is gone") from None
     if not _DIGEST.fullmatch(text):
@@ -156,7 +198,7 @@ def load(
         else:
             try:
                 with budget.take(size):
-                    payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
+                    payload = driver.get(keys.payload(key, backup.stamp, codec))
                     expansion = compression.Expansion(codec, payload)
                     limit = format.declared_size(expansion.beginning, max_size)
                     if limit is None or limit > BYTES_IN_FLIGHT:

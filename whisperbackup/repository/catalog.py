@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from whisperbackup.errors import UnsortedListing
 from whisperbackup.repository.compression import CODECS
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock
-from whisperbackup.storage.base import Driver, StorageError
+from whisperbackup.storage.base import Driver
 from whisperbackup.storage.windows import list_in_windows
 from whisperbackup.tree.names import ForeignName, is_canonical, metric_path
 from whisperbackup.tree.selection import Selection
@@ -31,10 +32,6 @@ logger = logging.getLogger(__name__)
 _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 _OBJECT = re.compile(rf"({_STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
 _TEMPORARY = re.compile(rf"\.whisper-backup-({_STAMP})-[0-9a-f]+", re.ASCII)
-
-
-class Disordered(StorageError):
-    """The listing did not come in ascending order; nothing can be concluded from what it lacks."""
 
 
 class Payload(NamedTuple):
@@ -149,7 +146,7 @@ class Catalog:
     """The metrics of `selection` in the store, ascending by key; iterate once.
 
     After that `foreign` counts the keys that are none of ours, `rooted` those of them that begin with a slash.
-    Raises Disordered as soon as a key is not greater than the one before.
+    Raises UnsortedListing as soon as a key is not greater than the one before.
     """
 
     def __init__(
@@ -188,7 +185,7 @@ class Catalog:
             for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
                 key, size, md5 = listed
                 if key <= last:
-                    raise Disordered(
+                    raise UnsortedListing(
                         f"the store lists '{key}' after '{last}': it does not sort its keys, "
                         "so no conclusion can be drawn from its listing and the run ends here"
                     )

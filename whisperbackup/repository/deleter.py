@@ -4,37 +4,44 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.storage.base import Driver
 
 KEYS_AT_ONCE = 1000  # what one request can name where the service is at its best
 
 
-class PendingDelete(NamedTuple):
-    """Keys that are counted once, under the name `counter`, when all of them are gone.
+class HasDriver(Protocol):
+    """The context of jobs that need the store alone."""
 
-    `last` are keys that are deleted only when `keys` are gone.  Among `keys` no order is promised: the services delete
-    a request's keys in any order, and whichever half of a backup stays alone is debris, which is never restored.
-    """
-
-    counter: str
-    keys: tuple[str, ...]
-    last: tuple[str, ...] = ()
+    driver: Driver
+    noop: bool
 
 
-class Deletion(NamedTuple):
-    """A job for one worker; `name` stands for it in an error."""
+class DeleteObjects(NamedTuple):
+    """Delete what is pending; `name` stands for it in an error."""
 
     name: str
-    pending: list[PendingDelete]
+    pending: tuple[PendingDelete, ...]
+    examines: bool = False
+
+    def run(self, context: HasDriver) -> Outcome:
+        """Delete; what is counted is gone.  Raises StorageError; then some of the keys may be gone, uncounted."""
+        for keys in (
+            [key for one in self.pending for key in one.keys],
+            [key for one in self.pending for key in one.last],
+        ):
+            if keys:
+                context.driver.delete(keys)
+        return Outcome(self.name, Counter(one.counter for one in self.pending))
 
 
 class Deleter:
     """Holds what is to be deleted until it is worth a request.
 
-    A PendingDelete is never divided between jobs: workers take no notice of each other, so nobody could tell
-    when the last of its keys is gone.
+    A PendingDelete is never divided between jobs: workers know nothing of each other, so nobody could tell when the
+    last of its keys is gone.
     """
 
     def __init__(self) -> None:
@@ -48,36 +55,25 @@ class Deleter:
                 self._pending.append(one)
                 self._size += size
 
-    def full_jobs(self) -> Iterator[Deletion]:
+    def full_jobs(self) -> Iterator[DeleteObjects]:
         """Jobs for as long as there are enough keys for a whole request."""
         while self._size >= KEYS_AT_ONCE:
             yield self._next_job()
 
-    def flush(self) -> Iterator[Deletion]:
+    def flush(self) -> Iterator[DeleteObjects]:
         """Jobs for everything that is left."""
         while self._pending:
             yield self._next_job()
 
-    def _next_job(self) -> Deletion:
+    def _next_job(self) -> DeleteObjects:
         job = [self._pending.popleft()]
         size = _size(job[0])
         while self._pending and size + _size(self._pending[0]) <= KEYS_AT_ONCE:
             size += _size(self._pending[0])
             job.append(self._pending.popleft())
         self._size -= size
-        return Deletion(f"deleting {size} objects", job)
+        return DeleteObjects(f"deleting {size} objects", tuple(job))
 
 
 def _size(pending: PendingDelete) -> int:
     return len(pending.keys) + len(pending.last)
-
-
-def carry_out(deletion: Deletion, driver: Driver) -> dict[str, int]:
-    """Delete, and the counters to add for it.  Raises StorageError; then some of the keys may be gone, uncounted."""
-    for keys in (
-        [key for one in deletion.pending for key in one.keys],
-        [key for one in deletion.pending for key in one.last],
-    ):
-        if keys:
-            driver.delete(keys)
-    return dict(Counter(one.counter for one in deletion.pending))

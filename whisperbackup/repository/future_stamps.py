@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from whisperbackup.repository import backups
+from whisperbackup.repository import backups, keys
 from whisperbackup.repository.backups import BadBackup
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.compression import CorruptPayload
@@ -102,7 +102,7 @@ def _copied(driver: Driver, key: str, backup: Backup, stamp: str) -> list[tuple[
     sha1 = backups.read_mark(driver, key, backup)
     objects = []
     for codec, _ in backup.payloads:
-        payload = driver.get(f"{key}{backup.stamp}.wsp.{codec}")
+        payload = driver.get(keys.payload(key, backup.stamp, codec))
         backups.proven_size(codec, payload, sys.maxsize, sha1)
-        objects.append((f"{key}{stamp}.wsp.{codec}", payload))
-    return [*objects, (f"{key}{stamp}.sha1", sha1.encode())]
+        objects.append((keys.payload(key, stamp, codec), payload))
+    return [*objects, (keys.mark(key, stamp), sha1.encode())]

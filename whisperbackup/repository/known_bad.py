@@ -11,13 +11,10 @@ what they lose to one another is found again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
 
-from whisperbackup.options import Options
-from whisperbackup.runtime import defaults
 from whisperbackup.runtime.files import open_plainly
 
 logger = logging.getLogger(__name__)
@@ -30,9 +27,9 @@ TAB = "\t"
 class KnownBad:
     """The damaged backups of one store: `stamps` has the newest of each metric."""
 
-    def __init__(self, options: Options) -> None:
-        """Reads what is known; with --nostate nothing is, and nothing is written."""
-        self._path = _path(options)
+    def __init__(self, path: str | None) -> None:
+        """Reads what is known; without a path nothing is, and nothing is written."""
+        self._path = path
         self.stamps: dict[str, str] = {}
         if self._path is None:
             return
@@ -79,14 +76,3 @@ class KnownBad:
             with os.fdopen(fd, "w") as file:
                 file.writelines(f"{metric}{TAB}{stamp}\n" for metric, stamp in still_bad.items())
             os.rename(temporary, self._path)
-
-
-def _path(options: Options) -> str | None:
-    if options.statefile is None:
-        return None
-    if options.statefile:
-        return f"{options.statefile}.bad"
-    # Not the prefix: verify reads no tree, and is mostly run without -p.
-    store = (options.driver, options.bucket, options.storage_path, options.storage_arguments)
-    digest = hashlib.sha1(repr(store).encode(), usedforsecurity=False).hexdigest()
-    return os.path.join(defaults.state_folder(), f"{digest}.bad")

@@ -11,7 +11,7 @@ import itertools
 from typing import NamedTuple
 
 from whisperbackup.repository.catalog import storage_path_of
-from whisperbackup.storage.base import Driver, Unranged, list_range
+from whisperbackup.storage.base import Driver, StartAfterUnsupported, list_range
 
 MAX_PATHS = 50
 MAX_LOOKS = 100
@@ -45,7 +45,7 @@ def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
     for _ in range(MAX_LOOKS):
         try:
             key, path = _look(driver, prefix, after)
-        except Unranged:
+        except StartAfterUnsupported:
             break
         if not key:
             return StoragePaths(tuple(paths), not strangers)

@@ -11,7 +11,6 @@ import atexit
 import collections
 import contextlib
 import ctypes
-import errno
 import itertools
 import logging
 import multiprocessing
@@ -23,12 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from whisperbackup.errors import CannotRun
 from whisperbackup.runtime import signals
-from whisperbackup.runtime.outcome import Outcome
-from whisperbackup.storage.base import AccessDenied, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +35,39 @@ HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' o
 GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
 END_LIMIT = 1.0  # seconds that workers get to end by themselves, and again after they were killed
 PR_SET_PDEATHSIG = 1
-REMEDIES = {
-    errno.EACCES: "; run as root, or as the user whom the tree belongs to",
-    errno.EPERM: "; run as root, or as the user whom the tree belongs to",
-    errno.ENOSPC: "; make room there",
-    errno.EDQUOT: "; make room there",
-}
 
 
 class WorkerLost(CannotRun):
     """A worker process died or hangs; the run cannot vouch for what it was given."""
 
 
-Work = Callable[[Any], Outcome]
+C = TypeVar("C")
+R = TypeVar("R")
+C_contra = TypeVar("C_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Job(Protocol[C_contra, R_co]):
+    """Something for a worker to do; it is pickled on its way there, and so is its result on the way back."""
+
+    @property
+    def name(self) -> str:
+        """What it is about, for messages."""
+
+    @property
+    def examines(self) -> bool:
+        """Whether it counts as examined, also when it fails."""
+
+    def run(self, context: C_contra) -> R_co:
+        """Do it, with what the worker has prepared; called from any of the worker's threads."""
+
+
+class Done(NamedTuple, Generic[R]):
+    """A job's result, and when the worker began and ended it (time.monotonic(), which is the parent's, too)."""
+
+    result: R
+    began: float
+    ended: float
 
 
 class _Worker(NamedTuple):
@@ -58,27 +75,29 @@ class _Worker(NamedTuple):
     pipe: Connection
 
 
-class Pool:
+class Pool(Generic[C, R]):
     """`processes` workers with `threads` threads each.
 
-    `prepare` runs once in each worker and returns the function that does a job there; that function is
-    called from all the threads.  Use it as a context manager, before anything starts a thread.
+    `prepare` runs once in each worker; what it returns is every job's context there.  `failed` makes a result of an
+    exception.  Use the pool as a context manager, before anything starts a thread.
     """
 
-    def __init__(self, processes: int, threads: int, prepare: Callable[[], Work]) -> None:
+    def __init__(
+        self, processes: int, threads: int, prepare: Callable[[], C], failed: Callable[[Job[C, R], Exception], R]
+    ) -> None:
         context = multiprocessing.get_context("fork")
         self._batch = max(1, 16 // threads)
         self._ahead = BATCHES_AHEAD * threads * self._batch
         self._owed: dict[Connection, list[str]] = {}  # the names of jobs that are not reported yet
         self._heard: dict[Connection, float] = {}
-        self._inbox: collections.deque[Outcome] = collections.deque()
+        self._inbox: collections.deque[Done[R]] = collections.deque()
         self._workers: list[_Worker] = []
         for number in range(1, processes + 1):
             try:
                 ours, theirs = context.Pipe()
                 others = [worker.pipe for worker in self._workers] + [ours]
-                arguments = (theirs, others, threads, prepare, os.getpid())
-                process = context.Process(target=_main, args=arguments, daemon=True)
+                arguments = (theirs, others, threads, prepare, failed, os.getpid())
+                process = context.Process(target=_worker, args=arguments, daemon=True)
                 with signals.shield():  # the child has our signal handlers until it begins its own life
                     process.start()
             except OSError as error:
@@ -89,7 +108,7 @@ class Pool:
             self._workers.append(_Worker(process, ours))
             self._owed[ours] = []
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Pool[C, R]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,8 +135,8 @@ class Pool:
             worker.process.join(max(0.0, deadline - time.monotonic()))
         return [worker for worker in self._workers if worker.process.is_alive()]
 
-    def run(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
-        """The outcomes of `jobs`, in the order in which they come.  Raises WorkerLost."""
+    def run(self, jobs: Iterable[Job[C, R]]) -> Iterator[Done[R]]:
+        """The results of `jobs`, in the order in which they come.  Raises WorkerLost."""
         source = iter(jobs)
         exhausted = False
         while True:
@@ -134,7 +153,7 @@ class Pool:
             yield from self._received()
             self._check_for_hangs()
 
-    def drain(self) -> Iterator[Outcome]:
+    def drain(self) -> Iterator[Done[R]]:
         """After a stop: drop what no worker has begun, and yield what is in flight and finishes within GRACE."""
         deadline = time.monotonic() + GRACE
         yield from self._received()
@@ -151,7 +170,7 @@ class Pool:
                 return
             yield from self._received()
 
-    def _send(self, worker: _Worker, batch: list[Any]) -> None:
+    def _send(self, worker: _Worker, batch: list[Job[C, R]]) -> None:
         if not self._owed[worker.pipe]:
             self._heard[worker.pipe] = time.monotonic()
         with signals.shield():  # half a message would make the pipe unusable
@@ -159,7 +178,7 @@ class Pool:
                 worker.pipe.send(batch)
             except OSError:
                 raise self._lost(worker) from None
-            self._owed[worker.pipe] += [str(job[0]) for job in batch]
+            self._owed[worker.pipe] += [job.name for job in batch]
 
     def _receive(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for what the workers report, and take it in."""
@@ -168,17 +187,17 @@ class Pool:
             assert isinstance(pipe, Connection)
             with signals.shield():
                 try:
-                    outcomes, records, ended = pipe.recv()
+                    done, records, ended = pipe.recv()
                 except (EOFError, OSError):
                     raise self._lost(busy[pipe]) from None
                 self._heard[pipe] = time.monotonic()
                 for name in ended:
                     self._owed[pipe].remove(name)
-                self._inbox.extend(outcomes)
+                self._inbox.extend(done)
             for record in records:
                 logging.getLogger(record.name).handle(record)
 
-    def _received(self) -> Iterator[Outcome]:
+    def _received(self) -> Iterator[Done[R]]:
         while self._inbox:
             yield self._inbox.popleft()
 
@@ -222,8 +241,13 @@ class _Collector(logging.Handler):
         return records
 
 
-def _main(
-    pipe: Connection, others: list[Connection], threads: int, prepare: Callable[[], Work], parent: int
+def _worker(
+    pipe: Connection,
+    others: list[Connection],
+    threads: int,
+    prepare: Callable[[], C],
+    failed: Callable[[Job[C, R], Exception], R],
+    parent: int,
 ) -> None:  # pragma: no cover  (a process of its own)
     """A worker's life: until its pipe ends."""
     for other in others:
@@ -233,82 +257,65 @@ def _main(
         signal.signal(number, signal.SIG_IGN)  # the parent decides; a terminal sends Ctrl-C to all
     collector = _Collector()
     logging.getLogger().handlers[:] = [collector]
-    work: Work | None = None
-    unprepared: Exception | None = None
+    contexts: list[C] = []
+    unprepared: Exception = RuntimeError("the worker is not prepared")
     try:
-        work = prepare()
+        contexts.append(prepare())
     except Exception as error:  # noqa: BLE001  (the boundary: it becomes the reason of every job)
         unprepared = error
-    batches: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+    batches: queue.SimpleQueue[list[Job[C, R]]] = queue.SimpleQueue()
     sending = threading.Lock()
-
     stopping = threading.Event()
 
-    def report(outcomes: list[Outcome], ended: list[str]) -> None:
-        """Send outcomes, and the names of the jobs that are done or dropped."""
-        with sending:
-            pipe.send((outcomes, collector.collect(), ended))
+    def do(job: Job[C, R]) -> Done[R]:
+        began = time.monotonic()
+        try:
+            result = job.run(contexts[0]) if contexts else failed(job, unprepared)
+        except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that job's result)
+            result = failed(job, error)
+        return Done(result, began, time.monotonic())
 
-    def labour() -> None:
+    def report(done: list[Done[R]], ended: list[str]) -> None:
+        """Send results, and the names of the jobs that are done or dropped."""
+        with sending:
+            pipe.send((done, collector.collect(), ended))
+
+    def work() -> None:
         try:
             while True:
-                batch = batches.get()
-                outcomes: list[Outcome] = []
+                done: list[Done[R]] = []
                 ended: list[str] = []
+                batch = batches.get()
                 reported = time.monotonic()
                 for job in batch:
-                    ended.append(str(job[0]))
+                    ended.append(job.name)
                     if stopping.is_set():
                         continue
-                    outcomes.append(_outcome(work, job) if work else failure(str(job[0]), unprepared or EOFError()))
+                    done.append(do(job))
                     if time.monotonic() - reported > REPORT_INTERVAL:
-                        report(outcomes, ended)
-                        outcomes, ended, reported = [], [], time.monotonic()
+                        report(done, ended)
+                        done, ended, reported = [], [], time.monotonic()
                 if ended:
-                    report(outcomes, ended)
+                    report(done, ended)
         except BaseException:  # noqa: BLE001  (a broken pipe, or worse: the parent sees the pipe end)
             os._exit(1)
 
     for _ in range(threads):
-        threading.Thread(target=labour, daemon=True).start()
+        threading.Thread(target=work, daemon=True).start()
     try:
         while True:
             batch = pipe.recv()
             if batch is None:
-                stopping.set()  # what is queued still passes through `labour`, which counts it as dropped
+                stopping.set()  # what is queued still passes through `work`, which reports it as dropped
             else:
                 batches.put(batch)
     except (EOFError, OSError):
         os._exit(0)
 
 
-def failure(metric: str, error: Exception, **figures: int) -> Outcome:
-    """The outcome of a job that raised `error`."""
-    logger.debug("%s", metric, exc_info=error)
-    return Outcome(
-        metric, figures, (_reason(error),), store_failed=isinstance(error, (AccessDenied, NotFound, Unavailable))
-    )
-
-
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"one of {', '.join(names[:3])}{more}" if names else "nothing"
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error) or type(error).__name__
-    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return where + error.strerror + REMEDIES.get(error.errno or 0, "")
-
-
-def _outcome(work: Work, job: Any) -> Outcome:
-    began = time.monotonic()
-    try:
-        outcome = work(job)
-    except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that metric's outcome)
-        outcome = failure(str(job[0]), error)
-    return outcome._replace(began=began, ended=time.monotonic())
 
 
 def _die_with(parent: int) -> None:

@@ -13,6 +13,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from whisperbackup.errors import (  # drivers find all that they need here
+    AccessDenied as AccessDenied,
+)
+from whisperbackup.errors import (
+    Exists as Exists,
+)
+from whisperbackup.errors import (
+    NotFound as NotFound,
+)
+from whisperbackup.errors import (
+    StartAfterUnsupported as StartAfterUnsupported,
+)
+from whisperbackup.errors import (
+    StorageError as StorageError,
+)
+from whisperbackup.errors import (
+    Unavailable as Unavailable,
+)
+from whisperbackup.errors import (
+    UsageError as UsageError,
+)
+
 
 class StoredObject(NamedTuple):
     """One line of a listing: `size` in bytes as stored, `md5` of the content in lower-case hex, or None if unknown."""
@@ -20,34 +42,6 @@ class StoredObject(NamedTuple):
     key: str
     size: int
     md5: str | None
-
-
-class StorageError(Exception):
-    """The store could not do what was asked; the text names the thing and the remedy."""
-
-
-class NotFound(StorageError):
-    """The bucket or the key does not exist."""
-
-
-class Exists(StorageError):
-    """An object that was to be created is there, with another content: another run was faster."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"'{key}' is there already, with another content; is another backup at work on this store?")
-        self.key = key
-
-
-class AccessDenied(StorageError):
-    """The store knows who asks, or not, and refuses."""
-
-
-class Unranged(StorageError):
-    """The service does not begin a listing where it was asked to."""
-
-
-class Unavailable(StorageError):
-    """The store did not answer, or not usefully, also after the client library's retries."""
 
 
 FIRST = "\1"
@@ -158,7 +152,7 @@ class RangedDriver(Driver, Protocol):
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
 
-        Raises Unranged where a service that most speak like takes no notice of `after`.
+        Raises StartAfterUnsupported where a service that most speak like takes no notice of `after`.
         """
 
 
@@ -181,10 +175,6 @@ Opener = Callable[[str, bool, list[str]], Driver]
 `arguments` are the words after the driver's name on the command line: `name=value`, or one bare value.
 Raises UsageError for arguments that the driver does not know.
 """
-
-
-class UsageError(Exception):
-    """A storage argument that the driver does not understand."""
 
 
 def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) -> dict[str, str]:

@@ -54,6 +54,8 @@ class Disk:
 
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
+        self._first_link, self._links = b"", 0
+        self._has_named_links = False
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
@@ -93,10 +95,21 @@ class Disk:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
+        if self._links and not self._has_named_links:
+            self._has_named_links = True
+            logger.warning(
+                "%s is a symbolic link, which a store does not follow (%d in all): what is behind it counts as absent; "
+                "put the folder itself there",
+                os.fsdecode(self._first_link), self._links,
+            )  # fmt: skip
+
+    def _note_link(self, path: bytes) -> None:
+        self._first_link = self._first_link or path
+        self._links += 1
 
     def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
         """What stands in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
-        names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning)
+        names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning, self._note_link)
         return (name for name in names if name > after)
 
     def get(self, key: str) -> bytes:
@@ -284,7 +297,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
     return Disk(directory)
 
 
-def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[bytes]:
+def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], component: bytes = b"") -> list[bytes]:
     """The components of keys that stand in `folder` and may begin with `beginning`, sorted; folders end in `/`.
 
     `component` is what the folder's own name, one to be continued, holds of them.
@@ -300,11 +313,13 @@ def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[byte
                 if len(entry.name) > PIECE:
                     name = name[:-1]
                     if is_folder and (name.startswith(beginning) or beginning.startswith(name)):
-                        names += _names(entry.path, beginning, name)
+                        names += _names(entry.path, beginning, note_link, name)
                 elif not name.startswith(beginning):
                     continue
                 elif is_folder or entry.is_file(follow_symlinks=False):
                     names.append(name + b"/" if is_folder else name)
+                elif entry.is_symlink():
+                    note_link(entry.path)
     except (FileNotFoundError, NotADirectoryError):
         return []  # there is nothing under that prefix, or it went while the store was listed
     except OSError as error:

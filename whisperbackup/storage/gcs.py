@@ -30,6 +30,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
+from whisperbackup.storage import deadline
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -68,6 +69,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
         raise UsageError(f"bucket '{bucket}': a bucket's name has no slash in it; see --storage-path")
     # They log requests, and those for a token hold what it is given for.
     silence("google", "urllib3", "requests")
+    deadline.install()
     client = _client(given.get("project"))
     try:
         driver = GoogleCloudStorage(client, bucket, given.get("storage_class"))
@@ -153,9 +155,7 @@ class GoogleCloudStorage:
 
     def create_if_absent(self, location: str) -> None:
         try:
-            # Listing is what every command needs the right to; looking at a bucket takes another one.
-            with self._errors("look into"):
-                next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+            self._look_into()
             return
         except NotFound:
             pass
@@ -163,13 +163,21 @@ class GoogleCloudStorage:
             try:
                 self._client.create_bucket(self._bucket, location=location, **PATIENCE)
             except api.Conflict as error:
-                raise AccessDenied(
-                    f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
-                ) from error
+                try:
+                    self._look_into()  # another run may have made it since we looked
+                except StorageError:
+                    raise AccessDenied(
+                        f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
+                    ) from error
             except ValueError as error:  # there is no project to make it in
                 raise StorageError(
                     f"cannot create bucket '{self._bucket.name}': name the project with project="
                 ) from error
+
+    def _look_into(self) -> None:
+        # Listing is what every command needs the right to; looking at a bucket takes another one.
+        with self._errors("look into"):
+            next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")

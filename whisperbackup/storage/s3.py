@@ -23,15 +23,15 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import s3pages
+from whisperbackup.storage import deadline, s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
     Exists,
     NotFound,
+    StartAfterUnsupported,
     StorageError,
     StoredObject,
     Unavailable,
-    Unranged,
     UsageError,
     batches,
     holds,
@@ -44,6 +44,8 @@ ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key",
 CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto")}
 DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request: the service's limit."""
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML 1.0 has no way to write."""
 CONNECT_SECONDS, READ_SECONDS = 5, 25
 LAST_ATTEMPT_SECONDS = 30
 """No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
@@ -51,6 +53,8 @@ ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
 MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
 """An ETag that is no MD5: of an object that a gateway has stored in parts."""
+BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What boto3 lets pass: it says the rest in a regular expression of four lines."""
 UNKNOWN_CONDITION = ("NotImplemented", "InvalidArgument", "InvalidRequest")
 """What services say to a put under a condition that they do not know."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
@@ -85,11 +89,17 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     for name, allowed in CHOICES.items():
         if name in given and given[name] not in allowed:
             raise UsageError(f"storage argument '{name}={given[name]}': it is one of {', '.join(allowed)}")
+    if not BUCKET.fullmatch(bucket) and not bucket.startswith("arn:"):
+        raise UsageError(
+            f"bucket '{bucket}': a bucket's name is made of 3 to 63 of a-z, 0-9, . and -; "
+            "for a path in it see --storage-path"
+        )
     region, endpoint = given.get("region", "us-east-1"), given.get("endpoint")
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
     # boto3, its HTTP client and its signer log the headers of each request, and so what signs it.
     silence("boto3", "botocore", "urllib3")
+    deadline.install()
     try:
         client = boto3.Session(profile_name=given.get("profile")).client(
             "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
@@ -156,18 +166,26 @@ class S3:
 
     def create_if_absent(self, region: str) -> None:
         try:
-            # Listing is what every command needs the right to; HeadBucket's errors say nothing.
-            with self._errors("look into"):
-                self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            self._look_into()
             return
         except NotFound:
             pass
         where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        with self._errors("create"):
-            try:
+        try:
+            with self._errors("create"):
                 self._client.create_bucket(Bucket=self._bucket, **where)
-            except self._client.exceptions.BucketAlreadyOwnedByYou:
-                pass  # made by another run since we looked
+        except StorageError as error:
+            if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+            try:
+                self._look_into()  # another run may have made it since we looked; not all services tell whose it is
+            except StorageError:
+                raise error from None
+
+    def _look_into(self) -> None:
+        # Listing is what every command needs the right to; HeadBucket's errors say nothing.
+        with self._errors("look into"):
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
@@ -185,7 +203,7 @@ class S3:
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
             objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
-                raise Unranged(f"{self._endpoint} does not know start-after")
+                raise StartAfterUnsupported(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return
@@ -228,9 +246,7 @@ class S3:
         except Unavailable:
             raise
         except StorageError as error:
-            said = getattr(error.__cause__, "response", {})
-            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 501 or said.get("Error", {}).get("Code") in UNKNOWN_CONDITION:
+            if _status(error) == 501 or _code(error) in UNKNOWN_CONDITION:
                 return False
             raise
 
@@ -239,8 +255,7 @@ class S3:
         try:
             self._put(key, body, IfNoneMatch="*")
         except StorageError as error:
-            said = getattr(error.__cause__, "response", {})
-            if said.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+            if _status(error) != 412:
                 raise
             return False
         return True
@@ -262,9 +277,30 @@ class S3:
             raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of something else; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_batch(batch)]
+        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_all(batch)]
         if stayed:
             raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
+
+    def _delete_all(self, batch: Sequence[str]) -> Iterator[str]:
+        """Delete; say for each key that stayed what the store says about it.
+
+        A key that XML cannot hold would have the whole batch refused: it is deleted by a request of its own.
+        """
+        if expressible := [key for key in batch if not NOT_XML.search(key)]:
+            yield from self._delete_batch(expressible)
+        for key in batch:
+            if NOT_XML.search(key):
+                yield from self._delete_one(key)
+
+    def _delete_one(self, key: str) -> Iterator[str]:
+        try:
+            with self._errors("delete", key):
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+        except Unavailable:
+            raise
+        except StorageError as error:
+            if not isinstance(error.__cause__, self._client.exceptions.NoSuchKey):
+                yield f"'{key}': {error}"
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
         """Delete; say for each key that stayed what the store says about it."""
@@ -277,6 +313,8 @@ class S3:
             except Unavailable:
                 raise  # every further batch would take a minute
             except StorageError as error:
+                if _code(error) == "MalformedXML":  # to some a key is, at which others take no offence
+                    return [said for key in batch for said in self._delete_one(key)]
                 return [f"'{key}': {error}" for key in batch]
             errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             batch = [error["Key"] for error in errors]
@@ -338,6 +376,16 @@ class S3:
     @property
     def _endpoint(self) -> str:
         return _host(self._client.meta.endpoint_url)
+
+
+def _status(error: StorageError) -> object:
+    """The HTTP status that an error was made of."""
+    return getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _code(error: StorageError) -> object:
+    """What S3 called it."""
+    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
 
 
 def _host(url: str) -> str:

@@ -27,6 +27,7 @@ from requests.adapters import HTTPAdapter
 from swiftclient import ClientException, Connection
 from swiftclient.authv1 import PasswordPlugin
 
+from whisperbackup.storage import deadline
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -69,6 +70,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
         raise UsageError(f"bucket '{bucket}': a container's name has no slash in it; see --storage-path")
     # They log the headers of each request with the beginning of the token.
     silence("swiftclient", "keystoneauth", "keystoneclient", "requests", "urllib3", "stevedore")
+    deadline.install()
     driver = Swift(_connector(), bucket)
     if create:
         driver.create_if_absent()

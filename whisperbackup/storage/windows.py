@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
-from whisperbackup.storage.base import Driver, RangedDriver, StoredObject, Unranged
+from whisperbackup.storage.base import Driver, RangedDriver, StartAfterUnsupported, StoredObject
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> I
         for found in _in_windows(driver, prefix, milestones):
             yield found
             last = found.key
-    except Unranged as error:
+    except StartAfterUnsupported as error:
         logger.info("%s: one request at a time lists it", error)
         yield from itertools.dropwhile(lambda found: found.key <= last, driver.list(prefix))
 

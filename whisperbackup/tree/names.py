@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 SUFFIX = b".wsp"
-_ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff]")
+_ESCAPED = re.compile("[\x00-\x1f\x7f.%\udc80-\udcff\ufffe\uffff]")
 _ORDINARY = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
 _ESCAPE = re.compile(b"%([0-9A-F]{2})")
 
@@ -20,8 +20,7 @@ def encode(component: bytes) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"%{code - 0xDC00 if code >= 0xDC80 else code:02X}"  # surrogateescape holds byte b as U+DC00 + b
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogateescape"))
 
 
 def _decode(component: str) -> bytes:

@@ -1,7 +1,8 @@
 """The local tree: what a whisper file's metric is called in the store, and a walk in the store's order.
 
 A metric's name is its path below the prefix without `.wsp`, `/` becoming `.`.  So that every path
-round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.
+round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.  So are
+the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion that names them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from whisperbackup.errors import NoTree
 from whisperbackup.tree.names import SUFFIX, encode
-from whisperbackup.tree.selection import Selection
+from whisperbackup.tree.selection import Selection, select
 
 logger = logging.getLogger(__name__)
 SIDECAR = b".ooo"
@@ -82,6 +83,13 @@ def check_prefix(prefix: bytes) -> None:
         raise NoTree(f"prefix '{shown}' does not exist; name the folder that holds the whisper files with -p") from None
     except OSError as error:
         raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
+
+
+def check_tree(prefix: bytes) -> None:
+    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
+    check_prefix(prefix)
+    if not any(isinstance(item, Found) for item in walk(prefix, select(["*"]))):
+        raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?")
 
 
 def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[Found | Unseen]:
