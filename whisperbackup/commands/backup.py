@@ -31,10 +31,10 @@ from whisperbackup.runtime.budget import Budget
 from whisperbackup.runtime.outcome import Outcome
 from whisperbackup.runtime.pool import Pool, Work, failure
 from whisperbackup.storage.base import Driver, Exists, StorageError, is_marked
-from whisperbackup.tree.walk import Found
+from whisperbackup.tree.walk import LocalFile
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.whisper import format, reader
-from whisperbackup.whisper.throttle import Neighbour
+from whisperbackup.whisper.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _touched(pairs: Iterable[Pair], bad: Container[str], state: State, keep: Kee
     """A job for each file that is there, but for those that are known to be in the store as they are."""
     now = clock.utc_now()
     for local, metric in pairs:
-        if not isinstance(local, Found):
+        if not isinstance(local, LocalFile):
             continue
         known = state.recall(local.key)
         if local.name in bad:
@@ -158,14 +158,14 @@ def prepare(options: Options) -> Work:
     driver = open_driver(options, create=options.noop)
     compress = compression.compressor(options.algorithm)
     budget = Budget()
-    neighbour = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
+    throttle = Throttle(options.bandwidth and options.bandwidth / options.processes, options.nice)
 
     def work(job: Job | Deletion | Tombstone | Sweep) -> Outcome:
         if not isinstance(job, Job):
             return work_on(job, driver, options.noop)
         try:
             with budget.take(_size(job.path)):
-                return backup_metric(job, options, driver, compress, neighbour)
+                return backup_metric(job, options, driver, compress, throttle)
         except (OSError, ValueError, StorageError) as error:
             return failure(job.name, error, examined=1)
 
@@ -180,7 +180,7 @@ def _size(path: bytes) -> int:
 
 
 def backup_metric(
-    job: Job, options: Options, driver: Driver, compress: compression.Compress, neighbour: Neighbour
+    job: Job, options: Options, driver: Driver, compress: compression.Compress, throttle: Throttle
 ) -> Outcome:
     """Back up one file unless its newest backup holds the same content, then see what retention no longer keeps.
 
@@ -203,7 +203,7 @@ def backup_metric(
         figures["unchanged"] = 1
         return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
     try:
-        reading = reader.read(job.path, options.max_file_size, neighbour)
+        reading = reader.read(job.path, options.max_file_size, throttle)
     except FileNotFoundError:
         return Outcome(job.name, figures | {"vanished": 1})
     except reader.TooNew as error:

@@ -36,7 +36,7 @@ from whisperbackup.runtime.pool import Pool, Work
 from whisperbackup.storage.base import Driver, NotFound
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.selection import select
-from whisperbackup.tree.walk import Found, Unseen
+from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -128,21 +128,21 @@ class Purge:
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Pass `pairs` on, noting what is gone and what the walk could not see."""
         for pair in pairs:
-            if isinstance(pair.local, Unseen):
+            if isinstance(pair.local, Skipped):
                 if pair.metric is None:
-                    self._note_unseen(pair.local)
+                    self._note_skipped(pair.local)
             elif pair.metric is not None:
                 self._note(pair.metric, pair.local is None)
-            self._saw_any |= pair.metric is not None or isinstance(pair.local, Found)
+            self._saw_any |= pair.metric is not None or isinstance(pair.local, LocalFile)
             yield pair
 
-    def _note_unseen(self, unseen: Unseen) -> None:
-        path = os.fsdecode(unseen.path)
-        if unseen.is_error:
+    def _note_skipped(self, skipped: Skipped) -> None:
+        path = os.fsdecode(skipped.path)
+        if skipped.is_error:
             self._is_blind = True
-            self._tally.fail(path, unseen.reason)
-        elif unseen.reason:
-            logger.warning("%s: neither backed up nor purged: %s", path, unseen.reason)
+            self._tally.fail(path, skipped.reason)
+        elif skipped.reason:
+            logger.warning("%s: neither backed up nor purged: %s", path, skipped.reason)
 
     def _note(self, metric: Metric, is_missing: bool) -> None:
         key = self._options.storage_path + metric.key
@@ -297,7 +297,7 @@ def _has_other_half(job: Sweep, driver: Driver) -> bool:
 def check_tree(prefix: bytes) -> None:
     """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
     walk.check_prefix(prefix)
-    if not any(isinstance(item, Found) for item in walk.walk(prefix, select(["*"]))):
+    if not any(isinstance(item, LocalFile) for item in walk.walk(prefix, select(["*"]))):
         raise errors.NoTree(
             f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?"
         )
@@ -327,7 +327,7 @@ def _returned(pairs: Iterable[Pair], options: Options, deleter: Deleter, tally: 
     """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `deleter`."""
     for local, metric in pairs:
         tally.figures["examined"] += metric is not None
-        if metric is not None and isinstance(local, Found):
+        if metric is not None and isinstance(local, LocalFile):
             key = options.storage_path + metric.key
             if metric.tombstones:
                 log_return(metric.name, options.noop)

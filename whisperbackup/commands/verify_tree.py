@@ -31,9 +31,9 @@ from whisperbackup.runtime.budget import Budget
 from whisperbackup.runtime.outcome import Outcome
 from whisperbackup.runtime.pool import Pool, Work, failure
 from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.tree.walk import Found, Unseen
+from whisperbackup.tree.walk import LocalFile, Skipped
 from whisperbackup.whisper import format, reader
-from whisperbackup.whisper.throttle import LIBC, Neighbour
+from whisperbackup.whisper.throttle import LIBC, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -87,36 +87,36 @@ def _tell(tally: Tally, name: str, state: str, stamp: str | None = None) -> None
 def _comparable(pairs: Iterator[Pair], is_meant: Callable[[str], bool], now: float, tally: Tally) -> Iterator[Job]:
     """A job for each file that has a backup; counts the others."""
     for local, metric in pairs:
-        if isinstance(local, Unseen) and metric is None:
-            _note_unseen(local, tally)
+        if isinstance(local, Skipped) and metric is None:
+            _note_skipped(local, tally)
             continue
-        name = metric.name if metric else local.name if isinstance(local, Found) else ""
+        name = metric.name if metric else local.name if isinstance(local, LocalFile) else ""
         if not is_meant(name):
             continue
         newest = metric.backups[-1] if metric and metric.backups else None
-        if isinstance(local, Unseen):
+        if isinstance(local, Skipped):
             tally.figures["unseen"] += 1
-        elif isinstance(local, Found) and newest:
+        elif isinstance(local, LocalFile) and newest:
             yield Job(name, local.path, newest)
         elif metric and metric.debris and not newest:
-            tally.figures["not backed up"] += isinstance(local, Found)
+            tally.figures["not backed up"] += isinstance(local, LocalFile)
             tally.fail(name, "has no complete backup, only what an interrupted run left")
-        elif isinstance(local, Found):
+        elif isinstance(local, LocalFile):
             _note_unstored(local, now, tally)
         elif newest:
             tally.figures["gone"] += 1
             _tell(tally, name, "gone", newest.stamp)
 
 
-def _note_unseen(unseen: Unseen, tally: Tally) -> None:
-    path = os.fsdecode(unseen.path)
-    if unseen.is_error:
-        tally.fail(path, unseen.reason)
-    elif unseen.reason:
-        logger.warning("%s: not compared: %s", path, unseen.reason)
+def _note_skipped(skipped: Skipped, tally: Tally) -> None:
+    path = os.fsdecode(skipped.path)
+    if skipped.is_error:
+        tally.fail(path, skipped.reason)
+    elif skipped.reason:
+        logger.warning("%s: not compared: %s", path, skipped.reason)
 
 
-def _note_unstored(local: Found, now: float, tally: Tally) -> None:
+def _note_unstored(local: LocalFile, now: float, tally: Tally) -> None:
     if is_new(local.path, now):
         tally.figures["new"] += 1
         _tell(tally, local.name, "new")
@@ -151,12 +151,12 @@ def prepare(options: Options) -> Work:
     """What a worker does with a job, with a driver of its own."""
     driver = open_driver(options)
     budget = Budget()
-    neighbour = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
+    throttle = Throttle(options.bandwidth and options.bandwidth / options.processes, options.nice)
 
     def work(job: Job) -> Outcome:
         try:
             with budget.take(min(os.lstat(job.path).st_size, options.max_file_size)):
-                return compare(job, options, driver, neighbour)
+                return compare(job, options, driver, throttle)
         except FileNotFoundError:
             return Outcome(job.name, {"vanished": 1})
         except (OSError, StorageError) as error:
@@ -165,12 +165,12 @@ def prepare(options: Options) -> Work:
     return work
 
 
-def compare(job: Job, options: Options, driver: Driver, neighbour: Neighbour) -> Outcome:
+def compare(job: Job, options: Options, driver: Driver, throttle: Throttle) -> Outcome:
     """Compare one file with its backup's mark.  Raises OSError and StorageError."""
     figures = {"examined": 1}
     stamp = job.backup.stamp
     try:
-        reading = reader.read(job.path, options.max_file_size, neighbour)
+        reading = reader.read(job.path, options.max_file_size, throttle)
     except (format.CorruptFile, reader.TooNew) as error:  # a file that was whole once and is short now is cut off
         return Outcome(job.name, figures, (f"not a whisper file: {error}; its newest backup is of {stamp}",))
     sha1 = backups.sha1_of(reading.content)

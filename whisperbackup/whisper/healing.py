@@ -59,7 +59,7 @@ class Source(NamedTuple):
     times: Ints
     values: Floats
     since: int  # the archive reaches back to here, not included
-    crowded: Bools  # a finer archive of the backup holds something that overlaps this point's slot
+    overlaps_finer: Bools  # a finer archive of the backup holds something that overlaps this point's slot
 
 
 @dataclass
@@ -140,7 +140,7 @@ def heal_archive(
     if resample:
         for source in sources:
             if source.step < step and not available.all():
-                condense_points(window, source, header, found, available)
+                downsample(window, source, header, found, available)
     window.own = window.held & ~(available & ~differ(found, window.stored))
     fill = available & ~window.held & window.writable
     np.copyto(window.values, found, where=fill)
@@ -231,13 +231,13 @@ def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> lis
         if (np.diff(stamps[order]) < 0).any():  # old laps between newer points
             order = order[np.argsort(stamps[order])]
         times, values = stamps[order], values[order]
-        crowded = np.zeros(len(times), np.bool_)
+        overlaps_finer = np.zeros(len(times), np.bool_)
         if resample:
             after = times + archive.step
-            crowded = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
+            overlaps_finer = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
             starts, ends = np.sort(np.concatenate((starts, times))), np.sort(np.concatenate((ends, after)))
         since = int(times[-1]) - archive.step * archive.points
-        sources.append(Source(archive.step, times, values, since, crowded))
+        sources.append(Source(archive.step, times, values, since, overlaps_finer))
     return sources
 
 
@@ -264,7 +264,7 @@ def copy_points(window: Window, source: Source, found: Floats, copied: Bools) ->
     copied[places] = True
 
 
-def condense_points(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
+def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
     """Rule 3, first half: what nothing was found for, from a finer archive of the backup.
 
     It covers a slot that begins within its reach; that is counted back from its newest point, not from now, because
@@ -291,7 +291,7 @@ def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None
     begin = source.times // step
     end = (source.times + source.step) // step * step
     places = begin - window.times[0] // step
-    apart = (places >= 0) & (begin > 0) & ~source.crowded
+    apart = (places >= 0) & (begin > 0) & ~source.overlaps_finer
     begin, end, places, values = begin[apart] * step, end[apart], places[apart], source.values[apart]
     here = np.concatenate((window.times[window.known], window.times_ahead()))
     neighbours = np.searchsorted(here, end) - np.searchsorted(here, begin)
