@@ -27,7 +27,7 @@ from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
-from whisperbackup.tree.walk import Found, check_tree
+from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.whisper import format, reader
 
@@ -90,7 +90,7 @@ def _modified(
     """A job for each file, except those that are known to be in the store as they are."""
     now = clock.utc_now()
     for local, metric in pairs:
-        if not isinstance(local, Found):
+        if not isinstance(local, LocalFile):
             continue
         known = state.recall(local.key)
         if local.name in bad:
