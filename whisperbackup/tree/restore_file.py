@@ -484,6 +484,9 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
         return Plan()
     # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
     may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")
+    if len(live) < size and header.archives != format.parse_header(content).archives:
+        # One flipped bit in its last archive's length would make gigabytes of it, and a layout that nobody wanted.
+        return Plan(broken=f"{len(live)} bytes, its header says {size} and is not its backup's", may_be_new=may_be_new)
     whole = _extended(live, header)[:size]
     return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
 
