@@ -705,6 +705,7 @@ class TroubleProxy:
         self.lose = 0
         self.drip = 0.0
         self.lie: Callable[[bytes], bytes | None] = lambda head: None
+        self.alter: Callable[[bytes, bytes], bytes] = lambda head, answer: answer  # the heads of both
         self.requests: Counter[str] = Counter()
         self.troubles = 0
         self._dice = random.Random(1)
@@ -790,7 +791,7 @@ class TroubleProxy:
             return b"connection: close" not in lie.lower()
         upstream.write(head + body)
         await upstream.drain()
-        answer = await answers.readuntil(b"\r\n\r\n")
+        answer = self.alter(head, await answers.readuntil(b"\r\n\r\n"))
         status = int(answer.split(b" ", 2)[1])
         if self.lose:
             self.lose -= 1

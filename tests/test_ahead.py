@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import Program, add_point
@@ -12,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_purge import age
 
-from whisperbackup.repository.catalog import Backup, Payload
-from whisperbackup.repository.future_stamps import misdated
+from whisperbackup.repository.catalog import Backup, Payload, look_up
+from whisperbackup.repository.future_stamps import misdated, stamp_anew
 from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.storage import disk
+from whisperbackup.storage.base import Driver
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -170,3 +175,53 @@ def test_a_stop_in_between_loses_neither_content_nor_order(nightly: Program, tmp
         (nightly.store / "a.b" / f"{copied}.{end}").write_bytes(body)
     assert "1 stamped anew" in nightly("backup", "disk", "-r", "9")
     assert contents_of(nightly, "a.b") == [*before, before[-1]]
+
+
+def test_months_under_a_wrong_clock_are_kept_as_the_months_that_they_were(nightly: Program) -> None:
+    path = nightly.prefix / "a/b.wsp"
+    for night in range(4):
+        age(nightly, 30)
+        add_point(path, 20.0 + night)
+        nightly("backup", "disk", "-r", "9")
+    for stamp in reversed(nightly.stamps("a.b")[4:]):
+        ahead = stamp_of(datetime.fromisoformat(stamp) + timedelta(days=7300))
+        for found in (nightly.store / "a.b").glob(stamp + "*"):
+            found.rename(found.with_name(found.name.replace(stamp, ahead)))
+    before = contents_of(nightly, "a.b")
+    assert len(before) == 8
+    assert "4 stamped anew" in nightly("backup", "disk", "-r", "1", "--keep-monthly", "12")
+    assert contents_of(nightly, "a.b")[-4:] == before[-4:]
+    assert len({stamp[:7] for stamp in nightly.stamps("a.b")[-4:]}) == 4
+    assert today(nightly.stamps("a.b")[-1])
+    nightly("verify", "disk", "--all")
+
+
+class Replacing:
+    """A driver where another run's copy replaces each payload that is created, since no put has a condition."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.list, self.get, self.delete = driver.list, driver.get, driver.delete
+
+    def put(self, key: str, body: bytes) -> None:
+        self._driver.put(key, b"another run's" if ".wsp." in key else body)
+
+
+def test_the_original_stays_where_the_copy_was_replaced_by_another_run(nightly: Program) -> None:
+    ahead = shift_newest(nightly, "a.b", 10)
+    driver = disk.open(str(nightly.store), False, [])
+    metric = look_up(driver, "", "a.b")
+    after, moved = stamp_anew(cast(Driver, Replacing(driver)), "a.b/", metric, datetime.now(UTC), 10**9)
+    assert moved == 0
+    assert after.backups == metric.backups
+    assert ahead in nightly.stamps("a.b")
+
+
+def test_a_misdated_bomb_is_not_expanded_to_the_end(nightly: Program) -> None:
+    ahead = shift_newest(nightly, "a.b", 10)
+    bomb = gzip.compress(bytes(20_000_000))
+    (nightly.store / "a.b" / f"{ahead}.wsp.gz").write_bytes(bomb)
+    (nightly.store / "a.b" / f"{ahead}.sha1").write_text(hashlib.sha1(bytes(20_000_000)).hexdigest())
+    said = nightly("backup", "disk", "-r", "9", "--max-file-size", "1M")
+    assert "stamped anew" not in said
+    assert ahead in nightly.stamps("a.b")

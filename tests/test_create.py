@@ -16,7 +16,6 @@ from test_hostile_store import sha1, whisper_file
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup.commands import backup
 from whisperbackup.repository import backups
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.repository.compression import Expansion, compressor
@@ -74,7 +73,7 @@ def test_two_that_store_under_one_stamp_make_two_whole_backups(
                 content = contents[number][metric]
                 payload = compressor(codecs[number])(content)
                 barrier.wait(20)
-                stored = backup._store(
+                stored = backups.store_at(
                     drivers[number], metric + "/", STAMP, codecs[number], payload, sha1(content).decode()
                 )
                 assert stored >= STAMP
@@ -145,13 +144,15 @@ def test_a_file_system_without_hard_links_still_creates(tmp_path: Path, monkeypa
     assert not list((tmp_path / "store").rglob(".whisper-backup-*"))
 
 
-def test_a_service_that_refuses_conditions_is_written_to_without(tmp_path: Path) -> None:
-    """As some that speak S3 do: NotImplemented for a header that they do not know."""
+@pytest.mark.servers
+@pytest.mark.parametrize("answer", [b"501 NotImplemented", b"400 Unsupported", b"403 AccessDenied"])
+def test_a_service_that_refuses_conditions_is_written_to_without(tmp_path: Path, answer: bytes) -> None:
+    """As some that speak S3 do, each with an error of its own for a header that it does not know."""
     store = servers.store("s3-rclone")
-    error = b"<Error><Code>NotImplemented</Code><Message>A header you provided is not implemented</Message></Error>"
-    said = b"HTTP/1.1 501 Not Implemented\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b"
+    error = b"<Error><Code>%b</Code><Message>A header you provided is not implemented</Message></Error>" % answer[4:]
+    said = b"HTTP/1.1 %b\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b"
     with TroubleProxy(store.port) as proxy:
-        proxy.lie = lambda head: said % (len(error), error) if b"if-none-match" in head.lower() else None
+        proxy.lie = lambda head: said % (answer, len(error), error) if b"if-none-match" in head.lower() else None
         driver = open_store(store.through(proxy.port), new_bucket(store, tmp_path), create=True)
         content, other = whisper_file(1), whisper_file(2)
         for metric in ("m/", "n/"):

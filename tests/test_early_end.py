@@ -18,11 +18,11 @@ class Driver(disk.Disk):
         for one in super().list(prefix):
             time.sleep(float(os.environ["LISTING"]))
             yield one
-    def put_all(self, objects):
+    def create_all(self, objects):
         if objects[0][0].partition("/")[0] in os.environ["FAILS"].split():
             time.sleep(float(os.environ["FAILING"]))
             raise Unavailable("no answer")
-        super().put_all(objects)
+        return super().create_all(objects)
 
 def open(bucket, create, arguments):
     pipeline.MAX_SECONDS_WITHOUT_SUCCESS = 0.7

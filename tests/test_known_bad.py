@@ -166,3 +166,16 @@ def test_where_the_listing_proves_the_mark_a_bad_payload_is_made_anew_all_the_sa
     assert "1 backed up" in run("backup")
     assert "1 good" in run("verify")
     assert "1 unchanged, 0 backed up, 0 bytes read" in run("backup")
+
+
+def test_a_name_with_another_end_of_line_is_one_name(program: Program) -> None:
+    for metric in ("a", "x\u2028a", "x\u0085a"):
+        program.write(metric)
+    program("backup")
+    for metric in ("x\u2028a", "x\u0085a"):
+        (payload,) = (program.store / metric).glob("*.gz")
+        payload.write_bytes(b"rubbish")
+    program("verify", "disk", status=3)
+    assert "2 backed up" in program("backup")
+    assert len(program.stamps("a")) == 1
+    program("verify", "disk")

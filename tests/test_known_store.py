@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import MARKER, Program, unprivileged
+from conftest import MARKER, Program, unprivileged, wait_for
 from test_storage import open_store
 from test_stores import connect
+
+from whisperbackup.storage import disk
+from whisperbackup.storage.base import Unavailable
 
 
 @pytest.fixture
@@ -242,3 +246,54 @@ def test_a_bucket_that_vanished_and_one_that_is_misspelt(program: Program) -> No
     program.bucket = f"misspelt-{uuid.uuid4().hex[:12]}"
     said = run("backup", "-q")  # with a state file of another store
     assert said.startswith(f"WARNING: the bucket '{program.bucket}' does not exist: a new store begins there")
+
+
+def test_a_store_that_is_unmounted_during_a_backup_is_noticed(program: Program) -> None:
+    for number in range(6):
+        program.write(f"m{number}")
+    with (program.prefix / "m3.wsp").open("rb+") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        run = program.start("backup", "disk", "-f", "1", "--threads", "1")
+        wait_for(lambda: program.stamps("m2"))
+        unmount(program)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 3
+    assert f"m3: the directory {program.store} became another one during this run; was its disk unmounted?" in said
+    assert list(program.store.iterdir()) == []
+    assert not program.stamp.exists()
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_listing_whose_disk_is_unmounted_does_not_end_as_if_it_were_whole(stored: Program, is_marked: bool) -> None:
+    driver = disk.open(str(stored.store), False, [])
+    listing = driver.list("")
+    first = next(listing)
+    unmount(stored)
+    if is_marked:  # it was mounted again
+        stored.store.rmdir()
+        shutil.copytree(stored.home / "disk", stored.store)
+        assert len([first, *listing]) == 4
+    else:
+        with pytest.raises(Unavailable, match="was its disk unmounted"):
+            list(listing)
+        with pytest.raises(Unavailable, match="was its disk unmounted"):
+            driver.put("a/key", b"")
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_node_that_may_write_below_its_storage_path_only_backs_up_there(program: Program, is_marked: bool) -> None:
+    program.write("a")
+    (program.store / "node1").mkdir(parents=True)
+    if is_marked:
+        (program.store / MARKER).touch()
+    program.store.chmod(0o555)
+    words = [*unprivileged(), *program.words("backup", "disk", "-q", "--storage-path", "node1")]
+    for number in range(2):
+        ran = subprocess.run(words, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert ("cannot be marked as a store" in ran.stderr) is not is_marked
+        assert number or (program.store / "node1/a").is_dir()
+    program.store.chmod(0o755)
+    program.store.rename(program.home / "disk")
+    program.store.mkdir()
+    assert "there were backups in it" in program("backup", "disk", "--storage-path", "node1", status=1)

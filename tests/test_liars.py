@@ -85,6 +85,33 @@ def test_no_put_believes_the_checksum_of_another_body(proxied: tuple[Store, Trou
         driver.put("key", b"body")
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("etag", [b"0x8DC3A1F2", b"6D3C1EF0A3C6B5D9A1B2C3D4E5F60718", b"upper", b"weak"])
+def test_a_store_whose_etags_are_no_md5_is_believed_for_what_it_gives_back(program: Program, etag: bytes) -> None:
+    """Of other services, or where all is encrypted and no header says so: its ETag proves nothing, the object does."""
+    store = servers.store("s3-rclone")
+
+    def alter(head: bytes, answer: bytes) -> bytes:
+        if not head.startswith(b"PUT"):
+            return answer
+        if etag == b"upper":
+            return re.sub(rb'(?i)(etag: )"?(\w+)"?', lambda found: found[1] + found[2].upper(), answer)
+        return re.sub(rb'(?i)(etag: )("?\w+"?)', rb"\1W/\2" if etag == b"weak" else b'\\1"%b"' % etag, answer)
+
+    with TroubleProxy(store.port) as proxy:
+        proxy.alter = alter
+        connect(program, store.through(proxy.port))
+        program.bucket = f"liars-{uuid.uuid4().hex}"
+        program.write("a")
+        words = [store.driver, *store.through(proxy.port).arguments]
+        assert "1 backed up" in program("backup", *words)
+        assert "1 good" in program("verify", *words)
+        driver = open_store(store.through(proxy.port), program.bucket)
+        proxy.lie = lambda head: answer(b"").replace(b"\r\n\r\n", b'\r\nETag: "%b"\r\n\r\n' % etag)
+        with pytest.raises(Unavailable, match=r"cannot (write|read) 'key'"):
+            driver.put("key", b"body")
+
+
 def test_an_answer_that_is_a_lie_once_is_asked_for_again(proxied: tuple[Store, TroubleProxy]) -> None:
     store, proxy = proxied
     if store.driver == "gcs":

@@ -18,7 +18,7 @@ from whisperbackup.repository.join import join
 from whisperbackup.repository.state import Record, State
 from whisperbackup.storage.base import StartAfterUnsupported, StoredObject
 from whisperbackup.tree.selection import select
-from whisperbackup.tree.walk import Found, Unseen
+from whisperbackup.tree.walk import LocalFile, Skipped
 
 
 class Counting(Shelf):
@@ -41,17 +41,17 @@ class Deaf(Counting):
             yield found
 
 
-def names(count: int) -> Iterator[Found | Unseen]:
+def names(count: int) -> Iterator[LocalFile | Skipped]:
     """A walk that holds nothing itself."""
     for number in range(count):
-        yield Found(f"servers.host{number:07}.cpu/", b"/somewhere")
+        yield LocalFile(f"servers.host{number:07}.cpu/", b"/somewhere")
 
 
 def peak_of(count: int, driver: Shelf, state: State) -> int:
     """The most bytes that a pass over so many metrics and `driver` takes."""
     tracemalloc.start()
     pairs = join(names(count), Catalog(driver, "", select(["*"]), state.split_keys()))
-    assert sum(1 for pair in pairs if isinstance(pair.local, Found)) == count
+    assert sum(1 for pair in pairs if isinstance(pair.local, LocalFile)) == count
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

@@ -136,7 +136,7 @@ from whisperbackup.storage import disk
 from whisperbackup.storage.base import StorageError
 
 class Driver(disk.Disk):
-    def put_all(self, objects):
+    def create_all(self, objects):
         try:
             raise RuntimeError("not to http://user:hunter2@proxy:1/\\n2026-01-01T00:00:00+0000 1 ERROR forged\\x1b[2J")
         except RuntimeError as error:

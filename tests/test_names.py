@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from whisperbackup.repository.catalog import parse_suffix
 from whisperbackup.tree.names import ForeignName, encode, is_canonical, metric_name, metric_path
 from whisperbackup.tree.selection import select
-from whisperbackup.tree.walk import Found, Unseen, walk
+from whisperbackup.tree.walk import LocalFile, Skipped, walk
 
 ALL = select(["*"])
 ordinary = st.sampled_from(
@@ -59,7 +59,7 @@ def test_walk_order_is_key_order(paths: set[bytes]) -> None:
             except OSError:
                 continue  # a file where another path needs a folder
             written.add(path)
-        found = [item for item in walk(os.fsencode(scratch), ALL) if isinstance(item, Found)]
+        found = [item for item in walk(os.fsencode(scratch), ALL) if isinstance(item, LocalFile)]
         keys = [item.key for item in found]
         assert keys == sorted(keys, key=str.encode)
         assert {os.path.relpath(item.path, os.fsencode(scratch)) for item in found} == written
@@ -123,11 +123,11 @@ def test_links_and_strange_files_are_unseen_and_lost_found_is_not_entered(tmp_pa
     (tmp_path / ".wsp").touch()
     os.mkfifo(tmp_path / "pipe.wsp")
     items = list(walk(os.fsencode(tmp_path), ALL))
-    assert [item.key for item in items if isinstance(item, Found)] == ["real.a/"]
-    unseen = {item.key: item.reason for item in items if isinstance(item, Unseen)}
+    assert [item.key for item in items if isinstance(item, LocalFile)] == ["real.a/"]
+    unseen = {item.key: item.reason for item in items if isinstance(item, Skipped)}
     assert set(unseen) == {"linked.", "dangling.", "alias/", "lost+found.", "pipe/"}
     assert "symbolic link" in unseen["linked."]
-    assert not any(item.is_error for item in items if isinstance(item, Unseen))
+    assert not any(item.is_error for item in items if isinstance(item, Skipped))
 
 
 def test_the_prefix_itself_may_be_a_link(tmp_path: Path) -> None:

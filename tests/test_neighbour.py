@@ -1,4 +1,4 @@
-"""A good neighbour: bandwidth, priorities, and a page cache that is left as it was."""
+"""Reading beside carbon: bandwidth, priorities, and a page cache that is left as it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import Program, children, wait_for
 
 from whisperbackup.whisper import format, reader
 from whisperbackup.whisper.page_cache import absent_pages, give_back
-from whisperbackup.whisper.throttle import Neighbour
+from whisperbackup.whisper.throttle import Throttle
 
 pytestmark = pytest.mark.alone
 
@@ -53,8 +53,8 @@ def touch_pages(path: Path) -> None:
             os.pread(file.fileno(), 1, page * mmap.PAGESIZE)
 
 
-def read(path: Path, neighbour: Neighbour | None = None) -> reader.Reading:
-    return reader.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
+def read(path: Path, throttle: Throttle | None = None) -> reader.Reading:
+    return reader.read(os.fsencode(path), 1 << 30, throttle or Throttle())
 
 
 def test_a_cold_file_is_cold_again_after_its_reading(path: Path) -> None:
@@ -70,7 +70,7 @@ def test_pages_that_were_hot_stay_hot(path: Path, bandwidth: float | None) -> No
     before = absent(path)
     assert before
     assert before != WHOLE
-    read(path, Neighbour(bandwidth))
+    read(path, Throttle(bandwidth))
     assert absent(path) == before
 
 
@@ -96,15 +96,15 @@ def test_a_backup_leaves_the_page_cache_as_it_was(program: Program, path: Path) 
 
 def test_bandwidth_is_kept_for_files_hot_and_cold(path: Path) -> None:
     began = time.monotonic()
-    neighbour = Neighbour(SIZE / 0.2)  # 0.2 s a reading
+    throttle = Throttle(SIZE / 0.2)  # 0.2 s a reading
     for _ in range(3):
-        read(path, neighbour)
+        read(path, throttle)
     assert 0.55 < time.monotonic() - began < 5
 
 
 def test_bandwidth_is_shared_by_the_threads_of_a_worker(path: Path) -> None:
-    neighbour = Neighbour(SIZE / 0.2)
-    threads = [threading.Thread(target=read, args=(path, neighbour)) for _ in range(3)]
+    throttle = Throttle(SIZE / 0.2)
+    threads = [threading.Thread(target=read, args=(path, throttle)) for _ in range(3)]
     began = time.monotonic()
     for thread in threads:
         thread.start()
@@ -114,7 +114,7 @@ def test_bandwidth_is_shared_by_the_threads_of_a_worker(path: Path) -> None:
 
 
 def test_no_lock_is_held_while_reading_slowly(path: Path) -> None:
-    reader = threading.Thread(target=read, args=(path, Neighbour(SIZE / 1.0)))
+    reader = threading.Thread(target=read, args=(path, Throttle(SIZE / 1.0)))
     reader.start()
     tries = 0
     with path.open("r+b") as file:
@@ -173,9 +173,9 @@ def test_the_holder_of_a_lock_is_not_nice() -> None:
     seen: list[int] = []
 
     def attempt() -> None:
-        neighbour = Neighbour(is_nice=True)
+        throttle = Throttle(is_nice=True)
         seen.append(os.getpriority(os.PRIO_PROCESS, 0))
-        with neighbour.hurrying():
+        with throttle.normal_priority():
             seen.append(os.getpriority(os.PRIO_PROCESS, 0))
         seen.append(os.getpriority(os.PRIO_PROCESS, 0))
 

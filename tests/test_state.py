@@ -358,17 +358,17 @@ def test_where_listings_prove_nothing_each_mark_is_asked_for_once(
 
 SLOW = """
 import os, time
-import whisperbackup.state
+import whisperbackup.repository.state
 from whisperbackup.storage import disk
 
 whisperbackup.repository.state.SAVE_INTERVAL = float(os.environ["SAVE_INTERVAL"])
 
 class Slow(disk.Disk):
-    def put_all(self, objects):
+    def create_all(self, objects):
         time.sleep(0.05)
         if any("m" + os.environ["BREAKS_AT"] + "/" in key for key, _ in objects):
             os.kill(os.getpid(), 9)
-        super().put_all(objects)
+        return super().create_all(objects)
 
 def open(bucket, create, arguments):
     if create:

@@ -13,7 +13,7 @@ import pytest
 import whisper
 
 from whisperbackup.whisper import cwhisper, format, reader
-from whisperbackup.whisper.throttle import Neighbour
+from whisperbackup.whisper.throttle import Throttle
 
 CEILING = 1 << 30
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> reader.Reading:
-    return reader.read(os.fsencode(path), CEILING, Neighbour())
+    return reader.read(os.fsencode(path), CEILING, Throttle())
 
 
 def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
@@ -141,4 +141,4 @@ def test_links_fifos_and_oversized_files_are_refused(path: Path, tmp_path: Path)
         with pytest.raises(OSError):
             read(tmp_path / name)
     with pytest.raises(format.CorruptFile, match="max-file-size"):
-        reader.read(os.fsencode(path), 100, Neighbour())
+        reader.read(os.fsencode(path), 100, Throttle())

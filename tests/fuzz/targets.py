@@ -21,7 +21,7 @@ from pathlib import Path
 import cramjam
 import numpy as np
 from pieces import Pieces
-from test_fill import apply, check_against_oracle, interrupted, make_file
+from test_fill import apply, check_against_oracle, check_interrupted, interrupted, make_file
 
 from whisperbackup import options
 from whisperbackup.repository.catalog import Catalog, UnsortedListing, newest_at, parse_suffix
@@ -163,7 +163,7 @@ def check_heal(live: bytes, backup: bytes, now: int, pieces: Pieces) -> None:
     states = interrupted(live, result, healing.PAGE)
     if states:
         state = states[pieces.between(0, len(states) - 1)]
-        assert apply(state, healing.heal(state, backup, now)) == healed
+        check_interrupted(live, backup, now, healed, state)
 
 
 def heal_many_archives(content: bytes) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import operator
 import os
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
@@ -29,7 +27,7 @@ from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
-from whisperbackup.tree.walk import Found, check_tree
+from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import Generation, Keep, retain
 from whisperbackup.whisper import format, reader
 
@@ -92,7 +90,7 @@ def _modified(
     """A job for each file, except those that are known to be in the store as they are."""
     now = clock.utc_now()
     for local, metric in pairs:
-        if not isinstance(local, Found):
+        if not isinstance(local, LocalFile):
             continue
         known = state.recall(local.key)
         if local.name in bad:
@@ -215,12 +213,12 @@ def _size(path: bytes) -> int:
 
 def _with_true_stamps(metric: Metric | None, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
     """The metric after its backups that a clock far ahead has stamped have got new stamps."""
-    if metric is None or not (misdated := future_stamps.misdated(metric.backups, clock.utc_now())):
-        return metric
-    is_too_large = functools.partial(operator.lt, context.options.max_file_size)
-    changed = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), is_too_large)
-    if changed is not metric:
-        counts[Count.STAMPED_ANEW] = misdated
+    if metric is None:
+        return None
+    max_size = context.options.max_file_size
+    changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
+    if moved:
+        counts[Count.STAMPED_ANEW] = moved
     return changed
 
 

@@ -12,7 +12,7 @@ from whisperbackup.runtime.budget import Budget
 from whisperbackup.runtime.pool import Job, Pool
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree.restore_file import Placer
-from whisperbackup.whisper.throttle import Neighbour
+from whisperbackup.whisper.throttle import Throttle
 
 
 class Context:
@@ -28,7 +28,7 @@ class Context:
         # The parent has created the bucket by now; only in a dry run may it still be absent, and is empty.
         self.driver = open_driver(options, create=options.noop and options.command == "backup")
         self.budget = Budget()
-        self.throttle = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
+        self.throttle = Throttle(options.bandwidth and options.bandwidth / options.processes, options.nice)
 
     @functools.cached_property
     def compress(self) -> compression.Compress:

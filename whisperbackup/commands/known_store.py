@@ -17,7 +17,7 @@ from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.repository.purge import Rules
 from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.runtime import defaults
-from whisperbackup.storage.base import Driver, NotFound, Unavailable, is_marked, mark
+from whisperbackup.storage.base import AccessDenied, Driver, NotFound, Unavailable, is_marked, mark
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,12 @@ def open_for_backup(options: Options, state: State) -> Driver:
         is_new = True
     try:
         mark(driver)
-    except Unavailable as error:
-        if is_new:
+    except (AccessDenied, Unavailable) as error:
+        # A node may be allowed to write below its own storage path only.
+        if not options.storage_path if isinstance(error, AccessDenied) else is_new:
             raise
-        logger.warning("%s cannot be marked as a store: %s", _named(options), error)
+        if not is_marked(driver):
+            logger.warning("%s cannot be marked as a store: %s", _named(options), error)
     if warning:
         logger.warning("%s %s", _named(options), warning)
     if state.store != EMPTY and is_marked(driver):

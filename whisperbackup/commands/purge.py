@@ -19,7 +19,7 @@ from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import PendingDelete
 from whisperbackup.repository.purge import Purge, log_return
 from whisperbackup.runtime import clock
-from whisperbackup.tree.walk import Found, check_tree
+from whisperbackup.tree.walk import LocalFile, check_tree
 
 
 def run(options: Options, stats: RunStats) -> int:
@@ -49,7 +49,7 @@ def _remove_void_tombstones(
         if metric is None:
             continue
         stats.count(Count.EXAMINED)
-        if metric.tombstones and isinstance(local, Found):
+        if metric.tombstones and isinstance(local, LocalFile):
             log_return(metric.name, options.noop)
             key = keys.metric_key(options.storage_path, metric.name)
             tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)

@@ -28,7 +28,7 @@ from whisperbackup.repository.catalog import Backup, mark_md5
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.runtime import clock
-from whisperbackup.tree.walk import Found, Unseen, check_tree
+from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 from whisperbackup.whisper import format, reader
 from whisperbackup.whisper.throttle import LIBC
 
@@ -79,12 +79,12 @@ class _Seen:
         """Pass `pairs` on."""
         for pair in pairs:
             self.stored |= pair.metric is not None
-            self.any |= pair.metric is not None or isinstance(pair.local, Found) or _is_error(pair.local)
+            self.any |= pair.metric is not None or isinstance(pair.local, LocalFile) or _is_error(pair.local)
             yield pair
 
 
-def _is_error(local: Found | Unseen | None) -> bool:
-    return isinstance(local, Unseen) and local.is_error
+def _is_error(local: LocalFile | Skipped | None) -> bool:
+    return isinstance(local, Skipped) and local.is_error
 
 
 def _emit(stats: RunStats, name: str, state: str, stamp: str | None = None) -> None:
@@ -98,36 +98,36 @@ def _comparable(
 ) -> Iterator[CompareFile]:
     """A job for each file that has a backup; counts the others."""
     for local, metric in pairs:
-        if isinstance(local, Unseen) and metric is None:
-            _note_unseen(local, stats)
+        if isinstance(local, Skipped) and metric is None:
+            _report_skipped(local, stats)
             continue
-        name = metric.name if metric else local.name if isinstance(local, Found) else ""
+        name = metric.name if metric else local.name if isinstance(local, LocalFile) else ""
         if not is_selected(name):
             continue
         newest = metric.backups[-1] if metric and metric.backups else None
-        if isinstance(local, Unseen):
+        if isinstance(local, Skipped):
             stats.count(Count.UNSEEN)
-        elif isinstance(local, Found) and newest:
+        elif isinstance(local, LocalFile) and newest:
             yield CompareFile(name, local.path, newest)
         elif metric and metric.debris and not newest:
-            stats.count(Count.NOT_BACKED_UP, isinstance(local, Found))
+            stats.count(Count.NOT_BACKED_UP, isinstance(local, LocalFile))
             stats.fail(name, "has no complete backup, only what an interrupted run left")
-        elif isinstance(local, Found):
-            _note_unstored(local, now, stats)
+        elif isinstance(local, LocalFile):
+            _report_unstored(local, now, stats)
         elif newest:
             stats.count(Count.GONE)
             _emit(stats, name, "gone", newest.stamp)
 
 
-def _note_unseen(unseen: Unseen, stats: RunStats) -> None:
-    path = os.fsdecode(unseen.path)
-    if unseen.is_error:
-        stats.fail(path, unseen.reason)
-    elif unseen.reason:
-        logger.warning("%s: not compared: %s", path, unseen.reason)
+def _report_skipped(skipped: Skipped, stats: RunStats) -> None:
+    path = os.fsdecode(skipped.path)
+    if skipped.is_error:
+        stats.fail(path, skipped.reason)
+    elif skipped.reason:
+        logger.warning("%s: not compared: %s", path, skipped.reason)
 
 
-def _note_unstored(local: Found, now: float, stats: RunStats) -> None:
+def _report_unstored(local: LocalFile, now: float, stats: RunStats) -> None:
     if is_new(local.path, now):
         stats.count(Count.NEW)
         _emit(stats, local.name, "new")

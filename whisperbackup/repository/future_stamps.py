@@ -8,8 +8,7 @@ can: a clock that was far ahead leaves a leap in it, a clock that is behind now 
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from whisperbackup.repository import backups, keys
@@ -17,7 +16,7 @@ from whisperbackup.repository.backups import BadBackup
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.compression import CorruptPayload
 from whisperbackup.repository.stamps import next_stamp, stamp_of
-from whisperbackup.storage.base import Driver, Exists, NotFound, create_all
+from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
 from whisperbackup.whisper.format import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # clocks and time zones are off by less than that
@@ -67,34 +66,46 @@ def _stamps(metric: Metric) -> list[str]:
     return [*backups, *debris, *metric.tombstones]
 
 
-def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, is_too_large: Callable[[int], bool]) -> Metric:
-    """Give the misdated backups of `metric` (its keys begin with `key`) stamps of the present; the metric after that.
+def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size: int) -> tuple[Metric, int]:
+    """Give the misdated backups of `metric` (its keys begin with `key`) stamps up to the present.
 
-    One after the other, the oldest first, each copied before it is deleted: wherever a stop comes, every content is
-    there and the order is right.  Raises StorageError.
+    The metric after that, and how many there were.  All are moved by the same time, so that calendar rules keep of them
+    what they would have kept.  One after the other, the oldest first, each copied before it is deleted: wherever a
+    stop comes, every content is there and the order is right.  No content of more than `max_size` bytes is read.
+    Raises StorageError.
     """
     count = misdated(metric.backups, now)
-    if not count or any(
-        is_too_large(payload.size) for backup in metric.backups[-count:] for payload in backup.payloads
-    ):
-        return metric
+    if not count or any(payload.size > max_size for backup in metric.backups[-count:] for payload in backup.payloads):
+        return metric, 0
     latest = horizon(now)
     kept = list(metric.backups[:-count])
-    last = max(stamp for stamp in _stamps(metric) if stamp <= latest)
-    for backup in metric.backups[-count:]:
-        stamp = next_stamp(now, last)
+    taken = {stamp for stamp in _stamps(metric) if stamp <= latest}
+    ahead = datetime.fromisoformat(metric.backups[-1].stamp) - now
+    for number, backup in enumerate(metric.backups[-count:]):
+        moment = datetime.fromisoformat(backup.stamp) - ahead
+        stamp = next_stamp(moment, kept[-1].stamp)
+        while stamp in taken:
+            stamp = next_stamp(moment, stamp)
         try:
-            create_all(driver, _copied(driver, key, backup, stamp))
+            objects = _copied(driver, key, backup, stamp, max_size)
+            if not create_all(driver, objects):  # a run without our lock may have replaced them meanwhile
+                _check(driver, objects)
         except (BadBackup, CorruptPayload, CorruptFile, NotFound, Exists):
             # It cannot be moved, and is no reason not to back up.
-            return metric._replace(backups=(*kept, *metric.backups[len(kept) :]))
+            return metric._replace(backups=(*kept, *metric.backups[len(kept) :])), number
         driver.delete([key + suffix for suffix in backup.suffixes()])
         kept.append(backup._replace(stamp=stamp))
-        last = stamp
-    return metric._replace(backups=tuple(kept))
+    return metric._replace(backups=tuple(kept)), count
 
 
-def _copied(driver: Driver, key: str, backup: Backup, stamp: str) -> list[tuple[str, bytes]]:
+def _check(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
+    """Raises Exists unless all `objects` are stored as they are."""
+    for key, body in objects:
+        if not holds(driver, key, body):
+            raise Exists(key)
+
+
+def _copied(driver: Driver, key: str, backup: Backup, stamp: str, max_size: int) -> list[tuple[str, bytes]]:
     """The objects of `backup` under another stamp, the mark last, proved by it: the originals are deleted afterwards.
 
     Raises BadBackup, CorruptPayload, CorruptFile, StorageError.
@@ -103,6 +114,6 @@ def _copied(driver: Driver, key: str, backup: Backup, stamp: str) -> list[tuple[
     objects = []
     for codec, _ in backup.payloads:
         payload = driver.get(keys.payload(key, backup.stamp, codec))
-        backups.proven_size(codec, payload, sys.maxsize, sha1)
+        backups.proven_size(codec, payload, max_size, sha1)
         objects.append((keys.payload(key, stamp, codec), payload))
     return [*objects, (keys.mark(key, stamp), sha1.encode())]

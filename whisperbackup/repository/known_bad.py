@@ -34,10 +34,11 @@ class KnownBad:
         if self._path is None:
             return
         try:
-            with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, encoding="utf-8", newline="\n") as file:
                 if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
                     return  # another user's, who might have us store everything every night
-                for line in file.read(MAX_BYTES).splitlines()[:MAX_LINES]:
+                for line in file.read(MAX_BYTES).split("\n")[:MAX_LINES]:  # names may hold other ends of lines
                     metric, tab, stamp = line.partition(TAB)
                     if tab:
                         self.stamps[metric] = max(stamp, self.stamps.get(metric, ""))
@@ -73,6 +74,6 @@ class KnownBad:
                 os.unlink(self._path)
                 return
             fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-            with os.fdopen(fd, "w") as file:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.writelines(f"{metric}{TAB}{stamp}\n" for metric, stamp in still_bad.items())
             os.rename(temporary, self._path)

@@ -28,7 +28,7 @@ from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree import names
-from whisperbackup.tree.walk import Found, Unseen, check_tree
+from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 
 logger = logging.getLogger(__name__)
 
@@ -159,22 +159,22 @@ class Purge:
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Pass `pairs` on, recording what is missing and what the walk could not see."""
         for pair in pairs:
-            if isinstance(pair.local, Unseen):
+            if isinstance(pair.local, Skipped):
                 if pair.metric is None:
-                    self._record_unseen(pair.local)
+                    self._record_skipped(pair.local)
             elif pair.metric is not None:
                 self._record(pair.metric, pair.local is None)
             self.saw_stored |= pair.metric is not None
-            self.saw_any |= pair.metric is not None or isinstance(pair.local, Found)
+            self.saw_any |= pair.metric is not None or isinstance(pair.local, LocalFile)
             yield pair
 
-    def _record_unseen(self, unseen: Unseen) -> None:
-        path = os.fsdecode(unseen.path)
-        if unseen.is_error:
+    def _record_skipped(self, skipped: Skipped) -> None:
+        path = os.fsdecode(skipped.path)
+        if skipped.is_error:
             self._is_blind = True
-            self._stats.fail(path, unseen.reason)
-        elif unseen.reason:
-            logger.warning("%s: neither backed up nor purged: %s", path, unseen.reason)
+            self._stats.fail(path, skipped.reason)
+        elif skipped.reason:
+            logger.warning("%s: neither backed up nor purged: %s", path, skipped.reason)
 
     def _record(self, metric: Metric, is_missing: bool) -> None:
         key = keys.metric_key(self._rules.storage_path, metric.name)

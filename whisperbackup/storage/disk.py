@@ -56,6 +56,7 @@ class Disk:
         self._directory = directory
         self._first_link, self._links = b"", 0
         self._has_named_links = False
+        self._status = os.stat(directory)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
@@ -95,6 +96,7 @@ class Disk:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
+        self._check_place()  # what was deleted meanwhile looks the same as what went with its disk
         if self._links and not self._has_named_links:
             self._has_named_links = True
             logger.warning(
@@ -106,6 +108,26 @@ class Disk:
     def _note_link(self, path: bytes) -> None:
         self._first_link = self._first_link or path
         self._links += 1
+
+    def _check_place(self) -> None:
+        """Raises Unavailable if another directory is in the place of this one: the disk was unmounted meanwhile.
+
+        One that carries the marker was mounted anew.
+        """
+        try:
+            status = os.stat(self._directory)
+        except FileNotFoundError:
+            raise _missing_directory(self._directory) from None
+        except OSError as error:
+            raise _storage_error(error, os.fsdecode(self._directory)) from error
+        if os.path.samestat(status, self._status):
+            return
+        if not self.is_marked():
+            raise Unavailable(
+                f"the directory {os.fsdecode(self._directory)} became another one during this run; "
+                "was its disk unmounted?"
+            )
+        self._status = status
 
     def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
         """What stands in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
@@ -154,6 +176,7 @@ class Disk:
         return is_sure
 
     def _store(self, objects: Sequence[tuple[str, bytes]], enter: Callable[[bytes, bytes], None]) -> None:
+        self._check_place()
         entered: dict[bytes, None] = {}  # folders with new entries, in order
         for key, body in objects:
             try:

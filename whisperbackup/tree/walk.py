@@ -24,7 +24,7 @@ HIDDEN_SIDECAR = re.compile(rb"\.[0-9a-f]{64}\.ooo")
 NOT_ENTERED = b"lost+found"
 
 
-class Found(NamedTuple):
+class LocalFile(NamedTuple):
     """A whisper file: its metric's `name`, and its absolute `path`."""
 
     key: str  # what the store's keys of this metric begin with: name + "/"
@@ -36,7 +36,7 @@ class Found(NamedTuple):
         return self.key[:-1]
 
 
-class Unseen(NamedTuple):
+class Skipped(NamedTuple):
     """Metrics that the walk could not see: those whose `name/` begins with `key`.
 
     `is_error` tells a folder that could not be read from what is left alone on purpose.
@@ -88,15 +88,15 @@ def check_prefix(prefix: bytes) -> None:
 def check_tree(prefix: bytes) -> None:
     """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
     check_prefix(prefix)
-    if not any(isinstance(item, Found) for item in walk(prefix, select(["*"]))):
+    if not any(isinstance(item, LocalFile) for item in walk(prefix, select(["*"]))):
         raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?")
 
 
-def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[Found | Unseen]:
+def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[LocalFile | Skipped]:
     """The whisper files below `prefix` that are in `selection`, ascending by key, as the store lists them.
 
     Links are not followed (`prefix` itself may be one).  What is left out for another reason than the
-    selection comes as Unseen, in its place in the order.  Holds one folder a level in memory.  Where `sidecars` is
+    selection comes as Skipped, in its place in the order.  Holds one folder a level in memory.  Where `sidecars` is
     given, the files of late points of metrics that are in `selection` are counted there, and reported in the end.
     """
     # Sorting a folder's entries by encoded name + "." (folders) or "/" (files) gives the order of the keys:
@@ -121,8 +121,8 @@ class _Folder(NamedTuple):
 
 def _entries(
     path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None
-) -> list[Found | Unseen | _Folder]:
-    entries: list[Found | Unseen | _Folder] = []
+) -> list[LocalFile | Skipped | _Folder]:
+    entries: list[LocalFile | Skipped | _Folder] = []
     try:
         with os.scandir(path) as scan:
             for entry in scan:
@@ -130,9 +130,9 @@ def _entries(
                     sidecars.add(entry.path)
                 entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
     except FileNotFoundError:
-        return [Unseen(prefix, path, "it vanished", False)]
+        return [Skipped(prefix, path, "it vanished", False)]
     except OSError as error:
-        return [Unseen(prefix, path, error.strerror or str(error), True)]
+        return [Skipped(prefix, path, error.strerror or str(error), True)]
     entries.sort(key=lambda item: item.key)
     return entries
 
@@ -151,13 +151,13 @@ def _is_sidecar(entry: os.DirEntry[bytes], prefix: str, selection: Selection) ->
     return is_selected and entry.is_file(follow_symlinks=False)
 
 
-def _is_wanted(item: Found | Unseen | _Folder, selection: Selection) -> bool:
+def _is_wanted(item: LocalFile | Skipped | _Folder, selection: Selection) -> bool:
     if item.key.endswith("/"):
         return item.key[:-1] in selection
     return selection.may_hold(item.key)
 
 
-def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[Found | Unseen | _Folder]:
+def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[LocalFile | Skipped | _Folder]:
     """What one entry of the folder `prefix` is; a link may hide a metric, metrics below it, or both."""
     is_whisper = entry.name.endswith(SUFFIX)
     as_file = f"{prefix}{encode(entry.name.removesuffix(SUFFIX))}/"
@@ -166,21 +166,21 @@ def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[Found | Unseen
         is_whisper = False  # `.wsp` at the very top would be the metric without a name
     if entry.is_symlink():
         if is_whisper:
-            yield Unseen(as_file, entry.path, "it is a symbolic link", False)
+            yield Skipped(as_file, entry.path, "it is a symbolic link", False)
         if not _leads_to_a_file(entry):  # a dangling link may be a disk that is not mounted
-            yield Unseen(as_folder, entry.path, "" if is_whisper else "it is a symbolic link", False)
+            yield Skipped(as_folder, entry.path, "" if is_whisper else "it is a symbolic link", False)
     elif entry.is_dir(follow_symlinks=False):
         if entry.name == NOT_ENTERED:
-            yield Unseen(as_folder, entry.path, "", False)
+            yield Skipped(as_folder, entry.path, "", False)
         else:
             yield _Folder(as_folder, entry.path)
             if is_whisper:
-                yield Unseen(as_file, entry.path, "it is not a regular file", False)
+                yield Skipped(as_file, entry.path, "it is not a regular file", False)
     elif is_whisper:
         if entry.is_file(follow_symlinks=False):
-            yield Found(as_file, entry.path)
+            yield LocalFile(as_file, entry.path)
         else:
-            yield Unseen(as_file, entry.path, "it is not a regular file", False)
+            yield Skipped(as_file, entry.path, "it is not a regular file", False)
 
 
 def _leads_to_a_file(link: os.DirEntry[bytes]) -> bool:

@@ -12,18 +12,18 @@ BATCH_WRITES, BATCH_BYTES = 32, 16384  # some 50 microseconds of writing
 
 
 def write_checked(fd: int, live: bytes, writes: Sequence[Write], archives: Sequence[Archive]) -> bool:
-    """Make `writes`, as healing orders them, in a file that a moment ago was `live`; False once it is not any more.
+    """Make `writes`, in healing's order, in a file that held `live` a moment ago; False if it changed since.
 
-    An archive without a base gets one with its first batch.  A daemon that had seen the empty slot 0 just before
-    overwrites that, and then every other point that was written there is in a wrong slot.  So slot 0 is compared before
-    each further batch, and again in the end; where it changed, what was written to that archive is taken back.
+    An archive without a base gets one with its first batch.  A daemon that read the empty slot 0 just before may
+    overwrite that, and then every other point written there is in a wrong slot.  So slot 0 is compared before each
+    further batch and once at the end; where it changed, what was written to that archive is undone.
     """
     made = 0
     bases: dict[Archive, bytes] = {}  # what was written to slot 0 of archives that had no base
     is_unchanged = True
     for archive, batch in _batches(writes, archives):
-        begin = min(offset for offset, _ in batch[:2])
-        end = max(offset + len(record) for offset, record in batch[-3:])
+        begin = min(offset for offset, _ in batch)
+        end = max(offset + len(record) for offset, record in batch)
         is_unchanged = os.pread(fd, end - begin, begin) == live[begin:end]
         if archive in bases:
             is_unchanged = is_unchanged and _slot_0(fd, archive) == bases[archive]
@@ -37,7 +37,7 @@ def write_checked(fd: int, live: bytes, writes: Sequence[Write], archives: Seque
     for archive, base in bases.items():
         if _slot_0(fd, archive) != base:
             is_unchanged = False
-            _take_back(fd, live, writes[:made], archive)
+            _undo(fd, live, writes[:made], archive)
     return is_unchanged
 
 
@@ -49,10 +49,10 @@ def write_at(fd: int, offset: int, record: bytes) -> None:
 
 
 def _batches(writes: Sequence[Write], archives: Sequence[Archive]) -> Iterator[tuple[Archive, Sequence[Write]]]:
-    """`writes` cut into batches that lie close together in one archive.
+    """`writes` in batches, each of writes close together in one archive.
 
-    A record that crosses pages is several writes, and not in ascending order: a batch begins with a whole record that
-    lies behind the one before, so that none has to be compared with what the batch before wrote.
+    A record that crosses pages is several writes, not in ascending order.  No batch ends within one, so that no batch
+    is compared with what an earlier one wrote.
     """
     start = 0
     while start < len(writes):
@@ -69,7 +69,7 @@ def _batches(writes: Sequence[Write], archives: Sequence[Archive]) -> Iterator[t
 
 
 def _begins_behind(offset: int, last: int, archive: Archive) -> bool:
-    """Whether a write begins a record that no write before it has touched; the next archive lies before this one."""
+    """Whether a write begins a record that no earlier write touched; the archive written next lies before this one."""
     return offset < archive.offset or (offset > last and (offset - archive.offset) % POINT_SIZE == 0)
 
 
@@ -80,15 +80,15 @@ def _slot_0(fd: int, archive: Archive) -> bytes:
 def _slot_0_after(live: bytes, archive: Archive, batch: Sequence[Write]) -> bytes:
     """What slot 0 holds once the first batch of an archive is written."""
     slot = bytearray(live[archive.offset : archive.offset + POINT_SIZE])
-    for offset, record in batch[:2]:
+    for offset, record in batch:
         at = offset - archive.offset
-        if at < POINT_SIZE:
+        if 0 <= at < POINT_SIZE:
             slot[at : at + len(record)] = record[: POINT_SIZE - at]
     return bytes(slot)
 
 
-def _take_back(fd: int, live: bytes, made: Sequence[Write], archive: Archive) -> None:
-    """Put what was there before into the slots of `archive`, but for slot 0, that still hold what was written."""
+def _undo(fd: int, live: bytes, made: Sequence[Write], archive: Archive) -> None:
+    """Restore the previous content of the slots of `archive`, except slot 0, that still hold what was written."""
     begin, end = archive.offset + POINT_SIZE, archive.offset + archive.points * POINT_SIZE
     written = bytearray(live[:end])
     for offset, record in made:

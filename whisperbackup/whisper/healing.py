@@ -5,11 +5,10 @@ Every archive becomes a `Window`: one place for each of its n slots, in the orde
 in (now - s·n, now] to the newest.  Windows are healed from the finest to the coarsest, because a coarser slot
 may be aggregated anew from what the finer archive has become, and written the other way round.
 
-**Killed anywhere, run again, same bytes.**  A rerun finds some coarser slots done and the finer points not, or
-not all, written, and must not decide otherwise because of that.  Whatever is computed from the finer points as they
-will be is safe: they will be the same.  What is told from the live file as it is, is told so that points that the
-first run may have written make no difference: `own` leaves out points that equal the backup's, `explained` asks
-about every state between the first and the last write, and `sparse` recognizes its points when they are there.
+**Killed anywhere**, the file is valid and no point of its finest archive is lost; running again fills what is left.
+So the coarsest archive is written first: as long as a finer point is missing, the coarser slot above it is looked at
+again.  What a coarser slot holds in the end may differ from what an uninterrupted run gives it, because the rules are
+applied to the file as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = ["CorruptFile", "Healing", "heal"]
 RECORD = np.dtype([("t", ">u4"), ("v", ">f8")])
 END_OF_TIME = 2**32  # timestamps are unsigned 32-bit
 PAGE = 4096  # a write that is killed ends at a multiple of this in the file
-UNKNOWN_HALF = b"\x7f\xf8\x00\x00"  # as a value's upper half it makes a NaN of any lower half
+NAN_UPPER_HALF = b"\x7f\xf8\x00\x00"  # of a value: a NaN whatever the lower half is
 
 AVERAGE, SUM, LAST, AVG_ZERO_OR_FIRST = 1, 2, 3, 6
 EXTREMES: dict[int, Callable[[Any], Any]] = {  # method: what it takes the greatest of
@@ -59,7 +58,7 @@ class Source(NamedTuple):
     times: Ints
     values: Floats
     since: int  # the archive reaches back to here, not included
-    crowded: Bools  # a finer archive of the backup holds something that overlaps this point's slot
+    overlaps_finer: Bools  # a finer archive of the backup holds something that overlaps this point's slot
 
 
 @dataclass
@@ -140,7 +139,7 @@ def heal_archive(
     if resample:
         for source in sources:
             if source.step < step and not available.all():
-                condense_points(window, source, header, found, available)
+                downsample(window, source, header, found, available)
     window.own = window.held & ~(available & ~differ(found, window.stored))
     fill = available & ~window.held & window.writable
     np.copyto(window.values, found, where=fill)
@@ -231,13 +230,13 @@ def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> lis
         if (np.diff(stamps[order]) < 0).any():  # old laps between newer points
             order = order[np.argsort(stamps[order])]
         times, values = stamps[order], values[order]
-        crowded = np.zeros(len(times), np.bool_)
+        overlaps_finer = np.zeros(len(times), np.bool_)
         if resample:
             after = times + archive.step
-            crowded = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
+            overlaps_finer = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
             starts, ends = np.sort(np.concatenate((starts, times))), np.sort(np.concatenate((ends, after)))
         since = int(times[-1]) - archive.step * archive.points
-        sources.append(Source(archive.step, times, values, since, crowded))
+        sources.append(Source(archive.step, times, values, since, overlaps_finer))
     return sources
 
 
@@ -264,7 +263,7 @@ def copy_points(window: Window, source: Source, found: Floats, copied: Bools) ->
     copied[places] = True
 
 
-def condense_points(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
+def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
     """Rule 3, first half: what nothing was found for, from a finer archive of the backup.
 
     It covers a slot that begins within its reach; that is counted back from its newest point, not from now, because
@@ -291,7 +290,7 @@ def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None
     begin = source.times // step
     end = (source.times + source.step) // step * step
     places = begin - window.times[0] // step
-    apart = (places >= 0) & (begin > 0) & ~source.crowded
+    apart = (places >= 0) & (begin > 0) & ~source.overlaps_finer
     begin, end, places, values = begin[apart] * step, end[apart], places[apart], source.values[apart]
     here = np.concatenate((window.times[window.known], window.times_ahead()))
     neighbours = np.searchsorted(here, end) - np.searchsorted(here, begin)
@@ -348,112 +347,34 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
     )
     asked &= is_enough(result, count, total, header) & (count_of(finer.sparse) == 0)
 
-    # A slot that was empty takes the backup's value where the live file has nothing to add to it.  One that is
-    # stamped with its time but holds a NaN is no such slot: an interrupted heal was about to aggregate it.
-    stamped = window.stamps[tail] == window.times[tail]
-    take = asked & ~held & (own | stamped | ~copied[tail])
+    # A slot that was empty takes the backup's value where the live file has nothing to add to it.
+    take = asked & ~held & (own | ~copied[tail])
     # A slot that was held stays where the backup says the same and the live file has nothing to add, and where it
     # may have been made of more points than are left.
     asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
     take |= asked & (count == total)
-    # What explains a value by one reading of method 6 does not by the other.
-    doubtful = asked & (count != total) & (header.aggregation != AVG_ZERO_OR_FIRST)
-    if doubtful.any():
-        before = finer.held & (groups >= 0)
-        order = np.flatnonzero(before)
-        known = Known(
-            np.concatenate((groups[order], groups_ahead)),
-            np.concatenate((finer.times[order], finer.times_ahead()[reached])),
-            np.concatenate((finer.stored[order], finer.stored[ahead_of])),
-            np.concatenate((~finer.changed[order], np.ones(len(ahead_of), np.bool_))),
+    if (asked & ~take).any():
+        was_held = np.flatnonzero(finer.held & (groups >= 0))
+        before, _ = aggregate(
+            header.aggregation,
+            np.concatenate((groups[was_held], groups_ahead)),
+            np.concatenate((finer.stored[was_held], finer.stored[ahead_of])),
+            total,
         )
-        take |= doubtful & explained(header.aggregation, stored, result, known, finer, groups, doubtful, total)
+        take |= asked & is_explained(header.aggregation, stored, before, result)
 
     np.copyto(window.values[tail], result, where=take)
     window.known[tail] |= take
 
 
-class Known(NamedTuple):
-    """Points that the live file held, each with the coarser slot that it belongs to, in the order of time."""
-
-    groups: Ints
-    times: Ints
-    values: Floats
-    stays: Bools  # it is not aggregated anew
-
-
-def explained(
-    method: int,
-    stored: Floats,
-    result: Floats,
-    known: Known,
-    finer: Window,
-    groups: Ints,
-    doubtful: Bools,
-    total: Ints,
-) -> Bools:
-    """Whether a slot's value says nothing that the finer points, as they will be, don't say.
-
-    §6 has: it equals what the live file's finer points gave before.  Asked like that, a rerun of an interrupted heal
-    could answer yes where the first run answered no, because by then some points are filled.  So it is asked for
-    every state that the finer archive goes through while its points are written, in the order of writing, a point
-    that changes being unknown for a moment: for an average or a sum, whether the value equals that of one of these
-    states (or one is infinite); for the last value, whether it is that of the last held point that stays as it is
-    or of any later one, before or after; for a maximum (minimum, …), whether the points before or after reach it.
-    """
-    size = len(doubtful)
+def is_explained(method: int, stored: Floats, before: Floats, result: Floats) -> Bools:
+    """Whether a slot's value is what the live file's finer points gave `before`, or is within an extreme `result`."""
     if method in EXTREMES:
         rank = EXTREMES[method]
-        before, _ = aggregate(method, known.groups, known.values, total)
-        reached: Bools = rank(stored) <= np.fmax(rank(before), rank(result))
-        return reached
-
-    pending = np.flatnonzero(finer.changed & (groups >= 0))
-    pending = pending[doubtful[groups[pending]]]
-    slots = (finer.start + pending) % finer.archive.points
-    pending = pending[np.lexsort((slots, groups[pending]))]
-    rows = groups[pending]
-    if method == LAST:
-        of = np.concatenate((known.groups, rows))
-        times = np.concatenate((known.times, finer.times[pending]))
-        values = np.concatenate((known.values, finer.values[pending]))
-        stays = known.stays
-        last, _ = aggregate(LAST, known.groups[stays], known.times[stays].astype(np.float64), total)
-        alike = ~(times < last[of]) & is_close(values, stored[of])
-        return np.bincount(of[alike], minlength=size) > 0
-
-    # A row for each slot in question, a column for each point to be written: about the finer archive at most.
-    lengths = np.bincount(rows, minlength=size)
-    places = (np.cumsum(doubtful) - 1)[rows], np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    width = int(lengths.max(initial=0))
-    held = finer.held[pending]
-    staying = known.groups[known.stays]
-    kept = np.bincount(staying, known.values[known.stays], minlength=size)[doubtful]
-    sums = sums_while_written(kept, width, places, np.where(held, finer.stored[pending], 0), finer.values[pending])
-    kept = np.bincount(staying, minlength=size)[doubtful]
-    counts = sums_while_written(kept, width, places, held.astype(np.float64), np.ones(len(pending)))
-    if method != SUM:
-        sums /= counts
-    # An infinite one says nothing.
-    explaining = is_close(sums, stored[doubtful, None]) | ~np.isfinite(sums)
-    answer = np.zeros(size, np.bool_)
-    answer[doubtful] = (explaining & (counts > 0)).any(axis=1)
-    return answer
-
-
-def sums_while_written(kept: NDArray[Any], width: int, places: tuple[Ints, Ints], old: Floats, new: Floats) -> Floats:
-    """For each row its sums while up to `width` values are replaced one by one, each being none for a moment.
-
-    `kept` is the sum of what else is in the row; `places` are the row and the column of each value.  What is left of
-    the old and what has come of the new is added up each by itself: an old value that dwarfs the others would, added
-    and taken off again, leave nothing of them.
-    """
-    left, come = np.zeros((len(kept), width + 1)), np.zeros((len(kept), width + 1))
-    left[places] = old
-    come[places[0], places[1] + 1] = new
-    left, come = np.cumsum(left[:, ::-1], axis=1)[:, ::-1], np.cumsum(come, axis=1)
-    sums: Floats = kept[:, None] + np.concatenate((come + left, come[:, :-1] + left[:, 1:]), axis=1)
-    return sums
+        within: Bools = rank(stored) <= rank(result)
+        return within
+    # What explains a value by one reading of method 6 does not by the other.
+    return is_close(before, stored) & (method != AVG_ZERO_OR_FIRST)
 
 
 # Aggregation, as whisper's
@@ -530,14 +451,13 @@ def writes_of(window: Window) -> list[Write]:
     changed, slots = changed[order], slots[order]
     records = np.empty(len(changed), RECORD)
     records["t"], records["v"] = window.times[changed], window.values[changed]
-    stamps = window.stamps[changed]
     slot_0 = -window.start % archive.points
     if window.based and not window.stamps[slot_0] and not (len(slots) and slots[0] == 0):
         mark = base_mark(window, int(window.times[slot_0]))
         if mark is not None:
-            slots, stamps = np.insert(slots, 0, 0), np.insert(stamps, 0, 0)
+            slots = np.insert(slots, 0, 0)
             records = np.insert(records, 0, np.array((mark, 0.0), RECORD))
-    return split_writes(archive.offset + slots * POINT_SIZE, records, stamps)
+    return split_writes(archive.offset + slots * POINT_SIZE, records)
 
 
 def base_mark(window: Window, time: int) -> int | None:
@@ -551,12 +471,13 @@ def base_mark(window: Window, time: int) -> int | None:
     return mark if mark < END_OF_TIME and (time > 2 * span or step > 1) else None
 
 
-def split_writes(offsets: Ints, records: NDArray[Any], stamps: Ints) -> list[Write]:
-    """Records as writes: neighbours in one, but one that crosses a page boundary by itself.
+def split_writes(offsets: Ints, records: NDArray[Any]) -> list[Write]:
+    """Records as writes: adjacent ones in one, but one that crosses a page boundary by itself.
 
-    A write that is killed ends at a page boundary.  Between two records that does no harm: each of them is
-    there or not, and those before it in the order are.  Within a record it would leave a stamp with a value that is
-    not its own; so the value goes first and its stamp, which is what makes it a point, afterwards.
+    A write that is killed ends at a page boundary.  Between two records that does no harm; within one it would leave a
+    stamp with a value that is not its own, or half of one value and half of another.  So a crossing record is written
+    in parts that each lie in one page (offsets are multiples of 4): first its value becomes a NaN, which is no point,
+    then the value is written, and last the stamp.
     """
     if not len(offsets):
         return []
@@ -570,19 +491,7 @@ def split_writes(offsets: Ints, records: NDArray[Any], stamps: Ints) -> list[Wri
     slices = map(slice, (begins * POINT_SIZE).tolist(), (ends * POINT_SIZE).tolist())
     writes: list[Write] = list(zip(offsets[begins].tolist(), map(content.__getitem__, slices), strict=True))
     for run in np.flatnonzero(crossing[begins])[::-1].tolist():
-        offset, record = writes[run]
-        writes[run : run + 1] = crossing_writes(offset, record, bool(stamps[begins[run]] == records["t"][begins[run]]))
+        at, record = writes[run]
+        parts = (4, NAN_UPPER_HALF), (8, record[8:]), (4, record[4:8]), (0, record[:4])
+        writes[run : run + 1] = [(at + begin, part) for begin, part in parts]
     return writes
-
-
-def crossing_writes(offset: int, record: bytes, is_stamped: bool) -> list[Write]:
-    """One record across a page boundary; `is_stamped`: its stamp is there already and only the value changes.
-
-    Offsets are multiples of 4, so the boundary is before the value or in its middle.  In the middle of a value whose
-    stamp is there, half of the old and half of the new would be taken for a point: it goes by way of a NaN.
-    """
-    if not is_stamped:
-        return [(offset + 4, record[4:]), (offset, record[:4])]
-    if (offset + 4) % PAGE == 0:
-        return [(offset + 4, record[4:])]
-    return [(offset + 4, UNKNOWN_HALF), (offset + 8, record[8:]), (offset + 4, record[4:8])]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from whisperbackup.whisper.format import CorruptFile, ShortFile, check
 from whisperbackup.whisper.page_cache import absent_pages, give_back
-from whisperbackup.whisper.throttle import Neighbour
+from whisperbackup.whisper.throttle import Throttle
 
 LOCK_TIMEOUT = 30.0  # seconds; carbon holds a file for milliseconds
 CREATION_AGE = 60.0  # seconds; a short file younger than this is being created
@@ -72,7 +72,7 @@ def open_regular(path: bytes, flags: int) -> int:
     return fd
 
 
-def read(path: bytes, max_size: int, neighbour: Neighbour) -> Reading:
+def read(path: bytes, max_size: int, throttle: Throttle) -> Reading:
     """The whole whisper file at `path`, read under the shared lock that excludes a locking carbon.
 
     Raises CorruptFile for what is no whisper file or has more than `max_size` bytes, TooNew for a file that
@@ -81,13 +81,13 @@ def read(path: bytes, max_size: int, neighbour: Neighbour) -> Reading:
     fd = open_regular(path, os.O_RDONLY)
     try:
         try:
-            return _read(fd, max_size, neighbour)
+            return _read(fd, max_size, throttle)
         except ShortFile:
             if not _is_young(fd):
                 raise
             time.sleep(0.2)
             try:
-                return _read(fd, max_size, neighbour)
+                return _read(fd, max_size, throttle)
             except ShortFile as error:
                 if _is_young(fd):
                     raise TooNew(str(error)) from None
@@ -96,9 +96,9 @@ def read(path: bytes, max_size: int, neighbour: Neighbour) -> Reading:
         os.close(fd)
 
 
-def _read(fd: int, max_size: int, neighbour: Neighbour) -> Reading:
+def _read(fd: int, max_size: int, throttle: Throttle) -> Reading:
     for number in range(1, READINGS + 1):
-        reading = _read_once(fd, max_size, neighbour)
+        reading = _read_once(fd, max_size, throttle)
         if not reading.is_torn or number == READINGS:
             break
         time.sleep(TICK / 1e9)
@@ -106,26 +106,26 @@ def _read(fd: int, max_size: int, neighbour: Neighbour) -> Reading:
     return reading
 
 
-def _read_once(fd: int, max_size: int, neighbour: Neighbour) -> Reading:
+def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
     """One reading under the lock, and of what the page cache holds: carbon may be waiting for us, not for the disk."""
     size = _size(fd, max_size)
     absent = absent_pages(fd, size)
     try:
-        if absent or neighbour.is_slow:
-            neighbour.fill_cache(fd, size)
-        reading = _read_locked(fd, max_size, getattr(os, "RWF_NOWAIT", 0), neighbour)
+        if absent or throttle.is_slow:
+            throttle.fill_cache(fd, size)
+        reading = _read_locked(fd, max_size, getattr(os, "RWF_NOWAIT", 0), throttle)
         if reading is None:  # the kernel did not tell us what is absent, or took it away again
-            neighbour.fill_cache(fd, size)
-            reading = _read_locked(fd, max_size, 0, neighbour)
+            throttle.fill_cache(fd, size)
+            reading = _read_locked(fd, max_size, 0, throttle)
             assert reading is not None
         return reading
     finally:
         give_back(fd, absent)
 
 
-def _read_locked(fd: int, max_size: int, flags: int, neighbour: Neighbour) -> Reading | None:
+def _read_locked(fd: int, max_size: int, flags: int, throttle: Throttle) -> Reading | None:
     """One reading under the lock; None if `flags` forbid to wait for the disk, and one would have to."""
-    with neighbour.hurrying():
+    with throttle.normal_priority():
         acquire(fd, fcntl.LOCK_SH)
         try:
             began = time.time_ns()

@@ -21,7 +21,7 @@ IOPRIO_WHO_PROCESS, IOPRIO_IDLE, IOPRIO_BEST_EFFORT = 1, 3 << 13, 2 << 13 | 4
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "ppc64le": 273, "s390x": 282}.get(os.uname().machine)
 
 
-class Neighbour:
+class Throttle:
     """One worker's manners; safe to use from all its threads."""
 
     def __init__(self, bandwidth: float | None = None, is_nice: bool = False) -> None:
@@ -35,7 +35,7 @@ class Neighbour:
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
         self._lowest = LOWEST if is_nice and _can_come_back(self._normal) else self._normal
         self._is_nice = is_nice
-        self._step_back()
+        self._lower_priority()
 
     @property
     def is_slow(self) -> bool:
@@ -61,7 +61,7 @@ class Neighbour:
             time.sleep(pause)
 
     @contextlib.contextmanager
-    def hurrying(self) -> Iterator[None]:
+    def normal_priority(self) -> Iterator[None]:
         """Normal priority for this thread while it holds what carbon may be waiting for."""
         if not self._is_nice:
             yield
@@ -71,9 +71,9 @@ class Neighbour:
         try:
             yield
         finally:
-            self._step_back()
+            self._lower_priority()
 
-    def _step_back(self) -> None:
+    def _lower_priority(self) -> None:
         if self._is_nice:
             os.setpriority(os.PRIO_PROCESS, 0, self._lowest)
             _set_io_priority(IOPRIO_IDLE)
