@@ -41,6 +41,9 @@ class File:
     expected: tuple[int, bytes] | None = None
     recreated: bool = False  # since its newest backup
     last: int = 0
+    is_unsure: bool = False  # last read while the clock was wrong: the next increment makes good what its window missed
+    before: list[bytes] = field(default_factory=list)  # what it held before it was made anew, since its newest backup
+    given: bytes = b""  # its newest backup's content
 
 
 class World:
@@ -49,6 +52,7 @@ class World:
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
         self.now = EPOCH + chance.randrange(10**6)
+        self.skew = 0  # how far the node's clock is ahead of the senders'
         self.lag = chance.choice([60, 300, 900])
         self.files: dict[str, File] = {}
         self.store: dict[str, bytes] = {}  # parts
@@ -82,28 +86,34 @@ class World:
         if known and chance.random() < 0.5:
             layout = known.layout
         whisper.create(str(path), layout, chance.choice([0.0, 0.3, 0.5, 1.0]), chance.choice(METHODS))
-        new = File(path, layout, self.now, self.now)
+        new = File(path, layout, self.clock, self.clock)
         if known:
-            new.backups, new.expected, new.recreated = known.backups, known.expected, True
+            new.backups, new.expected, new.recreated, new.given = known.backups, known.expected, True, known.given
+            new.before = known.before + ([known.expected[1]] if known.expected else [])
             if known.expected and chance.random() < 0.3 and layout == known.layout:  # an old copy is put back
                 path.write_bytes(chance.choice([*known.backups.values(), known.expected[1]]))
         self.files[key] = new
         self.touch(new)
 
+    @property
+    def clock(self) -> int:
+        """What the node believes."""
+        return self.now + self.skew
+
     def touch(self, file: File) -> None:
         """The file was written to now."""
-        file.mtime = self.now
-        os.utime(file.path, (self.now, self.now))
+        file.mtime = self.clock
+        os.utime(file.path, (self.clock, self.clock))
 
     def delete(self, key: str) -> None:
         """A metric goes."""
         file = self.files[key]
         file.path.unlink(missing_ok=True)
 
-    def write(self) -> None:
+    def write(self, key: str = "", ahead: int = 0) -> None:
         """carbon writes something to some metric."""
         chance = self.chance
-        file = self.files[chance.choice(list(self.files))]
+        file = self.files[key or chance.choice(list(self.files))]
         if not file.path.exists():
             return
         path = str(file.path)
@@ -114,7 +124,11 @@ class World:
 
         kind = chance.random()
         with np.errstate(all="ignore"):
-            if kind < 0.5:
+            if ahead:
+                whisper.update_many(path, [(self.now + ahead, value())], self.now)
+            elif kind < 0.02:
+                whisper.setAggregationMethod(path, chance.choice(METHODS), chance.choice([0.0, 0.5, 1.0]))
+            elif kind < 0.5:
                 whisper.update(path, value(), self.now, self.now)
                 file.last = self.now
             elif kind < 0.65:  # late
@@ -139,9 +153,9 @@ class World:
     def backup(self) -> None:
         """One run of backup, carbon and increments beside it."""
         chance = self.chance
-        begin, stamp = self.now, self.stamp()
+        begin, stamp, uptime = self.clock, self.stamp(), self.now - EPOCH
         after = max(self.manifests, default="")
-        unconfirmed, lost = [], chance.random() < 0.1
+        unconfirmed, lost, last = [], chance.random() < 0.1 and not self.skew, 0
         for key, file in list(self.files.items()):
             self.live(4)
             if chance.random() < 0.1:
@@ -150,13 +164,20 @@ class World:
             if chance.random() < 0.1 or not file.path.exists():
                 unconfirmed.append(key)
                 continue
+            if chance.random() < 0.05:  # by a sender whose clock is ahead
+                self.write(key, chance.choice([7200, 86400]))
             content = file.path.read_bytes()
             newest = max(file.backups, default="")
             if not newest or file.backups[newest] != content:
-                file.backups[next_stamp(moment(self.now), newest)] = content
-            file.recreated = False
+                given = next_stamp(moment(self.clock), newest)
+                last = max(last, image.seconds(given))
+                file.backups[given] = content
+                file.given = content
+            file.recreated, file.before, file.is_unsure = False, [], False
             self.sequence += 1
             file.expected = (self.sequence, content)
+            if chance.random() < 0.1:  # within the same second
+                self.write(key)
         if not lost:
             self.now += chance.randrange(3)
             self.runs[stamp] = manifest.read_run(
@@ -165,7 +186,10 @@ class World:
                     node=NODE,
                     prefix=PREFIX,
                     begin=begin,
-                    end=self.now,
+                    boot="boot",
+                    uptime=uptime,
+                    end=self.clock,
+                    last_stamp=last,
                     files=len(self.files),
                     status=1 if unconfirmed else 0,
                     is_complete=True,
@@ -176,12 +200,12 @@ class World:
         self.retain()
 
     def stamp(self) -> str:
-        return next_stamp(moment(self.now), max([*self.manifests, *self.runs], default=""))
+        return next_stamp(moment(self.clock), max([*self.manifests, *self.runs], default=""))
 
     def increment(self) -> None:
         """One run of increment, carbon beside it; killed at times."""
         chance = self.chance
-        now = window.Now(self.now)
+        now = window.Now(self.clock, "boot", self.now - EPOCH)
         chosen = window.choose(self.manifests.values(), self.runs.values(), now, NODE, PREFIX, (), self.lag)
         if chosen is None:
             return
@@ -202,10 +226,10 @@ class World:
             if chance.random() < 0.08:
                 failed.append(key)
                 continue
-            is_whole = file.born >= since and whole < 2
+            is_whole = chosen.is_new(key, file.born) and whole < 2
             whole += is_whole
             taken = self.read(file, since, is_whole)
-            found = fresh.record_of(key, taken, is_whole)._replace(version=file.mtime, read=self.now)
+            found = fresh.record_of(key, taken, is_whole)._replace(version=min(file.mtime, self.clock), read=self.clock)
             content = record.encode(found)
             assert record.decode(content) == found
             records.append((key, found.points, content))
@@ -223,7 +247,9 @@ class World:
             node=NODE,
             prefix=PREFIX,
             begin=now.time,
-            end=self.now,
+            boot=now.boot,
+            uptime=now.uptime,
+            end=self.clock,
             files=len(self.files),
             since=chosen.since,
             lag=self.lag,
@@ -241,12 +267,13 @@ class World:
             file = self.files[key]
             if file.expected is None or file.expected[0] < sequence:
                 file.expected = (sequence, content)
+                file.is_unsure = bool(self.skew)
 
     def read(self, file: File, since: int, is_whole: bool) -> fresh.Fresh:
         """The file's fresh slots."""
         fd = os.open(file.path, os.O_RDONLY)
         try:
-            taken = fresh.read_whole(fd) if is_whole else fresh.read_fresh(fd, since, self.now + self.lag)
+            taken = fresh.read_whole(fd) if is_whole else fresh.read_fresh(fd, since, self.clock + self.lag)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock is free again
             return taken
         finally:
@@ -254,14 +281,14 @@ class World:
 
     def retain(self) -> None:
         """Delete increments as retention has it."""
-        for judged in retention.judge(list(self.manifests.values()), list(self.runs.values()), self.now, self.keep):
+        for judged in retention.judge(list(self.manifests.values()), list(self.runs.values()), self.clock, self.keep):
             old = judged.increment
             held: list[tuple[str, int, bytes]] = []
             if judged.doubtful is not None:
                 for key, content in reader.read(old, self.fetch(old.stamp), sorted(judged.doubtful.entries)):
                     if judged.doubtful.cover(key.decode()):
                         held.append((key.decode(), record.decode(content).points, content))
-            action = retention.settle(judged, len(held), self.now, self.keep, 10**9)
+            action = retention.settle(judged, len(held), self.clock, self.keep, 10**9)
             if action is retention.Action.DELETE:
                 del self.manifests[old.stamp]
             elif action is retention.Action.REWRITE:
@@ -287,10 +314,11 @@ class World:
         images = {}
         for key, file in self.files.items():
             stamp = max(file.backups, default="")
+            by = image.confirmed_by(stamp, key, self.runs.values()) if stamp else None
             records = []
             for number, content in shares.get(key, []):
                 each = record.decode(content)
-                if not stamp or image.applies(each, made[number], stamp, self.runs.values()):
+                if not stamp or image.applies(each, made[number], stamp, by):
                     records.append(each)
             images[key] = image.lay(file.backups.get(stamp), records, 10**7)
         return images
@@ -300,7 +328,7 @@ class World:
         wrong = []
         for key, made in self.images().items():
             file = self.files[key]
-            if file.expected is None:
+            if file.expected is None or file.is_unsure:
                 continue
             self.compared += 1
             expected = file.expected[1]
@@ -313,6 +341,10 @@ class World:
                 wrong.append(f"{key} differs: {differences(expected, made.content)}")
             elif lost := missing(expected, made.content):
                 wrong.append(f"{key} lacks {lost}")
+            else:
+                layout = parse_header(expected).archives
+                lacks = [missing(old, made.content) for old in file.before if parse_header(old).archives == layout]
+                wrong += [f"{key} lacks {lost} of what it held before it was made anew" for lost in lacks if lost]
         return wrong
 
 
@@ -361,22 +393,29 @@ def history(folder: Path, seed: int) -> tuple[World, list[str]]:
     """One random history; what was wrong first."""
     chance = random.Random(seed)
     world = World(folder, chance)
+    if chance.random() < 0.5:
+        world.now += 2 * world.lag
+    if chance.random() < 0.9:
+        world.backup()
     for _ in range(chance.randrange(10, 40)):
         kind = chance.random()
-        if kind < 0.5:
+        if kind < 0.45:
             world.live(25)
-        elif kind < 0.58:
+        elif kind < 0.53:
             world.now += chance.choice([600, 3600, 86400, 3 * 86400])
-        elif kind < 0.63:
+        elif kind < 0.58:
             world.delete(chance.choice(list(world.files)))
-        elif kind < 0.7:
+        elif kind < 0.65:
             world.create(f"m{chance.randrange(4)}/")
-        elif kind < 0.78:
+        elif kind < 0.67:
+            world.skew = chance.choice([-86400, -600, 600, 86400]) if not world.skew else 0
+        elif kind < 0.77:
             world.backup()
+            if not world.skew and (wrong := world.compare()):
+                return world, wrong
         else:
             world.increment()
-            wrong = world.compare()
-            if wrong:
+            if not world.skew and (wrong := world.compare()):
                 return world, wrong
     return world, []
 

@@ -2,8 +2,10 @@
 
 Records are laid in the order of the increments.  Of an archive's points:
 
-1. What comes later wins its slot, but not onto a later stamp: a file that was made anew from older content does
-   not push out newer points.
+1. What comes later wins its slot.  Only a record of all points does not win it from a later stamp (unless that lies
+   after its reading): a file that was made anew from older content does not push out newer points.  Of a window's
+   points it is known that the file held no others; a later stamp was ahead, as a sender's clock was, and carbon wrote
+   over it.
 2. Slot 0's stamp says where every other slot is.  Only an empty archive takes it from the record; where the record does
    not tell it, the first run's first time is slot 0.
 3. The image has the latest record's header (aggregation, xFilesFactor).
@@ -43,22 +45,31 @@ class Image(NamedTuple):
     records: int
 
 
-def applies(record: Record, increment: Manifest, stamp: str, runs: Iterable[Run], until: int | None = None) -> bool:
-    """Whether a record is later than the backup stamped `stamp`, and read no later than `until` (None: ever).
+def confirmed_by(stamp: str, key: str, runs: Iterable[Run]) -> Run | None:
+    """The latest run that can have made this backup of the metric, or found it to be what the file holds.
 
-    What was in the store when the other began is earlier, whatever the clocks were.  Only a backup run and an increment
-    that ran at the same time are told apart by the clock: a backup's stamp is the moment of its reading.
-    `runs` are the backup runs of the increment's node and prefix.
+    `runs` are those of the node and prefix.  A stamp can be some runs' if the clock was set back: a backup is never
+    stamped earlier than the one before.
     """
-    if until is not None and record.read > until:
-        return False
     moment = seconds(stamp)
-    made_by = max((run for run in runs if run.begin <= moment <= run.end), key=lambda run: run.stamp, default=None)
-    if made_by is not None:
-        if increment.stamp <= made_by.after_increment:
-            return False
-        if made_by.stamp <= increment.after_run:
-            return True
+    possible = [run for run in runs if run.begin <= moment <= max(run.end, run.last_stamp) and not run.doubts(key)]
+    return max(possible, key=lambda run: run.stamp, default=None)
+
+
+def applies(record: Record, increment: Manifest, stamp: str, by: Run | None) -> bool:
+    """Whether a record is later than the backup stamped `stamp`, which is confirmed by the run `by`.
+
+    What was complete in the store when the other began is earlier, whatever the clocks were.  Only of a backup run and
+    an increment at the same time, or where a run left no record, it is told by the clock: a backup's stamp is the
+    moment of its reading, unless it had to be later than an older one.
+    """
+    moment = seconds(stamp)
+    if by is not None and increment.stamp <= by.after_increment:
+        return False
+    if by is not None and by.stamp <= increment.after_run:
+        return True
+    if by is not None and moment > by.end:
+        moment = by.begin
     return record.version >= moment
 
 
@@ -94,7 +105,7 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
         images[header.archives] = image
         image[: len(record.header)] = record.header
         for archive, ring in zip(header.archives, record.rings, strict=True):
-            lay_ring(image, archive, ring)
+            lay_ring(image, archive, ring, record.read if record.is_whole else 0)
         is_based = is_based or record.is_whole
         count += 1
         read = record.read
@@ -109,8 +120,11 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     return Image(bytes(image), is_based, read, count)
 
 
-def lay_ring(image: bytearray, archive: Archive, ring: Ring) -> None:
-    """Lay a record's points of one archive over the image, rules 1 and 2."""
+def lay_ring(image: bytearray, archive: Archive, ring: Ring, kept: int) -> None:
+    """Lay a record's points of one archive over the image, rules 1 and 2.
+
+    A stamp no later than `kept` stays against an earlier one.
+    """
     offset, step, points = archive
     slots = np.frombuffer(image, SLOT, points, offset)
     base = int(slots["t"][0])
@@ -126,19 +140,16 @@ def lay_ring(image: bytearray, archive: Archive, ring: Ring) -> None:
         times = np.arange(first, first + count * step, step, dtype=np.int64)
         begin = (first - base) // step % points
         before_wrap = min(points - begin, count)
-        _lay_run(slots[begin : begin + before_wrap], times[:before_wrap], values[:before_wrap])
+        _lay_run(slots[begin : begin + before_wrap], times[:before_wrap], values[:before_wrap], kept)
         if before_wrap < count:
-            _lay_run(slots[: count - before_wrap], times[before_wrap:], values[before_wrap:])
+            _lay_run(slots[: count - before_wrap], times[before_wrap:], values[before_wrap:], kept)
     if is_empty and not slots["t"][0]:
         slots[0] = (base, 0.0)
 
 
-def _lay_run(slots: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
-    stamps = slots["t"]
-    later = stamps > times
-    if later.any():
-        stamps[~later] = times[~later]
-        slots["v"][~later] = values[~later]
+def _lay_run(slots: np.ndarray, times: np.ndarray, values: np.ndarray, kept: int) -> None:
+    if kept and ((stays := slots["t"] > times) & (slots["t"] <= kept)).any():
+        wins = ~stays | (slots["t"] > kept)
+        slots["t"][wins], slots["v"][wins] = times[wins], values[wins]
     else:
-        stamps[:] = times
-        slots["v"] = values
+        slots["t"], slots["v"] = times, values

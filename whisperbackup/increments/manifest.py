@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement
 
 FORMAT = 1
@@ -92,7 +94,7 @@ class Manifest(Origin):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Origin):
-    """One backup run.
+    """One backup run; `last_stamp` is the latest stamp that it gave to a backup, as Unix time.
 
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
@@ -102,9 +104,19 @@ class Run(Origin):
     status: int
     is_complete: bool
     is_partial: bool = False
+    last_stamp: int = 0
     after_increment: str = ""
     unconfirmed: tuple[str, ...] | None = ()
     counters: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> Names:
+        """What it names as unconfirmed."""
+        return Names(self.unconfirmed or ())
+
+    def doubts(self, key: str) -> bool:
+        """Whether it does not confirm a metric, or all of a folder."""
+        return self.unconfirmed is None or self.names.touch(key)
 
     def to_json(self) -> bytes:
         """What is stored."""

@@ -64,7 +64,7 @@ def judge(increments: Iterable[Manifest], runs: Collection[Run], now: int, keep:
         if not confirming:
             judgements.append(Judgement(increment, None))
             continue
-        first, *others = [Names(run.unconfirmed or ()) for run in confirming]
+        first, *others = [run.names for run in confirming]
         for other in others:
             first &= other
         judgements.append(Judgement(increment, first))

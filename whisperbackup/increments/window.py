@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whisperbackup.increments.manifest import Manifest, Origin, Run
-from whisperbackup.increments.names import Names, ancestors
+from whisperbackup.increments.names import ancestors
 
 MAX_AGE = 7 * 86400  # seconds; beyond that an increment is no reference
 MAX_OWED = 10_000
@@ -32,7 +32,15 @@ class Window:
     since: int
     reference: str
     reference_files: int
+    lag: int
     owed: Mapping[str, int] = field(default_factory=dict)
+
+    def is_new(self, key: str, born: int) -> bool:
+        """Whether a file born then cannot have been read before: its points are taken whole, whatever their times.
+
+        It was born after the reference began; earlier ones are in the reference, or owed.
+        """
+        return born >= self.since_of(key) + self.lag
 
     def since_of(self, key: str) -> int:
         """Where the window of the metric with this key begins."""
@@ -63,7 +71,7 @@ def choose(
         newest = max(usable, key=lambda i: i.stamp)
         since = _begin(newest, now) - lag
         owed = {key: min(moment, since) for key, moment in (newest.owed or {}).items()}
-        return Window(since, newest.stamp, newest.files, owed)
+        return Window(since, newest.stamp, newest.files, lag, owed)
     counting = sorted(
         (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time),
         key=lambda run: run.stamp,
@@ -72,9 +80,9 @@ def choose(
     for place, run in enumerate(counting):
         if run.unconfirmed is not None and len(run.unconfirmed) <= MAX_OWED:
             since = _begin(run, now) - lag
-            older = [(r, Names(r.unconfirmed)) for r in counting[place + 1 :] if r.unconfirmed is not None]
+            older = counting[place + 1 :]
             owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
-            return Window(since, run.stamp, run.files, owed)
+            return Window(since, run.stamp, run.files, lag, owed)
     return None
 
 
@@ -91,12 +99,9 @@ def _begin(origin: Origin, now: Now) -> int:
     return min(origin.begin, now.time - max(now.uptime - origin.uptime, 0))
 
 
-def _confirmed(key: str, older: Sequence[tuple[Run, Names]], now: Now) -> int:
-    """When the newest run began that left nothing of `key` unconfirmed; 0 if there is none."""
-    for run, unconfirmed in older:
-        if not unconfirmed.touch(key):
-            return _begin(run, now)
-    return 0
+def _confirmed(key: str, older: Sequence[Run], now: Now) -> int:
+    """When the newest run began that confirmed all of `key`; 0 if there is none."""
+    return next((_begin(run, now) for run in older if not run.doubts(key)), 0)
 
 
 def earliest(owed: Mapping[str, int], key: str, since: int) -> int:
