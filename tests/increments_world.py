@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import whisper
 
-from whisperbackup.catalog import next_stamp
+from whisperbackup.catalog import next_stamp, stamp_of
 from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record, retention, window
 from whisperbackup.increments.names import Names
 from whisperbackup.wsp import parse_header
@@ -42,8 +42,8 @@ class File:
     recreated: bool = False  # since its newest backup
     last: int = 0
     is_unsure: bool = False  # last read while the clock was wrong: the next increment makes good what its window missed
+    layouts: int = 1
     before: list[bytes] = field(default_factory=list)  # what it held before it was made anew, since its newest backup
-    given: bytes = b""  # its newest backup's content
 
 
 class World:
@@ -88,8 +88,10 @@ class World:
         whisper.create(str(path), layout, chance.choice([0.0, 0.3, 0.5, 1.0]), chance.choice(METHODS))
         new = File(path, layout, self.clock, self.clock)
         if known:
-            new.backups, new.expected, new.recreated, new.given = known.backups, known.expected, True, known.given
-            new.before = known.before + ([known.expected[1]] if known.expected else [])
+            new.backups, new.expected, new.recreated = known.backups, known.expected, True
+            new.is_unsure = known.is_unsure
+            new.before = known.before + ([known.expected[1]] if known.expected and not known.is_unsure else [])
+            new.layouts = known.layouts + (layout != known.layout)
             if known.expected and chance.random() < 0.3 and layout == known.layout:  # an old copy is put back
                 path.write_bytes(chance.choice([*known.backups.values(), known.expected[1]]))
         self.files[key] = new
@@ -172,8 +174,9 @@ class World:
                 given = next_stamp(moment(self.clock), newest)
                 last = max(last, image.seconds(given))
                 file.backups[given] = content
-                file.given = content
-            file.recreated, file.before, file.is_unsure = False, [], False
+            file.recreated, file.before = False, []
+            # A stamp that is not the moment of reading leaves doubt about an increment at the same time.
+            file.is_unsure = max(file.backups) > stamp_of(moment(self.clock))
             self.sequence += 1
             file.expected = (self.sequence, content)
             if chance.random() < 0.1:  # within the same second
@@ -339,11 +342,15 @@ class World:
                     wrong.append(f"{key} has no base")
             elif not file.recreated and file.path.exists() and made.content != expected:
                 wrong.append(f"{key} differs: {differences(expected, made.content)}")
-            elif lost := missing(expected, made.content):
+            elif lost := missing(expected, made.content, file.layouts):
                 wrong.append(f"{key} lacks {lost}")
             else:
                 layout = parse_header(expected).archives
-                lacks = [missing(old, made.content) for old in file.before if parse_header(old).archives == layout]
+                lacks = [
+                    missing(old, made.content, 1, expected)
+                    for old in file.before
+                    if parse_header(old).archives == layout
+                ]
                 wrong += [f"{key} lacks {lost} of what it held before it was made anew" for lost in lacks if lost]
         return wrong
 
@@ -364,8 +371,11 @@ def points_of(content: bytes) -> list[dict[int, bytes]]:
     return archives
 
 
-def missing(expected: bytes, made: bytes) -> list[tuple[int, int]]:
-    """Points of `expected` that `made` lacks, as (archive, time), unless something newer is in their place."""
+def missing(expected: bytes, made: bytes, layouts: int, later: bytes | None = None) -> list[tuple[int, int]]:
+    """Points of `expected` that `made` lacks, as (archive, time), unless something newer is in their place.
+
+    Where the metric had several layouts, its coarser archives were aggregated anew.  `later` may have another value.
+    """
     if parse_header(expected).archives != parse_header(made).archives:
         return [(-1, 0)]
     lost = []
@@ -374,7 +384,12 @@ def missing(expected: bytes, made: bytes) -> list[tuple[int, int]]:
     ):
         span = archive.step * archive.points
         newer = {t % span: t for t in sorted(has)}
-        lost += [(number, t) for t, v in wanted.items() if has.get(t) != v and newer.get(t % span, 0) <= t]
+        if number and layouts > 1:
+            continue
+        known = points_of(later)[number] if later else {}
+        lost += [
+            (number, t) for t, v in wanted.items() if has.get(t) != v and newer.get(t % span, 0) <= t and t not in known
+        ]
     return lost
 
 

@@ -65,7 +65,10 @@ def choose(
     usable = [
         i
         for i in mine
-        if now.time - MAX_AGE <= i.begin < now.time and i.owed is not None and 2 * i.files >= i.reference_files
+        if now.time - MAX_AGE <= i.begin < now.time
+        and _step(i, now) <= lag
+        and i.owed is not None
+        and 2 * i.files >= i.reference_files
     ]
     if usable:
         newest = max(usable, key=lambda i: i.stamp)
@@ -92,8 +95,18 @@ def counts(run: Run, node: str, prefix: str, excluded: set[str]) -> bool:
     return is_same and run.is_complete and not run.is_partial and set(run.exclude) <= excluded
 
 
+def _step(origin: Origin, now: Now) -> int:
+    """By how many seconds the clock was set, either way, since a run began; 0 if there was a boot in between.
+
+    To an increment under a clock that was ahead by more than the lag every point was late: it missed some.
+    """
+    if not now.boot or origin.boot != now.boot:
+        return 0
+    return abs((now.time - now.uptime) - (origin.begin - origin.uptime))
+
+
 def _begin(origin: Origin, now: Now) -> int:
-    """When a run began, by today's clock: between two runs since one boot the kernel knows how much time passed."""
+    """When a run began, by the clock of today or by that of then, whichever says earlier."""
     if not now.boot or origin.boot != now.boot:
         return origin.begin
     return min(origin.begin, now.time - max(now.uptime - origin.uptime, 0))
