@@ -351,6 +351,7 @@ class World:
                     for old in file.before
                     if parse_header(old).archives == layout
                 ]
+                lacks = [[(number, t) for number, t in lost if t <= self.now] for lost in lacks]  # not what was ahead
                 wrong += [f"{key} lacks {lost} of what it held before it was made anew" for lost in lacks if lost]
         return wrong
 

@@ -171,16 +171,20 @@ def _read(fd: int, since: int, until: int, is_whole: bool) -> Fresh:
             time.sleep(TICK / 1e9)
         return fresh
     finally:
-        for page in absent:
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(fd, page, mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
+        _give_back(fd, absent)
+
+
+def _give_back(fd: int, pages: list[int]) -> None:
+    for page in pages:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, page, mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
 
 
 def _read_once(fd: int, since: int, until: int, is_whole: bool, absent: list[int]) -> Fresh:
     """One reading, of what the page cache holds: what it does not hold is brought there before the lock is taken."""
     for _ in range(WARMINGS if NOWAIT else 0):
         try:
-            return _read_locked(fd, since, until, is_whole, functools.partial(_from_cache, fd))
+            return _read_locked(fd, since, until, is_whole, functools.partial(_from_cache, fd, absent))
         except BlockingIOError:
             _gather(since, until, functools.partial(_from_disk, fd, absent))
         except OSError as error:
@@ -246,32 +250,42 @@ def _gather(since: int, until: int, into: Into) -> tuple[bytes, Plan, list[int],
     return header, plan, bases, content
 
 
-def _from_cache(fd: int, buffer: memoryview, offset: int) -> None:
-    """Raises BlockingIOError where the page cache lacks some of it."""
-    length = os.preadv(fd, (buffer,), offset, NOWAIT)
-    if length < len(buffer):
-        _from_cache(fd, buffer[length:], offset + length) if length else _end(offset)
+def _from_cache(fd: int, absent: list[int], buffer: memoryview, offset: int) -> None:
+    """Raises BlockingIOError where the page cache lacks some of it, with the page noted.
+
+    A page at a time: the kernel begins to read all that is asked for, and later these pages are there by our doing.
+    """
+    done = 0
+    while done < len(buffer):
+        at = offset + done
+        page = at // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            length = os.preadv(fd, (buffer[done : done + page + mmap.PAGESIZE - at],), at, NOWAIT)
+        except BlockingIOError:
+            absent.append(page)
+            raise
+        if not length:
+            _end(at)
+        done += length
+
+
+def _from_disk(fd: int, absent: list[int], buffer: memoryview, offset: int) -> None:
+    """Have the page cache hold it, each page that it lacked noted."""
+    done = 0
+    while done < len(buffer):
+        size = min(mmap.PAGESIZE - (offset + done) % mmap.PAGESIZE, len(buffer) - done)
+        piece = buffer[done : done + size]
+        try:
+            _from_cache(fd, absent, piece, offset + done)
+        except BlockingIOError:
+            _plainly(fd, piece, offset + done)
+        done += size
 
 
 def _plainly(fd: int, buffer: memoryview, offset: int) -> None:
     length = os.preadv(fd, (buffer,), offset)
     if length < len(buffer):
         _plainly(fd, buffer[length:], offset + length) if length else _end(offset)
-
-
-def _from_disk(fd: int, absent: list[int], buffer: memoryview, offset: int) -> None:
-    """Note each page that the page cache lacks, and have it read."""
-    done = 0
-    while done < len(buffer):
-        try:
-            length = os.preadv(fd, (buffer[done:],), offset + done, NOWAIT)
-        except BlockingIOError:
-            page = (offset + done) // mmap.PAGESIZE * mmap.PAGESIZE
-            absent.append(page)
-            length = os.preadv(fd, (buffer[done : done + page + mmap.PAGESIZE - offset - done],), offset + done)
-        if not length:
-            _end(offset + done)
-        done += length
 
 
 def _end(offset: int) -> None:

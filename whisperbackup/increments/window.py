@@ -61,6 +61,7 @@ def choose(
     `increments` and `runs` are all complete ones of the store, in any order; `lag` is in seconds.
     """
     excluded = set(exclude)
+    runs = list(runs)
     mine = [i for i in increments if (i.node, i.prefix, set(i.exclude)) == (node, prefix, excluded)]
     usable = [
         i
@@ -72,7 +73,9 @@ def choose(
     ]
     if usable:
         newest = max(usable, key=lambda i: i.stamp)
-        since = _begin(newest, now) - lag
+        # A run that came later and is passed over had another clock: files written under it have times of its own.
+        later = [o.begin for o in (*mine, *runs) if o.stamp > newest.stamp and (o.node, o.prefix) == (node, prefix)]
+        since = min([_begin(newest, now), *later]) - lag
         owed = {key: min(moment, since) for key, moment in (newest.owed or {}).items()}
         return Window(since, newest.stamp, newest.files, lag, owed)
     counting = sorted(
