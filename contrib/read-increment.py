@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Print an increment as lines for carbon's line receiver (path, value, time); docs/format.md has the format.
+"""Print an increment as lines for carbon: read-increment.py [--all] manifest.json 000001.wbi ... | nc -q1 carbon 2003
 
-read-increment.py manifest.json 000001.wbi ... | nc -q1 carbon 2003    (the finest archives: carbon makes the others)
-read-increment.py --all manifest.json 000001.wbi ...                   (every point of every archive)
+Without --all: the points of the finest archives, of which carbon makes the others.  The format: docs/format.md.
 """
 
 import hashlib
@@ -16,9 +15,8 @@ import zstandard
 
 
 def points(record, is_all):
-    key_size, _, count, _, _ = struct.unpack_from("<HBBqq", record)
-    infos = 20 + key_size + 16
-    rings = infos + 12 * count
+    key_size, _, count = struct.unpack_from("<HBB", record)
+    infos, rings = 36 + key_size, 36 + key_size + 12 * count
     steps = [step for _, step, _ in struct.iter_unpack(">3L", record[infos:rings])]
     numbers = [number for _, number in struct.iter_unpack("<2L", record[rings : rings + 8 * count])]
     runs, total = rings + 8 * count, sum(numbers)
@@ -31,12 +29,12 @@ def points(record, is_all):
                 yield f"{record[20 : 20 + key_size - 1].decode()} {value!r} {time}\n"
 
 
-names = [word for word in sys.argv[1:] if word != "--all"]
+is_all = sys.argv[1] == "--all"
+names = sys.argv[1 + is_all :]
 sums = {name: sha256 for name, _, sha256, _ in json.loads(pathlib.Path(names[0]).read_bytes())["parts"]}
 for name in names[1:]:
-    content = pathlib.Path(name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != sums[name.split("/")[-1]]:
+    if hashlib.sha256(content := pathlib.Path(name).read_bytes()).hexdigest() != sums[name.split("/")[-1]]:
         sys.exit(f"{name} is damaged: its SHA-256 is not the manifest's")
     stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content), read_across_frames=True)
     while size := stream.read(4):
-        sys.stdout.writelines(points(stream.read(int.from_bytes(size, "little")), "--all" in sys.argv))
+        sys.stdout.writelines(points(stream.read(int.from_bytes(size, "little")), is_all))

@@ -15,10 +15,10 @@ import contextlib
 import errno
 import fcntl
 import functools
-import mmap
 import os
 import time
 from collections.abc import Callable
+from mmap import PAGESIZE as PAGE
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,7 +177,7 @@ def _read(fd: int, since: int, until: int, is_whole: bool) -> Fresh:
 def _give_back(fd: int, pages: list[int]) -> None:
     for page in pages:
         with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, page, mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, page, PAGE, os.POSIX_FADV_DONTNEED)
 
 
 def _read_once(fd: int, since: int, until: int, is_whole: bool, absent: list[int]) -> Fresh:
@@ -195,7 +195,10 @@ def _read_once(fd: int, since: int, until: int, is_whole: bool, absent: list[int
 
 
 def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into) -> Fresh:
-    acquire(fd, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        acquire(fd, fcntl.LOCK_SH)
     try:
         began = time.time_ns()
         before = os.fstat(fd)
@@ -255,12 +258,20 @@ def _from_cache(fd: int, absent: list[int], buffer: memoryview, offset: int) -> 
 
     A page at a time: the kernel begins to read all that is asked for, and later these pages are there by our doing.
     """
-    done = 0
-    while done < len(buffer):
-        at = offset + done
-        page = at // mmap.PAGESIZE * mmap.PAGESIZE
+    size = len(buffer)
+    if offset % PAGE + size <= PAGE:
         try:
-            length = os.preadv(fd, (buffer[done : done + page + mmap.PAGESIZE - at],), at, NOWAIT)
+            if os.preadv(fd, (buffer,), offset, NOWAIT) == size:
+                return
+        except BlockingIOError:
+            absent.append(offset - offset % PAGE)
+            raise
+    done = 0
+    while done < size:
+        at = offset + done
+        page = at // PAGE * PAGE
+        try:
+            length = os.preadv(fd, (buffer[done : done + page + PAGE - at],), at, NOWAIT)
         except BlockingIOError:
             absent.append(page)
             raise
@@ -273,7 +284,7 @@ def _from_disk(fd: int, absent: list[int], buffer: memoryview, offset: int) -> N
     """Have the page cache hold it, each page that it lacked noted."""
     done = 0
     while done < len(buffer):
-        size = min(mmap.PAGESIZE - (offset + done) % mmap.PAGESIZE, len(buffer) - done)
+        size = min(PAGE - (offset + done) % PAGE, len(buffer) - done)
         piece = buffer[done : done + size]
         try:
             _from_cache(fd, absent, piece, offset + done)
