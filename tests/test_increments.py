@@ -521,6 +521,33 @@ def test_what_is_owed_has_a_window_of_its_own() -> None:
     assert window.still_owed(chosen, (f"m{n}/" for n in range(20_000)), []) is None
 
 
+def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
+    """A resized file holds old points, too: its birth tells, not what it holds."""
+    chosen = choose([increment_at(NOW - HOUR, owed={"a/": NOW - 2 * HOUR - 900})], [])
+    assert chosen is not None
+    assert chosen.is_new("x/", NOW - HOUR)
+    assert not chosen.is_new("x/", NOW - HOUR - 1)
+    assert chosen.is_new("a/", NOW - 2 * HOUR)
+
+
+def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_clocks() -> None:
+    early, late = increment_at(NOW - HOUR), increment_at(NOW + HOUR, after_run=stamp(NOW))
+    run = run_at(NOW, end=NOW + 60, after_increment=early.stamp)
+    backup = stamp(NOW + 30)
+    assert image.confirmed_by(backup, "m/", [run]) == run
+    assert image.confirmed_by(backup, "m/", [replace(run, unconfirmed=("m/",))]) is None
+    assert image.confirmed_by(backup, "m/", [replace(run, end=NOW + 29)]) is None
+    old, new = simple("m/")._replace(version=NOW - HOUR), simple("m/")._replace(version=NOW + HOUR)
+    assert not image.applies(new, early, backup, run)  # written by a clock that was ahead
+    assert image.applies(old, late, backup, run)  # after a backup by a clock that was ahead
+    between = increment_at(NOW + 10)
+    assert image.applies(simple("m/")._replace(version=NOW + 30), between, backup, run)
+    assert not image.applies(simple("m/")._replace(version=NOW + 29), between, backup, run)
+    assert image.applies(old._replace(version=NOW), between, stamp(NOW + HOUR), replace(run, last_stamp=NOW + HOUR))
+    assert image.applies(new, early, backup, None)
+    assert not image.applies(old, late, backup, None)
+
+
 def test_what_the_reference_run_did_not_confirm_is_owed_from_one_that_did() -> None:
     older, newer = run_at(NOW - 7200, unconfirmed=("x/",)), run_at(NOW - HOUR, unconfirmed=("a/", "f.", "x/"))
     chosen = choose([], [older, newer])
