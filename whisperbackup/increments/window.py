@@ -67,7 +67,7 @@ def choose(
         i
         for i in mine
         if now.time - MAX_AGE <= i.begin < now.time
-        and _step(i, now) <= lag
+        and _step(i, now) <= lag // 4
         and i.owed is not None
         and 2 * i.files >= i.reference_files
     ]
@@ -101,7 +101,7 @@ def counts(run: Run, node: str, prefix: str, excluded: set[str]) -> bool:
 def _step(origin: Origin, now: Now) -> int:
     """By how many seconds the clock was set, either way, since a run began; 0 if there was a boot in between.
 
-    To an increment under a clock that was ahead by more than the lag every point was late: it missed some.
+    To an increment under a clock that was ahead every point was late, by as much: it may have missed some.
     """
     if not now.boot or origin.boot != now.boot:
         return 0
