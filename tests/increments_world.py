@@ -425,6 +425,9 @@ def history(folder: Path, seed: int) -> tuple[World, list[str]]:
             world.create(f"m{chance.randrange(4)}/")
         elif kind < 0.67:
             world.skew = chance.choice([-86400, -600, 600, 86400]) if not world.skew else 0
+            for file in world.files.values():  # one that is never written again keeps a time that tells nobody of it
+                if file.path.exists():
+                    world.touch(file)
         elif kind < 0.77:
             world.backup()
             if not world.skew and (wrong := world.compare()):
