@@ -52,6 +52,7 @@ class World:
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
         self.now = EPOCH + chance.randrange(10**6)
+        self.was_set = False  # then no run is without record: only the clock could tell its order
         self.skew = 0  # how far the node's clock is ahead of the senders'
         self.lag = chance.choice([60, 300, 900])
         self.files: dict[str, File] = {}
@@ -157,7 +158,7 @@ class World:
         chance = self.chance
         begin, stamp, uptime = self.clock, self.stamp(), self.now - EPOCH
         after = max(self.manifests, default="")
-        unconfirmed, lost, last = [], chance.random() < 0.1 and not self.skew, 0
+        unconfirmed, lost, last = [], chance.random() < 0.1 and not self.was_set, 0
         for key, file in list(self.files.items()):
             self.live(4)
             if chance.random() < 0.1:
@@ -424,6 +425,7 @@ def history(folder: Path, seed: int) -> tuple[World, list[str]]:
         elif kind < 0.65:
             world.create(f"m{chance.randrange(4)}/")
         elif kind < 0.67:
+            world.was_set = True
             world.skew = chance.choice([-86400, -600, 600, 86400]) if not world.skew else 0
             for file in world.files.values():  # one that is never written again keeps a time that tells nobody of it
                 if file.path.exists():
