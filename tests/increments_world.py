@@ -175,7 +175,7 @@ class World:
                 given = next_stamp(moment(self.clock), newest)
                 last = max(last, image.seconds(given))
                 file.backups[given] = content
-            file.recreated, file.before = False, []
+                file.recreated, file.before = False, []  # an old copy that is found unchanged stays one
             # A stamp that is not the moment of reading leaves doubt about an increment at the same time.
             file.is_unsure = max(file.backups) > stamp_of(moment(self.clock))
             self.sequence += 1
