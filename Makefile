@@ -2,18 +2,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+# As many tests at once: most of their time they wait.
+JOBS ?= 4
+TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test quick soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python contrib/demo.py
 
 test: .venv/tested
-	$(BIN)/pytest
+	$(TOGETHER) -m 'not soak and not alone'
+	$(BIN)/pytest -m 'alone and not soak'
+
+# What needs no server, within a minute.
+quick: .venv/tested
+	EFFORT=0.1 $(TOGETHER) -m 'not soak and not alone and not servers and not slow'
+
+# What repeats: kills, crashes, stores that go away, thousands of objects. EFFORT=10 make soak for ten times as long.
+soak: .venv/tested
+	$(TOGETHER) -m soak
 
 lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench,test]'

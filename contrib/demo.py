@@ -37,7 +37,12 @@ def show(*words: str) -> None:
     """Run a command, showing it and what it prints."""
     print(f"\n$ {shlex.join(words)}", flush=True)
     if words[0] == "whisper-backup":
-        options = ["--nolog", "--nolock", "--nostamp"]  # this machine's own runs are none of the demo's business
+        options = [
+            "--nolog",
+            "--nolock",
+            "--nostamp",
+            "--nostate",
+        ]  # this machine's own runs are none of the demo's business
         words = (str(PROGRAM), *options, *words[1:])
     subprocess.run(words, check=True, stderr=subprocess.STDOUT)
 

@@ -2,23 +2,129 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import servers
 import whisper
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "200")))
+from whisperbackup.runtime import defaults
+
+EFFORT = float(os.environ.get("EFFORT", "1"))
+"""How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""
+
+
+def budget(usual: int) -> int:
+    """How often to repeat what is usually repeated so often."""
+    return max(1, round(usual * EFFORT))
+
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=budget(200))
 hypothesis.settings.load_profile("ci")
 
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
+TIME_LIMIT = 300  # seconds for a test, and for what its fixtures prepare
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+MARKER = ".whisper-backup-store"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the session's first process start servers: the only one, or the one that hands tests to xdist's workers."""
+    if not hasattr(config, "workerinput"):
+        sharing = contextlib.ExitStack()
+        sharing.enter_context(servers.shared_servers())
+        config.add_cleanup(sharing.close)
+
+
+NETWORK = set(servers.STORES) - {"disk"}
+EXPENSIVE = ("full", "built", "vain_calls")
+"""Fixtures of a module that are worth being made once only: tests that share one go to one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests whose parameter is a server's name, keep together those that share an expensive fixture."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        stores = NETWORK.intersection(value for value in parameters if isinstance(value, str))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if stores or "carbon" in fixtures:
+            item.add_marker(pytest.mark.servers)
+        for name in fixtures.intersection(EXPENSIVE):
+            store = "".join(stores) if name == "full" else ""
+            item.add_marker(pytest.mark.xdist_group(f"{name} {store}"))
+    items.sort(key=lambda item: "vain_calls" not in getattr(item, "fixturenames", ()))  # they wait for a minute
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Have `servers` refuse to start any for a test that is not marked; give no fixture more than its time."""
+    servers.asked_by = None if item.get_closest_marker("servers") else item.nodeid
+    with time_limit():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Give no test more than its time."""
+    with time_limit():
+        return (yield)
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """Fail what hangs, after TIME_LIMIT seconds; it must be in the main thread."""
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"it took more than {TIME_LIMIT} seconds")
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.alarm(TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """What stands for this machine's `/` and home, so that no test reads or writes what its users have there."""
+    root = tmp_path.with_name(f"{tmp_path.name}-machine")
+    for folder in ("var/log", "var/lock", "var/tmp", "home", "tmp"):
+        (root / folder).mkdir(parents=True)
+    monkeypatch.setenv(defaults.TEST_ROOT, str(root))
+    monkeypatch.setenv("HOME", str(root / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("TMPDIR", str(root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
+    yield root
+    shutil.rmtree(root)
+
+
+started: list[subprocess.Popen[str]] = []
+"""Programs that the running test started, and may have left behind when it failed."""
+
+
+@pytest.fixture(autouse=True)
+def _no_program_outlives_its_test() -> Iterator[None]:
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.kill()  # its workers end with it
+            process.wait()
+    started.clear()
 
 
 class Program:
@@ -49,10 +155,25 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running."""
+        """The program, running: it hears signals as from a terminal, and ends with the test if not before."""
+        return self.start_words(self.words(command, *options), **settings)
+
+    def start_words(self, words: list[str], **settings: object) -> subprocess.Popen[str]:
+        """The same with a command line that need not begin with the program."""
+        prepare = settings.pop("preexec_fn", None)
+        assert prepare is None or callable(prepare)
+
+        def begin() -> None:
+            servers.die_with_parent()
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)  # they are ignored in whatever runs in the background
+            if prepare:
+                prepare()
+
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
         settings["env"] = {**os.environ, **self.environment}
-        return subprocess.Popen(self.words(command, *options), **settings)  # type: ignore[call-overload,no-any-return]
+        started.append(subprocess.Popen(words, preexec_fn=begin, **settings))  # type: ignore[call-overload]
+        return started[-1]
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""
@@ -78,7 +199,8 @@ class Program:
 
     def objects(self) -> dict[str, bytes]:
         """Everything in the directory store."""
-        return {str(p.relative_to(self.store)): p.read_bytes() for p in sorted(self.store.rglob("*")) if p.is_file()}
+        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name != MARKER]
+        return {str(path.relative_to(self.store)): path.read_bytes() for path in paths}
 
     def stamps(self, metric: str) -> list[str]:
         """The stamps of a metric's complete backups, the oldest first."""

@@ -4,6 +4,9 @@ A server runs below a folder of the test, is waited for until it answers, is end
 dies with the test process even when that is killed.  One that does not start raises ServerFailed with the
 end of its log: a test without its server has failed, it is not skipped.
 
+`store` gives servers that all tests share.  Each is started once a test session, by the session's first
+process, however many workers ask for it (`shared_servers`); so every test makes buckets of its own.
+
 This file is also run as a program: the servers that are Python libraries, Swift and Keystone, are started by
 `python servers.py ...` (see the end), and Swift's proxy takes `memory_cache_filter` from it.
 """
@@ -18,6 +21,7 @@ import functools
 import getpass
 import http.client
 import json
+import multiprocessing.connection
 import os
 import random
 import re
@@ -31,9 +35,11 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -47,6 +53,16 @@ class ServerFailed(Exception):
     """A server did not start."""
 
 
+asked_by: str | None = None
+"""The test that is running, if it is not marked as one that needs servers."""
+
+
+def check_mark() -> None:
+    """Raise ServerFailed in a test that may not start a server, so that `make quick` starts none."""
+    if asked_by:
+        raise ServerFailed(f"mark {asked_by} with pytest.mark.servers: it needs one")
+
+
 class Endpoint(NamedTuple):
     """What a client needs to reach one server: its port, its address, and the environment that says the rest."""
 
@@ -56,13 +72,16 @@ class Endpoint(NamedTuple):
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port where nobody listens, below those that the kernel gives to connections, lest one take it first."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def die_with_parent() -> None:
-    """For the child's side of a fork: have the kernel send SIGKILL when the parent is gone (Linux's prctl(2))."""
+    """For the child's side of a fork: have the kernel send SIGKILL when the thread that forked is gone (prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -72,6 +91,7 @@ def running(
     command: Sequence[object], port: int, log: Path, probe: str = "/", environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server process, from its first answer to a GET of `probe` until the end of the block."""
+    check_mark()
     with log.open("ab") as output:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -305,16 +325,15 @@ def swift_v3(nodes: Swift, keystone: Endpoint) -> Iterator[Endpoint]:
         yield Endpoint(port, url, {**keystone.environment, "OS_REGION_NAME": f"port-{port}"})
 
 
-_in_catalog: set[int] = set()
-
-
 def _add_to_catalog(keystone: Endpoint, port: int) -> None:
-    """Give Keystone's catalog a region whose object store is at `port`."""
-    if port in _in_catalog:
-        return
-    _in_catalog.add(port)
+    """Give Keystone's catalog a region whose object store is at `port`, unless it has one."""
     identity = Identity(keystone)
-    identity.post("regions", {"region": {"id": f"port-{port}"}})
+    try:
+        identity.post("regions", {"region": {"id": f"port-{port}"}})
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.CONFLICT:
+            raise
+        return
     service = identity.post("services", {"service": {"type": "object-store", "name": "swift"}})["service"]["id"]
     entry = {"service_id": service, "interface": "public", "region_id": f"port-{port}"}
     url = f"http://127.0.0.1:{port}/v1/AUTH_%(project_id)s"
@@ -522,48 +541,141 @@ def store(name: str) -> Store:
             v1 = server(swift_v1)
             return Store("s3", [f"endpoint={v1.url}"], v1.environment, page=S3_PAGE, port=v1.port)
         case "swift-v1":
-            v1 = server(swift_v1)
-            return Store("swift", [], v1.environment, page=LISTING_LIMIT, port=v1.port)
-        case "swift-v3":
-            v3 = server(swift_v3)
-            return Store("swift", [], v3.environment, page=LISTING_LIMIT, port=v3.port)
-        case "swift-v3-application":
-            v3 = server(swift_v3)
-            credential = Identity(server(keystone)).application_credential(secrets.token_hex(4))
-            credential["OS_REGION_NAME"] = v3.environment["OS_REGION_NAME"]
-            return Store("swift", [], credential, page=LISTING_LIMIT, port=v3.port)
+            return _swift_store(name, server(swift_v1))
+        case "swift-v3" | "swift-v3-application":
+            return _swift_store(name, server(swift_v3))
         case "gcs":
             gcs = server(fake_gcs)
             return Store("gcs", [], gcs.environment, page=1000, port=gcs.port)
     raise ValueError(name)
 
 
-_started = contextlib.ExitStack()
-atexit.register(_started.close)
+def _swift_store(name: str, proxy: Endpoint) -> Store:
+    environment = proxy.environment
+    if name == "swift-v3-application":
+        credential = Identity(server(keystone)).application_credential(secrets.token_hex(4))
+        environment = {**credential, "OS_REGION_NAME": environment["OS_REGION_NAME"]}
+    return Store("swift", [], environment, page=LISTING_LIMIT, port=proxy.port)
+
+
+@contextlib.contextmanager
+def swift_proxy_alone(name: str) -> Iterator[Store]:
+    """The Swift store `name` behind a proxy that no other test uses, for `expire_tokens`."""
+    nodes = server(swift_nodes)
+    with swift_v1(nodes) if name == "swift-v1" else swift_v3(nodes, server(keystone)) as proxy:
+        yield _swift_store(name, proxy)
+
+
+ADDRESS = "TEST_SERVERS"
+"""The environment variable with the port at which a session's first process answers `server`, and the key to it."""
+
+
+def server(start: Callable[..., contextlib.AbstractContextManager[Any]]) -> Any:
+    """What the server `start` yields, an Endpoint; all tests of the session share it."""
+    check_mark()
+    return _shared(start.__name__)
+
+
+@functools.cache
+def _shared(name: str) -> Any:
+    if ADDRESS not in os.environ:  # a benchmark's
+        return _started_here(name)
+    port, key = os.environ[ADDRESS].split()
+    with multiprocessing.connection.Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(key)) as connection:
+        connection.send(name)
+        answer = connection.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@contextlib.contextmanager
+def shared_servers() -> Iterator[None]:
+    """Let this process start the servers that it, and those that inherit its environment, ask for; end them after."""
+    key = secrets.token_bytes(16)
+    with multiprocessing.connection.Listener(("127.0.0.1", 0), backlog=64, authkey=key) as listener:
+        os.environ[ADDRESS] = f"{listener.address[1]} {key.hex()}"
+        threading.Thread(target=_answer_all, args=[listener], daemon=True).start()
+        try:
+            yield
+        finally:
+            del os.environ[ADDRESS]
+            _end_servers()
+
+
+def _answer_all(listener: multiprocessing.connection.Listener) -> None:
+    while True:
+        with contextlib.suppress(multiprocessing.AuthenticationError, EOFError, ConnectionError):  # somebody else
+            threading.Thread(target=_answer, args=[listener.accept()], daemon=True).start()
+
+
+def _answer(connection: multiprocessing.connection.Connection) -> None:
+    with connection, contextlib.suppress(EOFError, OSError):  # a worker may be gone
+        try:
+            connection.send(_started_here(connection.recv()))
+        except ServerFailed as error:
+            connection.send(error)
+
+
+class _Running(NamedTuple):
+    """A server that this process started, and the thread that holds it."""
+
+    endpoint: Future[Any]
+    thread: threading.Thread
+
+
+_running: dict[str, _Running] = {}
+_starting = threading.Lock()
+_ending = threading.Event()
+
+
+def _started_here(name: str) -> Any:
+    """What the server `name` yields; it is started by the first call.  Raises ServerFailed."""
+    with _starting:
+        if name not in _running:
+            endpoint: Future[Any] = Future()
+            # A thread each, that stays: servers start beside one another, and die with the thread that started them.
+            _running[name] = _Running(endpoint, threading.Thread(target=_hold, args=[name, endpoint], daemon=True))
+            _running[name].thread.start()
+    return _running[name].endpoint.result()
+
+
+SHARED: dict[str, tuple[Callable[..., contextlib.AbstractContextManager[Any]], list[str]]] = {
+    "rclone_s3": (rclone_s3, []),
+    "fake_gcs": (fake_gcs, []),
+    "keystone": (keystone, []),
+    "swift_nodes": (swift_nodes, []),
+    "swift_v1": (swift_v1, ["swift_nodes"]),
+    "swift_v3": (swift_v3, ["swift_nodes", "keystone"]),
+}
+"""What starts each server, and which others it stands before; one that needs none gets a folder."""
+
+
+def _hold(name: str, endpoint: Future[Any]) -> None:
+    """Start a server, and keep it until the end."""
+    with contextlib.ExitStack() as held:
+        try:
+            start, needs = SHARED[name]
+            arguments = [_started_here(need) for need in needs] or [_folder() / name]
+            endpoint.set_result(held.enter_context(start(*arguments)))
+        except Exception as error:  # noqa: BLE001  (whoever asked is told)
+            endpoint.set_exception(error if isinstance(error, ServerFailed) else ServerFailed(f"{name}: {error!r}"))
+        else:
+            _ending.wait()
 
 
 @functools.cache
 def _folder() -> Path:
-    return Path(_started.enter_context(tempfile.TemporaryDirectory(prefix="whisper-backup-servers-")))
+    folder = tempfile.TemporaryDirectory(prefix="whisper-backup-servers-")
+    atexit.register(folder.cleanup)
+    atexit.register(_end_servers)  # which comes before the clean-up
+    return Path(folder.name)
 
 
-@functools.cache
-def server(start: Callable[..., contextlib.AbstractContextManager[Endpoint]]) -> Endpoint:
-    """A server that all tests of this process share."""
-    folder = _folder() / start.__name__
-    match start.__name__:
-        case "swift_v1":
-            needs: list[Any] = [_swift_nodes()]
-        case "swift_v3":
-            needs = [_swift_nodes(), server(keystone)]
-        case _:
-            needs = [folder]
-    return _started.enter_context(start(*needs))
-
-
-@functools.cache
-def _swift_nodes() -> Swift:
-    return _started.enter_context(swift_nodes(_folder() / "swift"))
+def _end_servers() -> None:
+    _ending.set()
+    for running in _running.values():
+        running.thread.join()
 
 
 # --- A proxy that makes trouble -----------------------------------------------------------------------------------
@@ -578,9 +690,11 @@ KINDS = [
 class TroubleProxy:
     """An HTTP proxy before one server, in a thread of the test: adds delay, breaks requests, counts them by kind.
 
-    `delay` is in seconds for each request; `refuse` and `cut` are the shares of requests that are answered
-    503, and whose connection is closed without an answer; `silent` takes requests and never answers.  All can be
-    changed at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
+    `delay` is in seconds for each request, `drip` for each byte of an answer; `refuse` and `cut` are the shares of
+    requests that are answered 503, and whose connection is closed without an answer; `lose` counts requests to come
+    that the server answers, and whose answer is thrown away; `silent` takes requests and never answers; `lie` is given
+    the head of each request, and its answer, unless None, is sent instead of the server's.  All can be changed
+    at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
     """
 
     def __init__(self, target: int) -> None:
@@ -588,6 +702,10 @@ class TroubleProxy:
         self.port = free_port()
         self.delay = self.refuse = self.cut = 0.0
         self.silent = False
+        self.lose = 0
+        self.drip = 0.0
+        self.lie: Callable[[bytes], bytes | None] = lambda head: None
+        self.alter: Callable[[bytes, bytes], bytes] = lambda head, answer: answer  # the heads of both
         self.requests: Counter[str] = Counter()
         self.troubles = 0
         self._dice = random.Random(1)
@@ -666,12 +784,26 @@ class TroubleProxy:
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
             await writer.drain()
             return True
+        if (lie := self.lie(head)) is not None:
+            self.troubles += 1
+            writer.write(lie)
+            await writer.drain()
+            return b"connection: close" not in lie.lower()
         upstream.write(head + body)
         await upstream.drain()
-        answer = await answers.readuntil(b"\r\n\r\n")
+        answer = self.alter(head, await answers.readuntil(b"\r\n\r\n"))
         status = int(answer.split(b" ", 2)[1])
+        if self.lose:
+            self.lose -= 1
+            return False
         has_body = not head.startswith(b"HEAD") and status not in (204, 304)
-        writer.write(answer + (await read_body(answers, answer) if has_body else b""))
+        whole = answer + (await read_body(answers, answer) if has_body else b"")
+        for byte in range(len(whole) if self.drip else 0):
+            writer.write(whole[byte : byte + 1])
+            await writer.drain()
+            await asyncio.sleep(self.drip)
+        if not self.drip:
+            writer.write(whole)
         await writer.drain()
         return b"connection: close" not in answer.lower()
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 import snappy
 import zstandard
 from conftest import Program, contents, wait_for
 
-from whisperbackup.tree import metric_name
+from whisperbackup.tree.names import metric_name
 
 METRICS = [f"servers.web{number}.cpu" for number in range(20)] + ["disk.used;dc=a;host=b"]
 
@@ -29,10 +30,8 @@ class Carbon:
     def __init__(self, home: Path, locks: bool = True, schema: str = "1s:5m,10s:1h") -> None:
         self.home, self.log = home, home / "carbon.log"
         self.prefix = home / "whisper"
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            for each in (one, two, three):
-                each.bind(("127.0.0.1", 0))
-            self.port, pickle, query = (each.getsockname()[1] for each in (one, two, three))
+        servers.check_mark()
+        self.port, pickle, query = (servers.free_port() for _ in range(3))
         (home / "conf").mkdir(parents=True)
         self.prefix.mkdir()
         (home / "conf/carbon.conf").write_text(
@@ -55,7 +54,7 @@ class Carbon:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, script, f"--config={home}/conf/carbon.conf", "--nodaemon", "start"],
-                stdout=log, stderr=log, env=environment,
+                stdout=log, stderr=log, env=environment, preexec_fn=servers.die_with_parent,
             )  # fmt: skip
         wait_for(self._listens, 30)
 

@@ -1,6 +1,6 @@
 """Runs killed with SIGKILL at any moment, over and over: what is complete stays whole, the next run mends the rest.
 
-`CRASHES=300 pytest -s tests/test_crash.py` for many more, and for a word on what the kills hit.
+`EFFORT=10 pytest -s tests/test_crash.py` for many more, and for a word on what the kills hit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, children, contents, wait_for
+from conftest import Program, budget, children, contents, wait_for
 from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.storage.base import Driver
 
-CRASHES = int(os.environ.get("CRASHES", "30"))
+CRASHES = budget(30)
 KEEP = 2
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 KEY = re.compile(rf"nodes/one/([^/]+)/({STAMP})\.(wsp\.gz|sha1|missing)")
@@ -353,6 +353,7 @@ def test_what_a_killed_restore_left_on_the_way_to_a_file_goes_with_the_next_one(
 
 
 @pytest.mark.parametrize(("kind", "share"), [("disk", 2 / 3), ("s3-rclone", 1 / 3)])
+@pytest.mark.soak
 def test_a_run_killed_at_any_moment_costs_nothing_that_was_complete(program: Program, kind: str, share: float) -> None:
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1 << 30)
     print(f"SEED={seed}")

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import Program, contents, unprivileged
 
+pytestmark = pytest.mark.slow
+
 STRANGER = 4321
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can plant what belongs to others")
 

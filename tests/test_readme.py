@@ -65,6 +65,7 @@ def type_in(newcomer: Program, commands: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_newcomer_can_type_the_readmes_commands_in_their_order(newcomer: Program) -> None:
     ours = blocks()
     broken_at = next(number for number, block in enumerate(ours) if "restore $STORE" in block)
@@ -160,6 +161,7 @@ def test_every_test_that_is_named_is_there(document: Path) -> None:
     assert {name for name in named if f"def {name}(" not in tests} == set()
 
 
+@pytest.mark.slow
 def test_the_driver_in_the_design_is_a_whole_one(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/design.md").read_text(), re.DOTALL)
     install_driver(program, monkeypatch, source)

@@ -64,7 +64,9 @@ def stored(program: Program, store: Store) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.soak) if kind == "swift-v3" else kind for kind in KINDS]
+)
 def test_the_whole_life_of_a_tree(small_tree: Program, kind: str) -> None:
     program, store = small_tree, servers.store(kind)
     run = connect(program, store)
@@ -136,13 +138,16 @@ def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy],
     proxy.requests.clear()
     assert f"{changed} backed up" in run("backup", "-r", "1")
     requests = proxy.requests
-    assert requests["PUT"] + requests["POST"] <= 2 * changed, requests
+    trials = 4  # whether an S3 service knows conditions is tried once by each worker
+    assert requests["PUT"] + requests["POST"] <= 2 * changed + trials, requests
     assert requests["GET"] <= changed + 1  # Swift is asked once what it can delete at a time
     assert requests["DELETE"] == 0
     assert requests["BULKDELETE"] <= 2
     assert requests["EXPECT"] == 0
 
 
+@pytest.mark.servers
+@pytest.mark.soak
 def test_ten_thousand_purged_objects_take_ten_requests(program: Program) -> None:
     program.write("stays")
     bucket = program.home / "server/buckets/planted"
@@ -154,7 +159,7 @@ def test_ten_thousand_purged_objects_take_ten_requests(program: Program) -> None
                 (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
         program.bucket = "planted"
         run = connect(program, Store("s3", [f"endpoint={proxy.url}"], server.environment, 1000, proxy.port))
-        assert "5000 of 5001" in run("backup", "-x", "0", status=3)
+        assert "none of 5000 metrics in the store" in run("backup", "-x", "0", status=3)
         assert proxy.requests["BULKDELETE"] == 0
         assert "5000 purged" in run("purge", "-x", "0", "--purge-anyway")
         assert proxy.requests["BULKDELETE"] == 10
@@ -175,6 +180,8 @@ def test_faults_are_survived(program: Program, proxied: tuple[Store, TroubleProx
     assert proxy.troubles > 20
 
 
+@pytest.mark.servers
+@pytest.mark.soak
 def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path) -> None:
     """All three at once, since each takes a minute to give up."""
     runs = []
