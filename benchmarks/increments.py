@@ -23,8 +23,8 @@ import numpy as np
 from whispertree import RECORD, series
 
 from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record
-from whisperbackup.selection import select
-from whisperbackup.tree import Found, walk
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import LocalFile, walk
 
 LAYOUTS = (
     ((30, 2880), (300, 2016), (3600, 720)),
@@ -81,7 +81,7 @@ class Written(NamedTuple):
 def encoded(root: Path, since: int, until: int) -> Iterator[tuple[str, int, bytes]]:
     """Walk, look at the times, read, encode, as the command is to do it."""
     for found in walk(os.fsencode(root), select(["*"])):
-        assert isinstance(found, Found)
+        assert isinstance(found, LocalFile)
         status = os.lstat(found.path)
         if max(status.st_mtime_ns, status.st_ctime_ns) < since * 1_000_000_000:
             continue

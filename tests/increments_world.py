@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import whisper
 
-from whisperbackup.catalog import next_stamp, stamp_of
 from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record, retention, window
 from whisperbackup.increments.names import Names
-from whisperbackup.wsp import parse_header
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.whisper.format import parse_header
 
 EPOCH = 2_000_000_000  # later than any ctime that a test can have
 METHODS = ["average", "sum", "last", "max", "min", "avg_zero", "absmax", "absmin"]

@@ -21,11 +21,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import stamp_of
 from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record, retention, window
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring
-from whisperbackup.wsp import ShortFile, parse_header
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.whisper.format import ShortFile, parse_header
 
 NOW = 1_800_000_000
 HOUR = 3600
@@ -82,7 +82,7 @@ def test_only_the_slots_of_the_window_are_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
-    from whisperbackup.neighbour import absent_pages
+    from whisperbackup.whisper.page_cache import absent_pages
 
     path = make(tmp_path / "m.wsp", [(60, 20000), (300, 20000)], range(NOW - HOUR, NOW, 60))
     fd = os.open(path, os.O_RDWR)
@@ -100,7 +100,7 @@ def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_cold_file_is_read_without_reading_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from whisperbackup.neighbour import absent_pages
+    from whisperbackup.whisper.page_cache import absent_pages
 
     path = make(tmp_path / "m.wsp", [(60, 20000), (300, 20000)], range(NOW - HOUR, NOW, 60))
     fd = os.open(path, os.O_RDWR)

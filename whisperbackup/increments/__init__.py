@@ -3,7 +3,7 @@
     record.py     one metric's share of an increment, to the byte
     fresh.py      reads it from a live file
     part.py       frames and parts: how records are stored
-    manifest.py   what an increment and a backup run tell of themselves
+    manifest.py   what an increment and a backup run record about themselves
     reader.py     records out of the store again
     merge.py      many increments, joined by metric
     image.py      records laid over a backup

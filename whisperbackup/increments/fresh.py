@@ -25,20 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisperbackup.increments.record import END_OF_TIME, VALUE_SIZE, Record, Ring, Run
-from whisperbackup.wsp import (
+from whisperbackup.whisper.cwhisper import is_compressed
+from whisperbackup.whisper.format import (
     ARCHIVE_INFO,
     METADATA,
     POINT_SIZE,
-    READINGS,
-    TICK,
     Archive,
     CorruptFile,
     ShortFile,
-    acquire,
     header_size,
-    is_compressed,
     parse_header,
 )
+from whisperbackup.whisper.reader import READINGS, TICK, acquire
 
 SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
 STAMP = 4  # bytes

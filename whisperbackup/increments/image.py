@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from whisperbackup.fill import heal
 from whisperbackup.increments.manifest import Manifest, Run
 from whisperbackup.increments.record import VALUE_SIZE, CorruptIncrement, Record, Ring, parse
-from whisperbackup.wsp import Archive, check, is_compressed, parse_header
+from whisperbackup.whisper.cwhisper import is_compressed
+from whisperbackup.whisper.format import Archive, check, parse_header
+from whisperbackup.whisper.healing import heal
 
 SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
 Layout = tuple[Archive, ...]

@@ -22,7 +22,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from whisperbackup.wsp import ARCHIVE_INFO, MAX_ARCHIVES, METADATA, CorruptFile, Header, parse_header
+from whisperbackup.whisper.format import ARCHIVE_INFO, MAX_ARCHIVES, METADATA, CorruptFile, Header, parse_header
 
 SIZE = struct.Struct("<L")
 START = struct.Struct("<LHBBqq")

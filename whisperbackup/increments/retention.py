@@ -16,11 +16,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from whisperbackup.catalog import stamp_of
 from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, Manifest, Part, Run
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.part import frames_of, parts_of
 from whisperbackup.increments.window import counts
+from whisperbackup.repository.stamps import stamp_of
 
 DAY = 86400
 
