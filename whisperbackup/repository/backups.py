@@ -229,7 +229,7 @@ def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> 
     metric = look_up(driver, storage_path, name)
     if any(left.stamp == backup.stamp for left in metric.backups):
         return None
-    halves = [half for half in metric.debris if half.stamp == backup.stamp and not half.is_temporary]
+    halves = [half for half in metric.orphans if half.stamp == backup.stamp and not half.is_temporary]
     if any(f"{backup.stamp}.sha1" in half.suffixes for half in halves):
         return None
     had_a_reason = metric.missing_since or any(left.stamp > backup.stamp for left in metric.backups)

@@ -57,7 +57,7 @@ class Backup(NamedTuple):
         return [f"{self.stamp}.sha1", *(f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads)]
 
 
-class Debris(NamedTuple):
+class Orphan(NamedTuple):
     """What an interrupted run left: a payload without its mark, a mark without payload, a temporary file."""
 
     stamp: str
@@ -76,7 +76,7 @@ class Metric(NamedTuple):
     name: str
     backups: tuple[Backup, ...]
     tombstones: tuple[str, ...]
-    debris: tuple[Debris, ...]
+    orphans: tuple[Orphan, ...]
     last_stamp: str  # of any object
 
     @property
@@ -154,19 +154,19 @@ class Catalog:
         driver: Driver,
         storage_path: str,
         selection: Selection,
-        milestones: Iterable[str] = (),
+        split_keys: Iterable[str] = (),
         is_absent: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster.
+        """`split_keys` are some of the keys that metrics may have, ascending; they make a long listing faster.
 
-        They do so where the selection has one head only.  `is_absent(prefix)` is asked when the first thing that is
+        They do so where the selection has one prefix only.  `is_absent(prefix)` is asked when the first thing that is
         listed under `prefix` is another storage path's: if none of its keys are of this storage path, they are not
         listed.
         """
         self.driver = driver
         self._is_absent = is_absent
-        (head, *others) = selection.heads
-        self._milestones = (storage_path + key for key in milestones if not others and key.startswith(head))
+        (prefix, *others) = selection.prefixes
+        self._split_keys = (storage_path + key for key in split_keys if not others and key.startswith(prefix))
         self.storage_path = storage_path
         self.selection = selection
         self.foreign = 0
@@ -180,9 +180,9 @@ class Catalog:
         beginning: str | None = None  # of the keys of the name at hand
         name = slash = ""
         parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
-        for head in self.selection.heads:
+        for prefix in self.selection.prefixes:
             is_first = True
-            for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
+            for listed in list_in_windows(self.driver, self.storage_path + prefix, self._split_keys):
                 key, size, md5 = listed
                 if key <= last:
                     raise UnsortedListing(
@@ -199,7 +199,7 @@ class Catalog:
                 suffix = parse_suffix(key[len(beginning) :]) if beginning else None
                 if suffix is None or parts is None:
                     if is_first and storage_path_of(key) not in (None, self.storage_path):
-                        if self._is_absent(self.storage_path + head):
+                        if self._is_absent(self.storage_path + prefix):
                             break
                         is_first = False
                     self._count(name + slash, suffix is None)
@@ -255,7 +255,7 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     """The metric that these parts, ascending by key, make."""
     backups: list[Backup] = []
     tombstones: list[str] = []
-    debris: list[Debris] = []
+    orphans: list[Orphan] = []
     last_stamp = ""
     mark: Part | None = None
     payloads: list[Part] = []
@@ -267,12 +267,12 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
                 backups.append(Backup(last_stamp, found, mark[2], mark[1]))
             elif halves := payloads or ([mark] if mark else []):
                 suffixes = tuple(f"{last_stamp}.{suffix.kind}" for suffix, _, _ in halves)
-                debris.append(Debris(last_stamp, suffixes, sum(size for _, size, _ in halves)))
+                orphans.append(Orphan(last_stamp, suffixes, sum(size for _, size, _ in halves)))
             if part is END:
                 break
             mark, payloads = None, []
         if kind.startswith("."):
-            debris.append(Debris(stamp, (kind,), size))
+            orphans.append(Orphan(stamp, (kind,), size))
             continue  # a temporary file, before all objects and none of them
         last_stamp = stamp
         if codec:
@@ -281,7 +281,7 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
             mark = part
         else:
             tombstones.append(stamp)
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), last_stamp)
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(orphans), last_stamp)
 
 
 def look_up(driver: Driver, storage_path: str, name: str) -> Metric:

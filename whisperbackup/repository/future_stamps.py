@@ -50,7 +50,7 @@ def misdated(history: Sequence[Backup], now: datetime) -> int:
 def later_stamp(metric: Metric, now: datetime) -> str:
     """The stamp of the metric's next backup: the present, and later than its newest backup.
 
-    Tombstones and debris that are ahead of the clock force nothing behind them, as long as they are not met.
+    Tombstones and orphans that are ahead of the clock force nothing behind them, as long as they are not met.
     Raises ValueError at the end of time.
     """
     latest = horizon(now)
@@ -62,8 +62,8 @@ def later_stamp(metric: Metric, now: datetime) -> str:
 
 
 def _stamps(metric: Metric) -> list[str]:
-    backups, debris = (backup.stamp for backup in metric.backups), (half.stamp for half in metric.debris)
-    return [*backups, *debris, *metric.tombstones]
+    backups, orphans = (backup.stamp for backup in metric.backups), (half.stamp for half in metric.orphans)
+    return [*backups, *orphans, *metric.tombstones]
 
 
 def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size: int) -> tuple[Metric, int]:

@@ -20,7 +20,7 @@ from whisperbackup.errors import CannotRun, NotFound, NoTree
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import keys
-from whisperbackup.repository.catalog import Debris, Metric
+from whisperbackup.repository.catalog import Metric, Orphan
 from whisperbackup.repository.compression import CODECS
 from whisperbackup.repository.deleter import DeleteObjects, Deleter, HasDriver
 from whisperbackup.repository.join import Pair
@@ -54,7 +54,7 @@ class RemoveOrphan(NamedTuple):
 
     name: str
     metric_key: str
-    orphan: Debris
+    orphan: Orphan
     examines: bool = False
 
     def run(self, context: HasDriver) -> Outcome:
@@ -125,11 +125,11 @@ def keys_of(metric: Metric, now: datetime) -> list[str]:
     Orphans younger than a day are not among them: another run may be about to complete them.
     """
     backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
-    orphans = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
+    orphans = [suffix for half in metric.orphans if is_old(half, now) for suffix in half.suffixes]
     return [*backups, *orphans]
 
 
-def is_old(orphan: Debris, now: datetime) -> bool:
+def is_old(orphan: Orphan, now: datetime) -> bool:
     """Whether no run can be at work on it any more."""
     return orphan.stamp <= stamp_of(now - ORPHAN_AGE)
 
@@ -197,7 +197,7 @@ class Purge:
                 self._write(PurgeMetric(metric.name, others, tombstones))
                 return
         if metric.is_canonical:
-            for half in metric.debris:
+            for half in metric.orphans:
                 if is_old(half, self._now):
                     self._write(RemoveOrphan(metric.name, key, half))
 

@@ -53,7 +53,7 @@ NOT_GCS = (
     "answers 200 with something that is not Google Cloud Storage: check STORAGE_EMULATOR_HOST, a proxy before it, or "
     "whether it shows a maintenance page"
 )
-PATIENCE: dict[str, Any] = {
+RETRY_POLICY: dict[str, Any] = {
     # Seconds for connecting and for reading; no attempt begins later than 40 seconds after its call did, so
     # that a call to a silent store ends in about a minute.  All calls made here can be repeated: an object is
     # written whole or not at all.
@@ -161,7 +161,7 @@ class GoogleCloudStorage:
             pass
         with self._errors("create"):
             try:
-                self._client.create_bucket(self._bucket, location=location, **PATIENCE)
+                self._client.create_bucket(self._bucket, location=location, **RETRY_POLICY)
             except api.Conflict as error:
                 try:
                     self._look_into()  # another run may have made it since we looked
@@ -177,7 +177,7 @@ class GoogleCloudStorage:
     def _look_into(self) -> None:
         # Listing is what every command needs the right to; looking at a bucket takes another one.
         with self._errors("look into"):
-            next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+            next(iter(self._client.list_blobs(self._bucket, max_results=1, **RETRY_POLICY)), None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
@@ -188,7 +188,7 @@ class GoogleCloudStorage:
         start, end = (key + FIRST if key else None for key in (after, until))
         found = iter(
             self._client.list_blobs(
-                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **PATIENCE
+                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **RETRY_POLICY
             )
         )
         while True:
@@ -203,7 +203,7 @@ class GoogleCloudStorage:
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
             # Raw: as stored, whatever Content-Encoding somebody has set.
-            return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **PATIENCE))
+            return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **RETRY_POLICY))
 
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
@@ -224,7 +224,7 @@ class GoogleCloudStorage:
         if self._storage_class:
             blob.storage_class = self._storage_class
         with self._errors("write", key):
-            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **PATIENCE)
+            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **RETRY_POLICY)
             if not _is_stored(blob, key, body):
                 raise Unavailable(f"the service {NOT_GCS}")
 
@@ -233,7 +233,7 @@ class GoogleCloudStorage:
         for batch in batches(keys, DELETE_AT_ONCE):
             for _ in range(2):  # what stayed is asked for once more: to succeed, or to tell the reason
                 with self._errors("delete from"):
-                    statuses = PATIENCE["retry"](self._delete_batch)(batch)
+                    statuses = RETRY_POLICY["retry"](self._delete_batch)(batch)
                 failed = [(k, s) for k, s in zip(batch, statuses, strict=True) if s != 404 and not 200 <= s < 300]
                 batch = [key for key, _ in failed]
                 if not batch:
@@ -261,7 +261,7 @@ class GoogleCloudStorage:
             f"{self._client._connection.API_BASE_URL}/batch/storage/v1",
             data=f"{body}--{boundary}--\r\n",
             headers={"Content-Type": f"multipart/mixed; boundary={boundary}"},
-            timeout=PATIENCE["timeout"],
+            timeout=RETRY_POLICY["timeout"],
         )
         if answer.status_code != 200:
             raise cast(Any, api).from_http_response(answer)

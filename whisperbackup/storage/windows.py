@@ -1,6 +1,6 @@
 """A long listing by several threads at once: a page of a thousand keys takes a service a tenth of a second, and more.
 
-Somebody who knows about which keys are there names milestones, keys in ascending order (others are passed over).
+Somebody who knows about which keys are there names split_keys, keys in ascending order (others are passed over).
 What lies between two of them is a window; the windows next in turn are listed at the same time, and what they hold
 is handed on in order.
 """
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 6
 MANY = 700  # objects that a window should hold: a page of S3 has a thousand, and a second page is a second request
-START_WIDTH, MAX_WIDTH = 8, 64  # milestones from one end of a window to the other
+START_WIDTH, MAX_WIDTH = 8, 64  # split_keys from one end of a window to the other
 BATCH, BATCHES = 500, 4  # what a window holds in memory before its turn comes
 
 
-def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
-    """As `driver.list(prefix)`, faster if the driver can list ranges; milestones are taken as they are needed.
+def list_in_windows(driver: Driver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
+    """As `driver.list(prefix)`, faster if the driver can list ranges; split_keys are taken as they are needed.
 
     A service where ranges are not what they should be is listed as a whole.
     """
@@ -35,7 +35,7 @@ def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> I
         return
     last = ""
     try:
-        for found in _in_windows(driver, prefix, milestones):
+        for found in _in_windows(driver, prefix, split_keys):
             yield found
             last = found.key
     except StartAfterUnsupported as error:
@@ -43,8 +43,8 @@ def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> I
         yield from itertools.dropwhile(lambda found: found.key <= last, driver.list(prefix))
 
 
-def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
-    ahead = _ascending(milestones)
+def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
+    ahead = _ascending(split_keys)
     windows: collections.deque[_Window] = collections.deque()
     after: str | None = ""
     width = START_WIDTH
