@@ -269,7 +269,7 @@ class Disk:
         return b"/".join([self._directory, *pieces])
 
     def _create(self, path: bytes, entered: dict[bytes, None]) -> int:
-        """Create a file and open it for writing.  Retries, since another run may remove the folder while it is empty."""
+        """Create a file and open it for writing.  Retries, since another run may remove the folder while empty."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for _ in range(10):
             try:
@@ -279,7 +279,7 @@ class Disk:
         return os.open(path, flags, 0o666)
 
     def _make_folders(self, folder: bytes, entered: dict[bytes, None]) -> None:
-        """Like `mkdir -p`, but never creates the store's own directory.  Adds the folders with new entries to `entered`."""
+        """Like `mkdir -p`, but not for the store's own directory.  Adds the folders with new entries to `entered`."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         missing = []

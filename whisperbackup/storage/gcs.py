@@ -312,9 +312,7 @@ class GoogleCloudStorage:
                     f"{what}: too many requests, or the quota is used up; use fewer --threads, or raise the quota"
                 )
             case api.ServerError():
-                return Unavailable(
-                    f"{what}: the service still answers {error.code} after all attempts; try again later"
-                )
+                return Unavailable(f"{what}: the service still answers {error.code} after all retries; try again later")
             case api.GoogleAPICallError():
                 return StorageError(f"{what}: {error.code} {error.message}")
             case RequestException() | HTTPError() | auth.TransportError():

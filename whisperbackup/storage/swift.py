@@ -398,7 +398,7 @@ class Swift:
             ) from error
         except (keystone.BadRequest, keystone.Forbidden, keystone.NotFound) as error:
             raise AccessDenied(
-                f"{what}: the identity service does not know this credential, project or domain; check the OS_* variables"
+                f"{what}: the identity service knows no such credential, project or domain; check the OS_* variables"
             ) from error
         except keystone.ClientException as error:
             raise StorageError(
