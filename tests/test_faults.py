@@ -524,7 +524,7 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     program("backup", "disk", "-p", frozen / "live")  # the tree may well be
     program.stamp.unlink()
     assert "1 good" in program("verify", "disk", "-b", frozen / "store")
-    assert "not allowed to write" in program("backup", "disk", "-b", frozen / "store", status=1)
+    assert "cannot write to" in program("backup", "disk", "-b", frozen / "store", status=1)
     for tree in ("tree", "live"):
         said = program("restore", "disk", "-p", frozen / tree, status=3)
         assert re.search(r"ERROR: a\.b: .*Read-only file system", said)

@@ -60,7 +60,7 @@ def _print(options: Options) -> int:
         catalog = open_catalog(options, driver)
         for metric in catalog:
             seen += 1
-            shown = _debris(metric) if options.debris else _backups(metric, options.date)
+            shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
             since = "" if options.debris or options.date else metric.missing_since
@@ -116,8 +116,8 @@ def _backups(metric: Metric, date: str | None) -> list[Item]:
     return [Item(b.stamp, "codec", payload.codec, payload.size) for b in backups for payload in b.payloads]
 
 
-def _debris(metric: Metric) -> list[Item]:
+def _orphans(metric: Metric) -> list[Item]:
     return [
         Item(half.stamp, "left", "temporary" if half.is_temporary else half.suffixes[0].partition(".")[2], half.size)
-        for half in metric.debris
+        for half in metric.orphans
     ]

@@ -90,7 +90,7 @@ def restorable(
     """
     too_late, earliest = 0, ""
     for metric in catalog:
-        if metric.debris and not metric.backups:
+        if metric.orphans and not metric.backups:
             metric = now_of(metric.name)  # a run that rotates its backups at this moment looks so, too
         candidates = newest_at(metric, date)
         if candidates:
@@ -100,7 +100,7 @@ def restorable(
             too_late, earliest = too_late + 1, min(earliest or first, first)
             reason = f"has no backup as old as {date}; its first is of {first}"
             stats.fail(metric.name, reason, is_logged=too_late <= MANY_LINES)
-        elif metric.debris:
+        elif metric.orphans:
             stats.fail(metric.name, "has no complete backup, only what an interrupted run left")
     if too_late > MANY_LINES:
         logger.error(

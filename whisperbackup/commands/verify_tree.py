@@ -109,7 +109,7 @@ def _comparable(
             stats.count(Count.UNSEEN)
         elif isinstance(local, LocalFile) and newest:
             yield CompareFile(name, local.path, newest)
-        elif metric and metric.debris and not newest:
+        elif metric and metric.orphans and not newest:
             stats.count(Count.NOT_BACKED_UP, isinstance(local, LocalFile))
             stats.fail(name, "has no complete backup, only what an interrupted run left")
         elif isinstance(local, LocalFile):
