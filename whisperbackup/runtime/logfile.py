@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 
-from whisperbackup.runtime.files import open_plainly
+from whisperbackup.runtime.files import open_untampered
 
 SIZE = 10 * 1024 * 1024  # bytes before it is rotated
 COUNT = 5
@@ -39,4 +39,4 @@ class LogFile(RotatingFileHandler):
             print(f"WARNING: trouble with the log file {self.baseFilename}: {reason}", file=sys.stderr)
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_untampered)
