@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
-    """The current time; the only place that reads the clock."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
