@@ -66,7 +66,7 @@ def test_a_store_in_the_tree_is_refused(program: Program, place: str) -> None:
     program.write("a.b")
     (program.home / "link").symlink_to(program.prefix)
     for command in ("backup", "purge"):
-        assert "must not lie in the tree" in program(command, "disk", "-b", program.home / place, status=2)
+        assert "must not be inside the tree" in program(command, "disk", "-b", program.home / place, status=2)
     assert not (program.prefix / "store").exists()
 
 
