@@ -45,7 +45,7 @@ EXAMPLES = """\
 """
 STATUS = {
     "0": "all done",
-    "1": "could not run: for example no store, credentials, tree or match, or lock busy",
+    "1": "could not run: no store, credentials, tree or match; lock busy",
     "2": "wrong command line",
     "3": "ran, but some metrics failed; each is named on stderr",
     "128+N": "stopped by signal N",
