@@ -429,10 +429,10 @@ def test_a_full_disk_under_the_log_is_one_warning(program: Program, small_disk: 
     program.log.touch()
     fill(small_disk)
     said = program("backup", "disk", "-d")
-    assert said.count("WARNING: trouble with the log file") == 1
+    assert said.count("WARNING: cannot write or rotate the log file") == 1
     assert "No space left on device" in said
     program.log = Path("/dev/full")
-    assert "WARNING: trouble with the log file" in program("backup")
+    assert "WARNING: cannot write or rotate the log file" in program("backup")
 
 
 def test_a_full_disk_under_what_purge_notes_ends_the_run_before_anything_is_deleted(

@@ -391,7 +391,7 @@ def test_noop_names_what_retention_and_the_sweep_would_delete_and_what_came_back
     (folder / f"{stamp_of(datetime.fromisoformat(newest) + timedelta(seconds=1))}.missing").touch()
     before = program.objects()
     said = program("backup", "disk", "-r", "1", "-n")
-    assert f"noop: a.b: would delete the backups of {oldest}, which retention does not keep" in said
+    assert f"noop: a.b: would delete the backups of {oldest}: retention does not keep them" in said
     assert "noop: a.b: would remove what an interrupted run left of 2026-01-01" in said
     assert "noop: a.b: is in the tree again, would no longer be marked as missing" in said
     assert "noop: a.b: is in the tree again, would no longer be marked as missing" in program("purge", "disk", "-n")

@@ -236,7 +236,7 @@ class Catalog:
         """Log unrecognized keys and backups with stamps in the future, one line for each kind."""
         if self.rooted and not self.storage_path:
             logger.warning(
-                "%d keys begin with a slash: an older whisper-backup wrote them; --storage-path / reaches them",
+                "%d keys begin with a slash: an older whisper-backup wrote them; to use them, set --storage-path /",
                 self.rooted,
             )
         if self._ahead:
@@ -247,7 +247,7 @@ class Catalog:
             )  # fmt: skip
         if self.foreign:
             logger.info(
-                "%d objects in the store are none of ours, or of other storage paths, and were left alone", self.foreign
+                "skipped %d unrecognized objects under this path; for another node use --storage-path", self.foreign
             )
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 
-from whisperbackup.runtime.files import open_own, open_plainly
+from whisperbackup.runtime.files import open_own, open_untampered
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class KnownBad:
         text = "".join(f"{metric}{TAB}{stamp}\n" for metric, stamp in new[: max(0, room)])
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
-            with os.fdopen(open_plainly(self._path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
+            with os.fdopen(open_untampered(self._path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
                 file.write(text.encode())
         except OSError as error:
             logger.warning(

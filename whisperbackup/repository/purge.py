@@ -303,7 +303,7 @@ def _spooling() -> Iterator[None]:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise CannotRun(
-            f"cannot write the purge plan to {folder}: {error.strerror}; free some space, or set TMPDIR to another folder"
+            f"cannot write the purge plan to {folder}: {error.strerror}; free some space, or set TMPDIR"
         ) from error
 
 
