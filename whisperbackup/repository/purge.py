@@ -62,7 +62,7 @@ class RemoveOrphan(NamedTuple):
         if not self.orphan.is_temporary and self._has_other_half(context.driver):
             return Outcome(self.name, {})
         did = "would remove" if context.noop else "removed"
-        logger.info("%s: %s the orphan of %s that an interrupted run left", self.name, did, self.orphan.stamp)
+        logger.info("%s: %s what an interrupted run left of %s", self.name, did, self.orphan.stamp)
         orphans = tuple(self.metric_key + suffix for suffix in self.orphan.suffixes)
         return Outcome(self.name, {}, deletes=(PendingDelete(Count.ORPHANS_REMOVED, orphans),))
 
@@ -243,9 +243,7 @@ class Purge:
         while True:
             with _spooling():
                 try:
-                    job = pickle.load(
-                        self._spool
-                    )  # safe to unpickle: the file has no name, so no other process can write to it
+                    job = pickle.load(self._spool)  # safe: the file has no name, so only this run writes it
                 except EOFError:
                     return
             yield job
@@ -286,7 +284,7 @@ class Purge:
                 return True
             self._stats.fail(
                 "purge",
-                "nothing was purged, since the prefix became another folder during this run; was its disk unmounted?",
+                "nothing was purged, since the prefix became another folder during this run",
             )
         except (NoTree, OSError) as error:
             self._stats.fail("purge", f"nothing was purged: {error}")
@@ -303,7 +301,7 @@ def _spooling() -> Iterator[None]:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise CannotRun(
-            f"cannot write the purge plan to {folder}: {error.strerror}; free some space, or set TMPDIR"
+            f"cannot write the purge plan to {folder}: {error.strerror}; free space, or set TMPDIR to another folder"
         ) from error
 
 

@@ -125,9 +125,7 @@ def _credentials() -> Any:
         try:
             return PasswordPlugin(environment["ST_AUTH"], environment["ST_USER"], environment["ST_KEY"])
         except KeyError as unset:
-            raise AccessDenied(
-                f"Swift: ST_AUTH is set, but {unset.args[0]} is not; set ST_AUTH, ST_USER and ST_KEY"
-            ) from None
+            raise AccessDenied(f"Swift: ST_AUTH is set, but {unset.args[0]} is not; set all three of ST_*") from None
     if not environment.get("OS_AUTH_URL"):
         raise AccessDenied("Swift: no credentials; set ST_AUTH, ST_USER and ST_KEY, or source your openrc file (OS_*)")
     is_application = environment.get("OS_APPLICATION_CREDENTIAL_ID")
