@@ -113,14 +113,14 @@ def test_one_metric_in_three_codecs_restores_each_by_date(program: Program) -> N
     for stamp, version in versions.items():
         found, said = restore(program, "-c", stamp)
         assert found == version
-        assert f"as of {stamp}" in said
+        assert f"at or before {stamp}" in said
 
 
 def test_a_metric_without_a_backup_that_old_is_named(program: Program) -> None:
     program.write("a.b")
     program("backup")
     said = restore(program, "-c", "2020-01-01", status=3)[1]
-    assert "as of 2020-01-01T00:00:00+00:00" in said
+    assert "at or before 2020-01-01T00:00:00+00:00" in said
     assert re.search(r"ERROR: a\.b: has no backup as old", said)
 
 
@@ -432,7 +432,7 @@ def test_a_sparse_listing_of_other_peoples_files_is_left_alone(filled: Program) 
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("mine")
     said = filled("backup", "disk", "-x", "0")
-    assert "3 objects in the store are none of ours" in said
+    assert "skipped 3 unrecognized objects under this path" in said
     assert all(path.read_text() == "mine" for path in strange)
 
 

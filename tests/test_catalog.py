@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.repository.catalog import Catalog, Debris, Metric, UnsortedListing, newest_at
+from whisperbackup.repository.catalog import Catalog, Metric, Orphan, UnsortedListing, newest_at
 from whisperbackup.repository.join import Pair, join
 from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.storage.base import StoredObject
@@ -49,7 +49,7 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
     assert [metric.name for metric in metrics] == ["a.b", "c"]
     first, second = metrics
     assert [backup.stamp for backup in first.backups] == [A]
-    assert [(debris.stamp, debris.suffixes) for debris in first.debris] == [(B, (f"{B}.wsp.gz",)), (C, (f"{C}.sha1",))]
+    assert [(orphan.stamp, orphan.suffixes) for orphan in first.orphans] == [(B, (f"{B}.wsp.gz",)), (C, (f"{C}.sha1",))]
     assert first.tombstones == (C,)
     assert first.last_stamp == C
     assert [payload.codec for payload in second.backups[0].payloads] == ["sz", "zst"]
@@ -59,7 +59,7 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
 def test_a_metric_of_which_only_a_temporary_file_is_left_is_no_more_than_that() -> None:
     temporary = f".whisper-backup-{A}-0123abcdef"
     (metric,), catalog = read([f"a/{temporary}"])
-    assert metric == Metric("a", (), (), (Debris(A, (temporary,), 7),), "")
+    assert metric == Metric("a", (), (), (Orphan(A, (temporary,), 7),), "")
     assert catalog.foreign == 0
 
 
@@ -88,7 +88,7 @@ def test_unsafe_names_are_foreign() -> None:
     assert (metrics, catalog.foreign) == ([], 2)
 
 
-def test_only_the_literal_heads_are_listed() -> None:
+def test_only_the_literal_prefixes_are_listed() -> None:
     listing = Listing([f"p/a.b/{A}.sha1", f"p/a.bc/{A}.sha1", f"p/z/{A}.sha1"])
     metrics = list(Catalog(listing, "p/", select(["a.b", "z*"])))
     assert [metric.name for metric in metrics] == ["a.b", "z"]

@@ -80,7 +80,7 @@ def test_an_unwritable_store_is_told_in_one_line(program: Program) -> None:
     program.store.mkdir(mode=0o555)
     ran = subprocess.run([*unprivileged(), *program.words("backup", "disk", "-q")], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert "not allowed to write" in ran.stderr
+    assert "cannot write to" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
 
 

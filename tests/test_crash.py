@@ -231,7 +231,7 @@ def restored(world: World) -> dict[str, bytes]:
     status, said = world.run("restore", "-p", target)
     failures = [line for line in said.splitlines() if line.startswith("ERROR") and "restore incomplete" not in line]
     assert status == (3 if failures else 0), said
-    assert all("only what an interrupted run left" in line for line in failures), said
+    assert all("only debris of an interrupted run" in line for line in failures), said
     return {
         str(path.relative_to(target)).removesuffix(".wsp").replace("/", "."): path.read_bytes()
         for path in target.rglob("*")

@@ -429,10 +429,10 @@ def test_a_full_disk_under_the_log_is_one_warning(program: Program, small_disk: 
     program.log.touch()
     fill(small_disk)
     said = program("backup", "disk", "-d")
-    assert said.count("WARNING: trouble with the log file") == 1
+    assert said.count("WARNING: cannot write or rotate the log file") == 1
     assert "No space left on device" in said
     program.log = Path("/dev/full")
-    assert "WARNING: trouble with the log file" in program("backup")
+    assert "WARNING: cannot write or rotate the log file" in program("backup")
 
 
 def test_a_full_disk_under_what_purge_notes_ends_the_run_before_anything_is_deleted(
@@ -524,7 +524,7 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     program("backup", "disk", "-p", frozen / "live")  # the tree may well be
     program.stamp.unlink()
     assert "1 good" in program("verify", "disk", "-b", frozen / "store")
-    assert "not allowed to write" in program("backup", "disk", "-b", frozen / "store", status=1)
+    assert "cannot write to" in program("backup", "disk", "-b", frozen / "store", status=1)
     for tree in ("tree", "live"):
         said = program("restore", "disk", "-p", frozen / tree, status=3)
         assert re.search(r"ERROR: a\.b: .*Read-only file system", said)

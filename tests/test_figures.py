@@ -1,4 +1,4 @@
-"""--carbon: the figures of every run reach a real carbon, and no run waits for it or fails with it."""
+"""--carbon: the counters of every run reach a real carbon, and no run waits for it or fails with it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _held(path: Path) -> list[float]:
     return [value for value in held if value is not None]
 
 
-def test_the_figures_of_every_command_can_be_read_back(two: Program, carbon: Carbon) -> None:
+def test_the_counters_of_every_command_can_be_read_back(two: Program, carbon: Carbon) -> None:
     began = int(time.time())
     report(carbon, two, "backup")
     stored = sum(path.stat().st_size for path in two.store.rglob("*.wsp.gz"))
@@ -128,7 +128,7 @@ def test_a_carbon_that_is_not_there_is_a_warning(program: Program) -> None:
     with socket.socket() as taken:  # bound, and not listening
         taken.bind(("127.0.0.1", 0))
         said = program("backup", "disk", "--carbon", f"127.0.0.1:{taken.getsockname()[1]}")
-    assert said.count("WARNING: the figures did not reach carbon at 127.0.0.1") == 1
+    assert said.count("WARNING: the counters did not reach carbon at 127.0.0.1") == 1
     assert "Connection refused" in said
     assert program.stamp.exists()
 
@@ -154,7 +154,7 @@ def test_a_deaf_carbon_costs_five_seconds(program: Program, deaf: int) -> None:
     began = time.monotonic()
     said = program("backup", "disk", "--carbon", f"127.0.0.1:{deaf}")
     assert 4.5 < time.monotonic() - began < 8
-    assert said.count("WARNING: the figures did not reach carbon") == 1
+    assert said.count("WARNING: the counters did not reach carbon") == 1
     assert program.stamp.exists()
 
 
@@ -216,13 +216,13 @@ def test_a_name_server_that_does_not_answer_costs_five_seconds(program: Program)
         )
         assert name_server.recv(500), "it was asked"
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("WARNING: the figures did not reach carbon at graphite.example.org") == 1
+    assert ran.stderr.count("WARNING: the counters did not reach carbon at graphite.example.org") == 1
     assert 4.5 < time.monotonic() - began < 9
 
 
 def test_a_name_that_cannot_be_looked_up_is_a_warning(program: Program) -> None:
     program.write("a")
-    assert program("backup", "disk", "--carbon", "x" * 100 + ".invalid").count("WARNING: the figures did not") == 1
+    assert program("backup", "disk", "--carbon", "x" * 100 + ".invalid").count("WARNING: the counters did not") == 1
 
 
 @pytest.mark.parametrize(

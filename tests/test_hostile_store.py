@@ -333,7 +333,7 @@ def test_stamps_that_no_clock_shows(program: Program) -> None:
         foreign |= set() if is_date else {f"m{number}/{stamp}.sha1", f"m{number}/{stamp}.wsp.gz"}
     target = program.home / "target"
     target.mkdir()
-    assert f"{len(foreign)} objects in the store are none of ours" in program("verify")
+    assert f"skipped {len(foreign)} unrecognized objects under this path" in program("verify")
     program("restore", "disk", "-p", target)
     assert files(target) == expected
     for path in target.iterdir():
@@ -419,7 +419,7 @@ def test_no_name_leads_out_of_the_tree_and_what_has_a_file_round_trips(program: 
     (failed,) = failures(said).items()
     assert failed[0] == LONG
     assert failed[1][0].endswith("File name too long")
-    assert f"{foreign} objects in the store are none of ours" in said
+    assert f"skipped {foreign} unrecognized objects under this path" in said
     assert files(target) == expected
     for path in ("line\nERROR: all is lost.wsp", "\x1b[2Jcursor.wsp"):
         (target / path).write_bytes(b"broken")

@@ -127,7 +127,7 @@ def test_an_answer_that_is_a_lie_once_is_asked_for_again(proxied: tuple[Store, T
 def test_a_body_shorter_than_it_was_said_to_be_is_no_object(
     proxied: tuple[Store, TroubleProxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(gcs.PATIENCE, "retry", gcs.PATIENCE["retry"].with_timeout(1))
+    monkeypatch.setitem(gcs.RETRY_POLICY, "retry", gcs.RETRY_POLICY["retry"].with_timeout(1))
     store, proxy = proxied
     driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
     driver.put("key", b"x" * 100)
@@ -220,7 +220,7 @@ def test_an_answer_that_drips_has_a_deadline(
 ) -> None:
     for module, name in ((s3, "LAST_ATTEMPT_SECONDS"), (swift, "LAST_ATTEMPT_SECONDS"), (deadline, "SECONDS")):
         monkeypatch.setattr(module, name, 0.5)
-    monkeypatch.setitem(gcs.PATIENCE, "retry", gcs.PATIENCE["retry"].with_timeout(0.5))
+    monkeypatch.setitem(gcs.RETRY_POLICY, "retry", gcs.RETRY_POLICY["retry"].with_timeout(0.5))
     store, proxy = proxied
     driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
     driver.put("the key", b"x" * 5000)

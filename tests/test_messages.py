@@ -1,4 +1,4 @@
-"""What an operator is told: what happened, to which thing, and what to do about it."""
+"""Messages to an operator: what happened, to which thing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def backed_up(program: Program) -> Program:
 def test_a_glob_that_names_a_folder_is_told_its_star(backed_up: Program) -> None:
     for command in ("backup", "restore", "verify", "list"):
         said = backed_up(command, "disk", "--storage-path", "node1", "-m", "servers.web1", status=1)
-        assert "say -m 'servers.web1.*'" in said, command
+        assert "use -m 'servers.web1.*'" in said, command
 
 
 def test_a_wrong_storage_path_is_answered_with_one_that_is_there(backed_up: Program) -> None:
@@ -58,7 +58,7 @@ def test_list_shows_since_when_a_metric_is_missing(backed_up: Program) -> None:
     here, gone = (json.loads(line) for line in backed_up("list", *words, "--json").splitlines())
     assert "missing_since" not in here
     assert gone["missing_since"] == tombstone.name.removesuffix(".missing")
-    assert " missing" not in backed_up("list", *words, "-c", "2100-01-01")  # only what restore would take
+    assert " missing" not in backed_up("list", *words, "-c", "2100-01-01")  # only what restore would use
 
 
 @pytest.mark.parametrize("place", ["tree", "tree/store", "link/store"])
@@ -66,7 +66,7 @@ def test_a_store_in_the_tree_is_refused(program: Program, place: str) -> None:
     program.write("a.b")
     (program.home / "link").symlink_to(program.prefix)
     for command in ("backup", "purge"):
-        assert "must not lie in the tree" in program(command, "disk", "-b", program.home / place, status=2)
+        assert "must not be inside the tree" in program(command, "disk", "-b", program.home / place, status=2)
     assert not (program.prefix / "store").exists()
 
 
@@ -86,7 +86,7 @@ def test_options_that_would_be_misunderstood_are_refused(program: Program) -> No
 
 def test_a_date_for_backup_is_a_warning(program: Program) -> None:
     program.write("a.b")
-    assert "WARNING: -c means nothing to backup" in program("backup", "disk", "-c", "2026-01-01")
+    assert "WARNING: -c is ignored: backup stores current files" in program("backup", "disk", "-c", "2026-01-01")
 
 
 def test_a_forgotten_bucket_is_told_with_its_whole_path(program: Program) -> None:

@@ -251,7 +251,7 @@ class Store(RuleBasedStateMachine):
                 assert tombstone >= stamp_of(Clock.now)
                 self.tombstones[metric] = tombstone
         for metric in stored.values():
-            for half in metric.debris:
+            for half in metric.orphans:
                 assert half.stamp > stamp_of(Clock.now - timedelta(days=1)), "old debris was left"
 
     def is_due(self, metric: str, days: int) -> bool:

@@ -151,7 +151,7 @@ def test_a_log_that_cannot_be_rotated_grows_on(program: Program, obstacle: str) 
     ran = subprocess.run([*unprivileged(), *program.words("backup")], capture_output=True, text=True)
     folder.chmod(0o755)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("WARNING: trouble with the log file") == 1
+    assert ran.stderr.count("WARNING: cannot write or rotate the log file") == 1
     assert b"backup complete" in program.log.read_bytes()
 
 

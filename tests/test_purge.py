@@ -335,15 +335,15 @@ def test_young_debris_of_a_metric_that_is_due_is_left_to_the_run_that_may_be_at_
 
 def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:
     """A listing that lags behind: the driver lists no mark, but has it."""
-    from whisperbackup.repository.catalog import Debris
+    from whisperbackup.repository.catalog import Orphan
     from whisperbackup.repository.purge import RemoveOrphan
     from whisperbackup.storage import disk
 
     context = types.SimpleNamespace(driver=disk.open(str(backed_up.store), False, []), noop=False)
     (stamp,) = backed_up.stamps("top")
     for suffix in (f"{stamp}.wsp.gz", f"{stamp}.sha1"):
-        assert RemoveOrphan("top", "top/", Debris(stamp, (suffix,), 1)).run(context).deletes == ()
-        assert RemoveOrphan("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)).run(context).deletes
+        assert RemoveOrphan("top", "top/", Orphan(stamp, (suffix,), 1)).run(context).deletes == ()
+        assert RemoveOrphan("top", "top/", Orphan("2026-01-01T00:00:00+00:00", (suffix,), 1)).run(context).deletes
 
 
 @pytest.mark.slow
@@ -391,7 +391,7 @@ def test_noop_names_what_retention_and_the_sweep_would_delete_and_what_came_back
     (folder / f"{stamp_of(datetime.fromisoformat(newest) + timedelta(seconds=1))}.missing").touch()
     before = program.objects()
     said = program("backup", "disk", "-r", "1", "-n")
-    assert f"noop: a.b: would delete the backups of {oldest}, which retention does not keep" in said
+    assert f"noop: a.b: would delete the backups of {oldest}: retention does not keep them" in said
     assert "noop: a.b: would remove what an interrupted run left of 2026-01-01" in said
     assert "noop: a.b: is in the tree again, would no longer be marked as missing" in said
     assert "noop: a.b: is in the tree again, would no longer be marked as missing" in program("purge", "disk", "-n")

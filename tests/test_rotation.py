@@ -148,7 +148,7 @@ def test_a_metric_that_was_purged_meanwhile_vanished_and_one_that_was_erased_is_
         path.unlink()
     erase(stored, stored.store / "a.one")
     said = stored("verify", "shelf", status=3)
-    assert "a.one: all its backups were deleted while this run was reading" in said
+    assert "a.one: all its backups were deleted during this run" in said
     assert "2 examined, 1 good" in said
 
 
@@ -165,7 +165,7 @@ def test_restore_names_a_metric_of_which_nothing_is_left(stored: Program) -> Non
     target.mkdir()
     erase(stored, stored.store / "a.one")
     said = stored("restore", "shelf", "-p", target, status=3)
-    assert "ERROR: a.one: all its backups were deleted while this run was at work" in said
+    assert "ERROR: a.one: all its backups were deleted during this run" in said
     assert "3 examined, 2 created" in said
 
 

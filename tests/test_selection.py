@@ -43,13 +43,13 @@ def test_a_glob_of_millions_of_alternatives_is_refused_before_they_are_made() ->
 
 
 @pytest.mark.parametrize(
-    ("globs", "heads"),
+    ("globs", "prefixes"),
     [(["*"], ("",)), (["servers.web1.*"], ("servers.web1.",)), (["servers.web1"], ("servers.web1/",)),
      (["b.*", "a.x"], ("a.x/", "b.")), (["a.*", "a.b.c"], ("a.",)), (["s.{w1,w2}.cpu"], ("s.w1.cpu/", "s.w2.cpu/")),
      (["a[12].*"], ("a",))],
 )  # fmt: skip
-def test_literal_heads_are_sorted_and_disjoint(globs: list[str], heads: tuple[str, ...]) -> None:
-    assert select(globs).heads == heads
+def test_literal_prefixes_are_sorted_and_disjoint(globs: list[str], prefixes: tuple[str, ...]) -> None:
+    assert select(globs).prefixes == prefixes
 
 
 def test_excluded_metrics_are_not_meant_and_wholly_excluded_folders_not_entered() -> None:

@@ -71,7 +71,7 @@ def test_a_worker_that_not_even_sigkill_ends_is_named_and_the_run_ends_without_i
     _, said = run.communicate(timeout=60)
     assert time.monotonic() - began < 8
     assert run.returncode == 143, said
-    (named,) = re.findall(rf"ERROR: worker {stuck} does not end, although it was killed.* working on (.*)", said)
+    (named,) = re.findall(rf"ERROR: worker {stuck} was killed but does not exit.* working on (.*)", said)
     assert "m1," in named
     assert "Traceback" not in said
     wait_for(gone(workers))

@@ -42,7 +42,7 @@ def test_the_storage_paths_that_hold_backups_are_named(two_nodes: Program, comma
     for words in ([], ["--storage-path", "node3"], ["--storage-path", "node"], ["-m", "no*"]):
         said = two_nodes(name, "disk", *options, *words, status=1)
         assert "it holds backups of 2 nodes: --storage-path node1, node2" in said, words
-        assert "none of ours" not in said
+        assert "unrecognized objects" not in said
 
 
 @pytest.mark.parametrize("command", [("purge",), ("purge", "-x", "0"), ("verify", "--tree")], ids=" ".join)

@@ -207,7 +207,7 @@ def test_a_file_without_a_backup_is_a_failure_once_it_is_a_day_old(stored: Progr
     assert "4 same, 0 differ, 0 not backed up, 1 new" in stored("verify", "disk", "--tree")
     age(path)
     said = stored("verify", "disk", "--tree", status=3)
-    assert "ERROR: c: is in the tree, and has no backup" in said
+    assert "ERROR: c: is in the tree, but has no backup; run backup" in said
     assert "4 same, 0 differ, 1 not backed up, 0 new" in said
 
 

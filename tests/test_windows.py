@@ -1,4 +1,4 @@
-"""A listing in windows is the listing, whatever the milestones; and it is faster where a service is slow."""
+"""A listing in windows is the listing, whatever the split keys; and it is faster where a service is slow."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ keys = st.sets(st.text(st.sampled_from("ab/."), min_size=1, max_size=4), max_siz
 unsorted = st.lists(st.text(st.sampled_from("ab/."), max_size=4), max_size=40)
 
 
-@given(keys=keys, milestones=unsorted, prefix=st.sampled_from(["", "a", "b/"]), batch=st.integers(1, 3))
+@given(keys=keys, split_keys=unsorted, prefix=st.sampled_from(["", "a", "b/"]), batch=st.integers(1, 3))
 def test_windows_hold_every_key_once_and_in_order(
-    keys: list[str], milestones: list[str], prefix: str, batch: int
+    keys: list[str], split_keys: list[str], prefix: str, batch: int
 ) -> None:
     before, windows.BATCH, windows.START_WIDTH = (windows.BATCH, windows.START_WIDTH), batch, 1
     try:
-        listed = [found.key for found in list_in_windows(Shelf(keys), prefix, milestones)]
+        listed = [found.key for found in list_in_windows(Shelf(keys), prefix, split_keys)]
     finally:
         windows.BATCH, windows.START_WIDTH = before
     assert listed == [key for key in keys if key.startswith(prefix)]

@@ -1,22 +1,22 @@
-"""The errors that end a run, or fail one metric: each text names the thing, what is wrong, and the remedy."""
+"""The errors that end a run or fail one metric.  Each message names the thing, what is wrong, and the remedy."""
 
 from __future__ import annotations
 
 
 class CannotRun(Exception):
-    """The command could not do its job at all."""
+    """The command cannot run."""
 
 
 class NoTree(CannotRun):
-    """There is no tree to walk."""
+    """The tree does not exist, or cannot be read."""
 
 
 class UsageError(Exception):
-    """A storage argument that the driver does not understand."""
+    """A storage argument is invalid."""
 
 
 class StorageError(Exception):
-    """The store could not do what was asked."""
+    """A request to the store failed."""
 
 
 class NotFound(StorageError):
@@ -24,24 +24,24 @@ class NotFound(StorageError):
 
 
 class AccessDenied(StorageError):
-    """Not authenticated, or not allowed."""
+    """The user is not authenticated, or not allowed to do this."""
 
 
 class Unavailable(StorageError):
-    """The store did not answer, or not usefully, also after the client library's retries."""
+    """The store did not answer, or answered with an error, even after the client library's retries."""
 
 
 class StartAfterUnsupported(StorageError):
-    """The service does not begin a listing where it was asked to."""
+    """The service does not start a listing at the requested key."""
 
 
 class UnsortedListing(StorageError):
-    """The listing did not come in ascending order; nothing can be concluded from what it lacks."""
+    """The listing is not sorted, so a key that is absent from it may still exist."""
 
 
 class Exists(StorageError):
-    """An object that was to be created exists, with another content: another run was faster."""
+    """An object to be created already exists with different content: another run created it first."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"'{key}' exists already, with another content; is another backup writing to this store?")
+        super().__init__(f"'{key}' already exists with different content; is another backup writing to this store?")
         self.key = key

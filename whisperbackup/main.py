@@ -1,4 +1,4 @@
-"""Dispatch a command line to its verb, and turn what comes back into an exit status."""
+"""Run the command that the command line names, and turn its result into an exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from whisperbackup.runtime import clock, files, logs, signals
 logger = logging.getLogger(__name__)
 
 NO_STORE = "noop"
-"""The driver that keeps nothing: no run with it is a success that anybody should rely on."""
+"""The driver that stores nothing: a run with it never counts as a successful backup."""
 
 
 def run() -> None:
@@ -29,10 +29,10 @@ def run() -> None:
 
 
 def main(words: list[str]) -> int:
-    """Do what the command line says; the exit status (0 done, 1 could not run, 2 usage, 3 failures, 128+N signal)."""
+    """Run a command line; the exit status (0 done, 1 could not run, 2 usage, 3 failures, 128+N signal)."""
     files.occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show every metric name
     settings = options.parse(words)
     signals.install()
     stats = RunStats(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
@@ -47,12 +47,12 @@ def main(words: list[str]) -> int:
 
 
 def _name(settings: Options) -> str:
-    """What the run is called in its last line."""
+    """The name of the run in its last line."""
     return "verify --tree" if settings.compares_tree else settings.command
 
 
 def _attempt(settings: Options, stats: RunStats | None) -> tuple[int, str | None]:
-    """The exit status, and why the run could not go on to its end if it could not."""
+    """The exit status, and the reason if the run ended early."""
     try:
         return _run(settings, stats), None
     except (CannotRun, StorageError) as error:
@@ -63,16 +63,16 @@ def _attempt(settings: Options, stats: RunStats | None) -> tuple[int, str | None
         status, reason = 128 + stop.number, str(stop)
     except OSError as error:
         status, reason = 1, f"{error.filename or 'system error'}: {error.strerror}"
-        logger.debug("where it came from", exc_info=True)
+        logger.debug("traceback", exc_info=True)
     except Exception as error:
-        status, reason = 1, f"unexpected {type(error).__name__}: {error}; run again with --debug to see where"
-        logger.debug("where it came from", exc_info=True)
+        status, reason = 1, f"unexpected {type(error).__name__}: {error}; run again with --debug for a traceback"
+        logger.debug("traceback", exc_info=True)
     logger.error("%s", reason)
     return status, reason
 
 
 def _report(settings: Options, stats: RunStats, status: int, error: str | None) -> None:
-    """How the run ended, for --json and --carbon."""
+    """Report how the run ended, to --json and --carbon."""
     counters = stats.by_key()
     stats.emit({"command": stats.key, "status": status, "error": error, "noop": settings.noop, **counters})
     if settings.carbon and not settings.noop:
@@ -83,7 +83,7 @@ def _report(settings: Options, stats: RunStats, status: int, error: str | None) 
 
 
 def _about(settings: Options) -> str:
-    """What the run works on, so that the logs of two nodes are told apart."""
+    """The tree and store of the run, so that the logs of two nodes can be distinguished."""
     reads_tree = settings.command in options.LOCKING or settings.compares_tree
     endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
     parts = [
@@ -104,15 +104,15 @@ def _run(settings: Options, stats: RunStats | None) -> int:
     logfile = settings.logfile if is_logged or not settings.logfile_is_default else None
     logs.configure_logging(
         settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop,
-        # Anybody may verify; to a user who has no right to the log stderr is enough.
+        # Any user may run verify; without permission to write the log, stderr is enough.
         needs_logfile=writes,
     )  # fmt: skip
     if is_logged:
         logger.info("whisper-backup %s: %s", __version__, _about(settings))
     if settings.date and settings.command == "backup":
-        logger.warning("-c means nothing to backup, which stores the files as they are now")
+        logger.warning("-c is ignored: backup stores current files")
     elif settings.date:
-        logger.info("as of %s", settings.date)
+        logger.info("using the newest backups at or before %s", settings.date)
         if settings.date > stamp_of(clock.utc_now()):
             logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")

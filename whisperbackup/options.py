@@ -1,4 +1,4 @@
-"""The command line: one table of options, from which parsing, help, completion, manual page and checks are made."""
+"""The command line: one table of options is the source of parser, help, completion, manual page and checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ABOUT = {
 STORES = {
     "disk": "a directory",
     "gcs": "Google Cloud Storage",
-    "noop": "stores nothing: what a first backup would cost on this machine alone",
+    "noop": "stores nothing; measures the local cost of a first backup",
     "s3": "Amazon S3 and S3-compatible stores (MinIO, Ceph RGW)",
     "swift": "OpenStack Swift",
 }
@@ -45,20 +45,20 @@ EXAMPLES = """\
 """
 STATUS = {
     "0": "all done",
-    "1": "could not run: no store, credentials or tree, no match, lock busy",
+    "1": "could not run: no store, credentials, tree or match; lock busy",
     "2": "wrong command line",
     "3": "ran, but some metrics failed; each is named on stderr",
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
 LOCKING = ("backup", "restore", "purge")
-"""The commands that take the lock and touch the stamp file."""
+"""The commands that hold the lock and touch the stamp file."""
 WORKING = (*LOCKING, "verify")
 """The commands that have worker processes, counters and the default log."""
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
 MAX_SHARES = 1000
-MAX_THREADS = 64  # what the drivers keep connections for
+MAX_THREADS = 64  # the drivers keep this many connections
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -85,7 +85,7 @@ class Options:
     max_file_size: int  # bytes
     overwrite: bool
     every_backup: bool
-    shares: int  # verify one of this many shares of the metrics, today's
+    shares: int  # verify only today's share, one of this many
     compares_tree: bool
     json: bool
     carbon: carbon.Receiver | None
@@ -105,7 +105,7 @@ class Options:
     nice: bool
 
 
-# -- what an option's value may be: text in, value out, ValueError with the reason for anything else
+# -- checks of option values: each returns the value of a text, or raises ValueError with what is expected
 
 
 def _not_empty(text: str) -> str:
@@ -136,7 +136,7 @@ _seconds = _decimal(0, MAX_SECONDS, f"a number of seconds from 0 to {MAX_SECONDS
 
 
 def parse_date(text: str) -> str:
-    """The stamp of a moment in ISO 8601: a date alone is 00:00, no zone is UTC.  Raises ValueError."""
+    """The stamp of a moment in ISO 8601; without a time it is 00:00, without a zone UTC.  Raises ValueError."""
     compact = re.sub(r"\s+(?=[+-]\d\d|Z$)", "", re.sub(r"\s*(UTC|GMT)$", "Z", text.strip(), flags=re.I))
     moment = datetime.fromisoformat(compact.upper())
     return stamp_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
@@ -168,7 +168,7 @@ def _bandwidth(text: str) -> float:
 
 
 def _storage_path(text: str) -> str:
-    if not text.isprintable():  # also what argv holds that is not UTF-8
+    if not text.isprintable():  # this includes bytes of argv that are not UTF-8
         raise ValueError("printable UTF-8 only")
     return text if not text or text.endswith("/") else text + "/"
 
@@ -185,8 +185,8 @@ def _codec(text: str) -> str:
 class _Option(optparse.Option):
     """One row of the table.
 
-    `commands` are those where it has an effect; the help of the others does not show it.  `ignored_by` are those that
-    accept it all the same: the older tool took every option with every command, and command lines share options.
+    It has an effect on `commands`, and is shown only in their help.  The commands in `ignored_by` accept and ignore it:
+    the older tool accepted every option with every command, and scripts share options between commands.
     """
 
     check: Callable[[str], Any] | None = None
@@ -194,7 +194,7 @@ class _Option(optparse.Option):
     ignored_by: tuple[str, ...] = COMMANDS
 
     def check_value(self, opt: str, value: str) -> Any:
-        """What `check` makes of the text `value`; its ValueError becomes one clear line."""
+        """The result of `check` for the text `value`; its ValueError becomes a one-line error."""
         if self.check is None:
             return value
         try:
@@ -204,7 +204,7 @@ class _Option(optparse.Option):
             raise optparse.OptionValueError(f"{opt} {shown}: {error}" if value else f"{opt} is empty") from None
 
     def process(self, opt: str, value: Any, values: optparse.Values, parser: optparse.OptionParser) -> int:
-        """As optparse's; notes that the option was given."""
+        """Process the option as optparse does, and record that it was given."""
         assert isinstance(parser, _Parser)
         parser.given[self] = opt
         return super().process(opt, value, values, parser)
@@ -238,7 +238,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
                 text="first part of every key in the bucket [none]"),
             _row("--new-store", dest="new_store", commands=("backup",), ignored_by=(),
-                text="begin a new store where the one of earlier runs is absent or empty (not for cron)"),
+                text="start a new store if the one of earlier runs is absent or empty (not for cron)"),
         ],
         "What": [
             _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB",
@@ -247,7 +247,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--exclude", dest="exclude", action="append", metavar="GLOB",
                 text="metrics to leave out; may be repeated"),
             _row("-c", "--date", dest="date", metavar="DATE", check=_date, commands=("restore", "list", "verify"),
-                ignored_by=("backup",),  # the older tool takes it there
+                ignored_by=("backup",),  # the older tool accepts it there
                 text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
             _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
@@ -255,11 +255,11 @@ def _table() -> dict[str, list[_Option]]:
             _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
                 text="check every backup of every metric, or those up to -c"),
             _row("--sample", dest="shares", default=None, metavar="1/N", check=_shares, commands=("verify",),
-                ignored_by=(), text="check another share of the metrics each day (UTC); N days in a row cover all"),
+                ignored_by=(), text="check another share of the metrics each day (UTC); N consecutive days cover all"),
             _row("--tree", dest="compares_tree", commands=("verify",), ignored_by=(),
                 text="compare local files with the newest backups' checksums"),
             _row("--debris", dest="debris", commands=("list",), ignored_by=(),
-                text="show what interrupted runs left, instead"),
+                text="show the debris of interrupted runs instead of backups"),
         ],
         "Retention and purge": [
             _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup",),
@@ -316,13 +316,13 @@ def _table() -> dict[str, list[_Option]]:
                 text="touched after a fully successful run"),
             _row("--nostamp", dest="stampfile", action="store_const", const=None, commands=LOCKING,
                 text="no stamp file"),
-            _row("--json", dest="json", text="JSON on stdout: failures and, last of all, counters and status"),
+            _row("--json", dest="json", text="JSON on stdout: failures, then counters and status as the last line"),
             _row("--carbon", dest="carbon", default=None, metavar="HOST[:PORT]", check=carbon.parse_receiver,
                 commands=WORKING,
                 text=f"send the run's counters to this carbon's line receiver [port {carbon.PORT}]"),
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
-                text="their names are PREFIX.<node>.<command>.<counter>"),
+                text="counters are named PREFIX.<node>.<command>.<counter>"),
         ],
         "Help": [
             _row("-h", "--help", action="help", text="show this and exit; after a command: its options"),
@@ -333,7 +333,7 @@ def _table() -> dict[str, list[_Option]]:
 
 class _Parser(optparse.OptionParser):
     def __init__(self, command: str | None) -> None:
-        """A parser of every option, or of those that have an effect on `command`."""
+        """Create a parser for all options, or for those that have an effect on `command`."""
         super().__init__(
             usage=USAGE,
             version=f"whisper-backup {__version__}",
@@ -357,7 +357,7 @@ class _Parser(optparse.OptionParser):
         print(make_parser(command).format_help(), end="", file=file)
 
     def format_help(self, formatter: optparse.HelpFormatter | None = None) -> str:
-        """As optparse's, with tables around the options; for one command its own options alone."""
+        """Format the help: options with tables around them; for a command only its own options."""
         if self.command:
             usage = f"Usage: whisper-backup [options] {self.command} {'|'.join(STORES)} [storage args]\n"
             return "\n".join([usage, f"{ABOUT[self.command]}\n", self.format_option_help(formatter)])
@@ -378,7 +378,7 @@ def _shown(title: str, rows: dict[str, str]) -> str:
 
 
 def make_parser(command: str | None = None) -> _Parser:
-    """The parser of the whole command line, or of one command's part; help, completion and manual are made from it."""
+    """The parser of all options, or of one command's; also the source of help, completion and manual page."""
     return _Parser(command)
 
 
@@ -386,7 +386,7 @@ def make_parser(command: str | None = None) -> _Parser:
 
 
 def parse(words: list[str]) -> Options:
-    """The checked command line; exits with status 2 and one line for one that is not valid."""
+    """Parse and check the command line; an invalid one ends the process with status 2 and one line."""
     parser = make_parser()
     values, arguments = parser.parse_args(words)
     command, driver = _positionals(parser, arguments)
@@ -405,7 +405,7 @@ def parse(words: list[str]) -> Options:
     if driver == "disk":
         bucket = _absolute(parser, "-b", bucket)
         if command in ("backup", "purge") and _lies_in(bucket, prefix):
-            parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
+            parser.error(f"-b {values.bucket}: the store must not be inside the tree, {values.prefix} (-p)")
     given = {option.dest for option in parser.given}
     made = {
         "command": command,
@@ -444,10 +444,10 @@ def _absolute(parser: _Parser, option: str, path: str) -> str:
     try:
         return os.path.abspath(path)
     except OSError as error:
-        parser.error(f"{option} {path}: the working directory cannot be found ({error.strerror}); give a whole path")
+        parser.error(f"{option} {path}: the working directory cannot be found ({error.strerror}); use an absolute path")
 
 
 def _lies_in(path: str, folder: str) -> bool:
-    """Whether `path` is `folder` or below it, links resolved; neither needs to exist."""
+    """Whether `path` is `folder` or below it, with symbolic links resolved; neither needs to exist."""
     folder = os.path.realpath(folder)
     return os.path.commonpath([folder, os.path.realpath(path)]) == folder

@@ -1,4 +1,4 @@
-"""What every command shares: lock file, stamp file and retention."""
+"""Shared by several commands: lock file, stamp file and retention."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import NamedTuple
 
 from whisperbackup.errors import CannotRun
 from whisperbackup.runtime.clock import utc_now
-from whisperbackup.runtime.files import open_plainly
+from whisperbackup.runtime.files import open_untampered
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def run_lock(path: str, timeout: float) -> Iterator[None]:
-    """Hold the kernel's lock on the file `path`; wait for it at most `timeout` seconds.  Raises CannotRun.
+    """Hold a kernel lock on the file `path`; wait for it at most `timeout` seconds.  Raises CannotRun.
 
-    A forked worker does not hold it too: filelock closes the descriptor in the child.
+    A forked worker does not hold the lock: filelock closes the descriptor in the child.
     """
     import filelock
 
-    if not os.path.isdir(os.path.dirname(path) or "."):  # which filelock would make
-        raise CannotRun(f"cannot lock {path}: its folder does not exist; name another file with --lockfile")
-    # Readable to this user alone: whoever can open it can hold it, and keep every run waiting.
+    if not os.path.isdir(os.path.dirname(path) or "."):  # filelock would create it
+        raise CannotRun(f"cannot lock {path}: its directory does not exist; name another file with --lockfile")
+    # Readable by this user only: a user who can open the file can hold the lock and block every run.
     lock = filelock.FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire(poll_interval=0.1)
@@ -45,17 +45,17 @@ def run_lock(path: str, timeout: float) -> Iterator[None]:
 
 def _write_holder(path: str) -> None:
     try:
-        fd = open_plainly(path, os.O_WRONLY)
+        fd = open_untampered(path, os.O_WRONLY)
         with os.fdopen(fd, "w") as file:
             file.truncate()
             file.write(f"process {os.getpid()} since {utc_now():%Y-%m-%dT%H:%M:%SZ}\n")
-    except OSError as error:  # the lock is the kernel's; this is only what a waiting run says of its holder
-        logger.debug("cannot note the holder in %s: %s", path, error)
+    except OSError as error:  # the lock is the kernel's; this text is only for the message of a waiting run
+        logger.debug("cannot write the lock holder to %s: %s", path, error)
 
 
 def _holder(path: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be anything by now
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a FIFO by now
         try:
             text = os.read(fd, 200).decode(errors="replace").strip()
         finally:
@@ -66,9 +66,9 @@ def _holder(path: str) -> str:
 
 
 def touch_stamp(path: str) -> None:
-    """Give the stamp file the present time.  Raises CannotRun."""
+    """Set the time of the stamp file to now.  Raises CannotRun."""
     try:
-        fd = open_plainly(path, os.O_WRONLY)
+        fd = open_untampered(path, os.O_WRONLY)
         try:
             os.utime(fd)
         finally:
@@ -83,9 +83,9 @@ def touch_stamp(path: str) -> None:
 
 
 class Generation(NamedTuple):
-    """What retention has to know of a complete backup; `size` in bytes as stored.
+    """A complete backup as retention sees it; `size` is in bytes as stored.
 
-    `content` is any string that is equal exactly for backups of equal content.
+    Two backups have equal `content` strings if, and only if, their content is equal.
     """
 
     stamp: str
@@ -104,17 +104,17 @@ class Keep(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """Stamps to drop, and stamps kept for no other reason than that everything newer is suspiciously small."""
+    """Stamps to drop, and stamps kept only because all newer backups are suspiciously small."""
 
     dropped: list[str]
     guarded: list[str]
 
 
 def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
-    """What a metric's complete backups, the oldest first, come down to; one is kept if any rule of `keep` keeps it.
+    """Apply retention to a metric's complete backups, the oldest first; one is kept if any rule of `keep` keeps it.
 
-    Neighbours of equal content count once among the newest.  One that dwarfs everything newer is kept: after
-    a disk was replaced and carbon made its files anew, it is the history.
+    Consecutive backups of equal content count once among the newest.  A backup that dwarfs all newer ones is kept:
+    after a disk was replaced and carbon created its files again, that backup holds the history.
     """
     result = Retention([], [])
     kept = _newest(generations, keep.last)
@@ -151,8 +151,8 @@ def _newest_of_each(generations: Sequence[Generation], count: int, period: Calla
 def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     """Whether every newer one of the same codec is stored in less than half the size.
 
-    Where there is none of the same codec, all newer ones must have less than an eighth: codecs differ by
-    less than that on whisper files, and history must not go because the codec was changed that very week.
+    If no newer backup has the same codec, all of them must be smaller than an eighth: codecs differ by less
+    than that on whisper files, and a change of codec must not cause the history to be deleted.
     """
     same = [other for other in newer if other.codec == generation.codec]
     if same:

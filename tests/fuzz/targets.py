@@ -419,7 +419,7 @@ def listing(content: bytes) -> None:
     if pieces.number(1) < 240:
         keys = sorted(set(keys))
     selection = select([head])
-    meant = [key for key in keys if key.startswith(path + selection.heads[0])]
+    meant = [key for key in keys if key.startswith(path + selection.prefixes[0])]
     catalog = Catalog(Listing(keys), path, selection)
     try:
         metrics = list(catalog)
@@ -433,7 +433,7 @@ def listing(content: bytes) -> None:
     for metric in metrics:
         assert is_safe(metric_path(metric.name))
         objects = [metric.key + suffix for backup in metric.backups for suffix in backup.suffixes()]
-        objects += [metric.key + suffix for debris in metric.debris for suffix in debris.suffixes]
+        objects += [metric.key + suffix for orphan in metric.orphans for suffix in orphan.suffixes]
         objects += [f"{metric.key}{stamp}.missing" for stamp in metric.tombstones]
         assert len(set(objects)) == len(objects)
         assert {path + key for key in objects} <= set(keys)
@@ -518,7 +518,7 @@ def command_line(content: bytes) -> None:
 
 
 def globs(content: bytes) -> None:
-    """A glob is refused, or matches what fnmatch says of its alternatives; the heads lead to all that matches."""
+    """A glob is refused, or matches what fnmatch says of its alternatives; the prefixes lead to all that matches."""
     pieces = Pieces(content)
     wanted = [pieces.text() + pieces.text() * (pieces.number(1) % 20) + pieces.text()]
     wanted += [pieces.text() for _ in range(pieces.number(1) % 3)]
@@ -536,7 +536,7 @@ def globs(content: bytes) -> None:
             is_meant &= not any(fnmatch.fnmatchcase(name, glob) for glob in excludes)
             assert (name in selection) == is_meant
             if is_meant:
-                assert any((name + "/").startswith(head) for head in selection.heads)
+                assert any((name + "/").startswith(prefix) for prefix in selection.prefixes)
                 folders = name.split(".")[:-1]
                 assert all(selection.may_hold(".".join(folders[:n]) + "." * (n > 0)) for n in range(len(folders) + 1))
 

@@ -63,7 +63,7 @@ def run(options: Options, stats: RunStats) -> int:
                 finish_purge(pool, purge, deleter, stats)
                 catalog.report_foreign()
             except BaseException:
-                state.save()  # what is done is done, and need not be read again
+                state.save()  # files backed up so far need not be read again
                 raise
             if purge.deletes_any and holds_nothing(driver, options):
                 state.store = EMPTY
@@ -76,7 +76,7 @@ def run(options: Options, stats: RunStats) -> int:
 
 
 def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, str]) -> Iterator[Pair]:
-    """Pass `pairs` on; adds to `still_bad` the known damaged backups that are a metric's newest."""
+    """Yield `pairs`; add the known damaged backups that are a metric's newest to `still_bad`."""
     for pair in pairs:
         metric = pair.metric
         if metric and metric.backups and metric.backups[-1].stamp == known_bad.stamps.get(metric.name):
@@ -87,7 +87,7 @@ def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, s
 def _modified(
     pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, stats: RunStats
 ) -> Iterator[MetricJob]:
-    """A job for each file, except those that are known to be in the store as they are."""
+    """Yield a job for each file, except those whose current content is known to be in the store."""
     now = clock.utc_now()
     for local, metric in pairs:
         if not isinstance(local, LocalFile):
@@ -111,11 +111,11 @@ def _fingerprint(path: bytes) -> str:
     try:
         return fingerprint(os.lstat(path))
     except OSError:
-        return ""  # reading it will show why
+        return ""  # the job reports why it cannot read the file
 
 
 def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
-    """Whether there is nothing to do about a metric whose file is the one that `known` was recorded for."""
+    """Whether a metric whose file has not changed since `known` was recorded needs no job."""
     if not metric.backups or metric.tombstones or not known.is_of(metric.backups[-1]):
         return False
     if len(metric.backups) <= keep.last:
@@ -125,14 +125,14 @@ def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
 
 
 def _with_deletions(jobs: Iterable[MetricJob], deleter: Deleter) -> Iterator[MetricJob]:
-    """`jobs`, and between them deletions, as soon as there are enough keys for a request."""
+    """Yield `jobs`, and a deletion as soon as there are enough keys for one request."""
     for job in jobs:
         yield job
         yield from deleter.full_jobs()
 
 
 class BackupMetric(NamedTuple):
-    """Back up one file if it changed; `metric` is what the store holds of it.
+    """Back up one file if it changed; `metric` is its metric in the store.
 
     `known` is set for a file that was not modified since its content was recorded.
     """
@@ -145,14 +145,14 @@ class BackupMetric(NamedTuple):
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
-        """Back up the file unless its newest backup holds the same content, then see what retention drops.
+        """Back up the file unless its newest backup has the same content, then apply retention.
 
-        Raises OSError, StorageError, and ValueError where no later stamp can be made.
+        Raises OSError, StorageError, and ValueError if no later stamp is possible.
         """
         with context.budget.take(_size(self.path)):
             key = keys.metric_key(context.options.storage_path, self.name)
             counts = {Count.EXAMINED: 1}
-            if self.metric and self.metric.tombstones:  # first: if it disappeared again tomorrow, its days start anew
+            if self.metric and self.metric.tombstones:  # first: if the file disappears again, its -x days start again
                 log_return(self.name, context.noop)
                 context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
                 counts[Count.CAME_BACK] = 1
@@ -167,7 +167,7 @@ class BackupMetric(NamedTuple):
             except FileNotFoundError:
                 return Outcome(self.name, counts | {Count.VANISHED: 1})
             except (reader.TooNew, format.CorruptFile) as error:
-                # A file that has backups and is short now was cut off, however recent its last write.
+                # A short file that already has backups was truncated, even if its last write is recent.
                 if not isinstance(error, reader.TooNew) or existing:
                     return Outcome(self.name, counts, (f"not a whisper file, not backed up: {error}",))
                 logger.warning("%s: too new: %s", self.name, error)
@@ -177,7 +177,7 @@ class BackupMetric(NamedTuple):
     def _store_reading(
         self, reading: reader.Reading, metric: Metric | None, key: str, context: Context, counts: dict[Count, int]
     ) -> Outcome:
-        """Store the content unless the newest backup holds it."""
+        """Store the content unless the newest backup has it."""
         existing = metric.backups if metric else ()
         counts[Count.READ_BYTES] = len(reading.content)
         if reading.is_torn:
@@ -208,11 +208,11 @@ def _size(path: bytes) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return 0  # reading it will show why
+        return 0  # the job reports why it cannot read the file
 
 
 def _with_true_stamps(metric: Metric | None, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
-    """The metric after its backups that a clock far ahead has stamped have got new stamps."""
+    """Give new stamps to the backups that a fast clock stamped far in the future; the metric after that."""
     if metric is None:
         return None
     max_size = context.options.max_file_size
@@ -234,22 +234,22 @@ def _outcome(
     key, keep = keys.metric_key(context.options.storage_path, name), context.options.keep
     kept = retain(generations, keep)
     if kept.dropped or kept.guarded:
-        # If all were different, some would be dropped; now it is worth finding out which are.
+        # Retention would drop some if all contents differed; only now is it worth reading the marks to compare.
         contents = {backup.stamp: backups.content_of(context.driver, key, backup) for backup in existing}
         kept = retain([g._replace(content=contents.get(g.stamp, g.content)) for g in generations], keep)
     if kept.guarded:
         counts[Count.GUARDED] = len(kept.guarded)
-        logger.info("%s: kept, every newer backup being much smaller: %s", name, ", ".join(kept.guarded))
+        logger.info("%s: kept beyond -r: all newer backups are much smaller: %s", name, ", ".join(kept.guarded))
     dropped = [backup for backup in existing if backup.stamp in kept.dropped]
     if dropped:
         did, stamps = "would delete" if context.noop else "deleting", ", ".join(backup.stamp for backup in dropped)
-        _log(context, "%s: %s the backups of %s, which retention does not keep", name, did, stamps)
+        _log(context, "%s: %s the backups of %s: retention does not keep them", name, did, stamps)
     deletes = [PendingDelete(Count.REMOVED, tuple(key + end for end in backup.suffixes())) for backup in dropped]
     return Outcome(name, counts, deletes=tuple(deletes), record=record)
 
 
 def _log(context: Context, text: str, *arguments: object) -> None:
-    """Log what is done to one metric: of interest in a dry run, and to a developer."""
+    """Log what happens to one metric: at level info in a dry run, else at debug."""
     logger.log(logging.INFO if context.noop else logging.DEBUG, text, *arguments)
 
 

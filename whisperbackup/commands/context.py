@@ -1,4 +1,4 @@
-"""What the jobs of one worker share, prepared once; and the pool of such workers."""
+"""The objects that all jobs of a worker share, and the pool of workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Context:
         """Raises StorageError."""
         self.options = options
         self.noop = options.noop
-        # The parent has created the bucket by now; only in a dry run may it still be absent, and is empty.
+        # The parent has already created the bucket, except in a dry run, where an absent bucket counts as empty.
         self.driver = open_driver(options, create=options.noop and options.command == "backup")
         self.budget = Budget()
         self.throttle = Throttle(options.bandwidth and options.bandwidth / options.processes, options.nice)
@@ -40,7 +40,7 @@ class Context:
 
     @functools.cached_property
     def placer(self) -> Placer:
-        """What puts restored files into the tree."""
+        """Writes restored files into the tree."""
         from whisperbackup.tree.restore_file import Placer
 
         options = self.options
@@ -52,6 +52,6 @@ MetricJob = Job[Context, Outcome]
 
 
 def open_pool(options: Options, driver: Driver) -> WorkerPool:
-    """The worker processes of a run; `driver` tells how many threads its service likes in each."""
+    """Start the worker processes of a run; `driver.threads` is the default number of threads in each."""
     threads = options.threads or driver.threads
     return Pool(options.processes, threads, functools.partial(Context, options), failed)

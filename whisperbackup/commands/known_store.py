@@ -1,7 +1,7 @@
-"""Is the store the one that earlier runs wrote to?  Decided for backup and purge before anything is written to it.
+"""Check that the store is the one that earlier runs wrote to, before backup or purge writes to it.
 
-What earlier runs left there is known from the state file, and, for a directory, from the marker in it.  Where these
-say that backups should be there and none is, the store is most likely not mounted, or misspelt: nothing is written.
+The state file, and for a directory the marker in it, record whether the store had backups.  If it had some and has none
+now, its disk is probably not mounted, or its name is misspelt: the run stops before it writes anything.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ logger = logging.getLogger(__name__)
 def state_of(options: Options) -> State:
     """The state file of this tree and this store."""
     identity = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
-    path = None if options.driver == "noop" else options.statefile  # what keeps nothing has nothing to recall
+    path = None if options.driver == "noop" else options.statefile  # it stores nothing
     return State(path, identity, options.selection, options.noop)
 
 
 def known_bad_of(options: Options) -> KnownBad:
-    """What `verify` found damaged in this store."""
+    """The backups in this store that `verify` found damaged."""
     if options.statefile is None:
         return KnownBad(None)
     if options.statefile:
         return KnownBad(f"{options.statefile}.bad")
-    # Not the prefix: verify reads no tree, and is mostly run without -p.
+    # The prefix is not part of the name: verify reads no tree and usually runs without -p.
     store = (options.driver, options.bucket, options.storage_path, options.storage_arguments)
     digest = hashlib.sha1(repr(store).encode(), usedforsecurity=False).hexdigest()
     return KnownBad(os.path.join(defaults.state_folder(), f"{digest}.bad"))
 
 
 def purge_rules(options: Options) -> Rules:
-    """What this run is allowed to purge."""
+    """The rules for purge in this run."""
     return Rules(options.prefix, options.storage_path, options.purge_days, options.purge_anyway, options.noop)
 
 
 def open_for_backup(options: Options, state: State) -> Driver:
-    """The store; it is made, or begun in an empty place, only where nothing is known of it.  Raises CannotRun.
+    """Open the store.  Create it, or start it in an empty place, only if no earlier run used it.  Raises CannotRun.
 
-    What `state` says of the store is brought up to date.
+    Update what `state` records about the store.
     """
     begins = "would begin" if options.noop else "begins"
     warning = ""
@@ -64,18 +64,18 @@ def open_for_backup(options: Options, state: State) -> Driver:
         if state.store != EMPTY and not options.new_store:
             raise _lost(options, state, "does not exist") from None
         warning = (
-            f"does not exist: a new store {begins} there; if that is a mistake, remove it, and correct -b or mount it"
+            f"does not exist: a new store {begins} there; if that is wrong, remove it and correct -b or mount its disk"
         )
         driver = open_driver(options, create=True)
         is_new = True
     try:
         mark(driver)
     except (AccessDenied, Unavailable) as error:
-        # A node may be allowed to write below its own storage path only.
+        # Some nodes are allowed to write only below their own storage path.
         if not options.storage_path if isinstance(error, AccessDenied) else is_new:
             raise
         if not is_marked(driver):
-            logger.warning("%s cannot be marked as a store: %s", _named(options), error)
+            logger.warning("cannot mark %s as a store: %s", _named(options), error)
     if warning:
         logger.warning("%s %s", _named(options), warning)
     if state.store != EMPTY and is_marked(driver):
@@ -84,10 +84,10 @@ def open_for_backup(options: Options, state: State) -> Driver:
 
 
 def open_for_purge(options: Options, state: State) -> Driver:
-    """The store, which must be the one that is known.  Raises CannotRun."""
+    """Open the store; it must be the one that earlier runs used.  Raises CannotRun."""
     driver = open_driver(options)
     if _is_empty(driver, options, state) and _is_bare(driver):
-        logger.warning("%s is empty, and nothing is known of earlier backups; is its disk mounted?", _named(options))
+        logger.warning("%s is empty, and no earlier backup in it is known; is its disk mounted?", _named(options))
     return driver
 
 
@@ -97,7 +97,7 @@ def holds_nothing(driver: Driver, options: Options) -> bool:
 
 
 def _is_empty(driver: Driver, options: Options, state: State) -> bool:
-    """Whether there is nothing below the storage path.  Raises CannotRun where more is known, NotFound for no store."""
+    """Whether the storage path is empty.  Raises CannotRun if it should not be, NotFound if there is no store."""
     is_empty = holds_nothing(driver, options)
     if not options.new_store:
         if state.store == MARKED and not is_marked(driver):
@@ -108,13 +108,13 @@ def _is_empty(driver: Driver, options: Options, state: State) -> bool:
 
 
 def _is_bare(driver: Driver) -> bool:
-    """Whether this may be the folder on which a disk should be mounted."""
+    """Whether this may be a mount point without its disk."""
     return not is_marked(driver) and next(driver.list(""), None) is None
 
 
 def _lost(options: Options, state: State, what: str) -> CannotRun:
     remedy = "mount its disk, or correct -b" if options.driver == "disk" else "check -b and the storage arguments"
-    anew = "; if a new store is to begin there, run backup once with --new-store"
+    anew = "; to start a new store there, run backup once with --new-store"
     return CannotRun(
         f"{_named(options)} {what}, but there were backups in it (the state file {state.path}): {remedy}{anew}"
     )

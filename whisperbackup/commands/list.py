@@ -20,27 +20,27 @@ logger = logging.getLogger(__name__)
 
 
 def run(options: Options) -> int:
-    """Print one line a backup, or with --json one object a metric; with -c only what restore would take."""
+    """Print one line per backup, or with --json one object per metric; with -c only what restore would use."""
     if sys.stdout is None:
         raise CannotRun("standard output is closed")
     try:
-        return _print(options)
+        return _run(options)
     except OutputLost as lost:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again as it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush again at exit
         if isinstance(lost.reason, BrokenPipeError):
-            return 0  # `list | head` has seen enough
+            return 0  # `list | head` closed the pipe
         raise CannotRun(f"cannot write to standard output: {lost.reason.strerror}") from lost
 
 
 class OutputLost(Exception):
-    """What we print does not reach anybody any more."""
+    """Standard output can no longer be written."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__()
         self.reason = reason
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     try:
         print(line)
     except OSError as error:
@@ -54,13 +54,13 @@ def _flush() -> None:
         raise OutputLost(error) from None
 
 
-def _print(options: Options) -> int:
+def _run(options: Options) -> int:
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = open_catalog(options, driver)
         for metric in catalog:
             seen += 1
-            shown = _debris(metric) if options.debris else _backups(metric, options.date)
+            shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
             since = "" if options.debris or options.date else metric.missing_since
@@ -68,12 +68,12 @@ def _print(options: Options) -> int:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
                 fields = {"metric": metric.name, kind: objects} | ({"missing_since": since} if since else {})
-                _say(json_lines.line(fields))
+                _print_line(json_lines.line(fields))
             else:
                 for item in shown:
-                    _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
+                    _print_line(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
                 if since:
-                    _say(f"{since}  -       missing  {printable(metric.name)}")
+                    _print_line(f"{since}  -       missing  {printable(metric.name)}")
             missing += bool(since)
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})
@@ -84,13 +84,13 @@ def _print(options: Options) -> int:
     if not options.json:
         what = "pieces of debris" if options.debris else "backups"
         gone = f", {missing} missing from the tree" if missing else ""
-        _say(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}")
+        _print_line(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}")
     _flush()
     return 0
 
 
 def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
-    """Say why nothing was shown.  Raises CannotRun where something was asked for by name or is elsewhere."""
+    """Log why the list is empty.  Raises CannotRun if metrics were named with -m, or are under another storage path."""
     if seen:
         date = f" as old as {options.date}" if options.date else ""
         nothing = CannotRun(f"none of the {seen} metrics has a complete backup{date}")
@@ -98,12 +98,12 @@ def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
         nothing = nothing_matches(options, driver)
     if options.selection.wanted is not None or isinstance(nothing, WrongStoragePath):
         raise nothing
-    if seen or foreign or options.storage_path or not is_marked(driver):  # an empty bucket explains itself
+    if seen or foreign or options.storage_path or not is_marked(driver):  # an empty new store needs no explanation
         logger.warning("%s", nothing)
 
 
 class Item(NamedTuple):
-    """One stored object worth showing; `label` is what `kind` is called in JSON, `size` is in bytes."""
+    """One stored object to show; `label` is the JSON key of `kind`, `size` is in bytes."""
 
     stamp: str
     label: str
@@ -116,8 +116,8 @@ def _backups(metric: Metric, date: str | None) -> list[Item]:
     return [Item(b.stamp, "codec", payload.codec, payload.size) for b in backups for payload in b.payloads]
 
 
-def _debris(metric: Metric) -> list[Item]:
+def _orphans(metric: Metric) -> list[Item]:
     return [
         Item(half.stamp, "left", "temporary" if half.is_temporary else half.suffixes[0].partition(".")[2], half.size)
-        for half in metric.debris
+        for half in metric.orphans
     ]

@@ -1,4 +1,4 @@
-"""The way through the store, or through tree and store, and the pool that does the jobs found there."""
+"""One pass over the store, or over tree and store, and the jobs that it yields for the worker pool."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from whisperbackup.tree import walk
 
 logger = logging.getLogger(__name__)
 
-MAX_CONSECUTIVE_FAILURES = 20  # of the store, each after the driver's own retries, that end a run
-MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # that such failures last, two or more of them and nothing else, before they do
-MANY_LINES = 20  # of metrics that fail for one and the same reason; half a million help nobody
+MAX_CONSECUTIVE_FAILURES = 20  # the run ends after so many; the driver has retried each
+MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # the run ends after two or more failures over so long
+MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody
 
 
 def run_jobs(
@@ -35,12 +35,12 @@ def run_jobs(
     stats: RunStats,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
 ) -> None:
-    """Have `pool` do `jobs`; adds every outcome to `stats`, then calls `on_outcome` with it.
+    """Run `jobs` in `pool`; add every outcome to `stats`, then call `on_outcome` with it.
 
-    When a stop signal comes, jobs in flight are waited for and counted before it is raised.  Raises Unavailable when
-    the store does nothing but fail.  How long it has done so is measured from when the first failed job began to when
-    the last one ended, or from a later success: while the parent passes over what is unchanged, nothing is asked of
-    the store, so nothing can succeed.
+    On a stop signal, wait for the jobs in flight and count them, then raise Stopped.  Raises Unavailable if the store
+    only fails.  That time runs from the start of the first failed job, or from a later success, to the end of the last
+    one.  It does not include the time in which the parent skips unchanged files: no request is sent then, so none
+    can succeed.
     """
 
     def add(outcome: Outcome) -> None:
@@ -68,13 +68,13 @@ def run_jobs(
 
 
 def finish_purge(pool: WorkerPool, purge: Purge, deleter: Deleter, stats: RunStats) -> None:
-    """Do what a finished pass over tree and store has planned, and delete what is left in `deleter`."""
+    """Run the deletions that a finished pass over tree and store has planned, and the rest in `deleter`."""
     run_jobs(pool, purge.jobs(deleter), stats, lambda outcome: deleter.add(*outcome.deletes))
     run_jobs(pool, deleter.flush(), stats)
 
 
 def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
-    """The catalog, and its join with the tree, for one pass over both; `state` knows where to cut a long listing."""
+    """The catalog, and its join with the tree, for one pass over both; `state` has keys to split the listing."""
     local = walk.walk(options.prefix, options.selection, walk.Sidecars())
     catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
     return catalog, join(local, catalog)
@@ -83,15 +83,15 @@ def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Cata
 def restorable(
     catalog: Iterable[Metric], date: str | None, stats: RunStats, now_of: Callable[[str], Metric]
 ) -> Iterator[tuple[Metric, list[Backup]]]:
-    """The metrics that have a complete backup at or before `date`, with these backups, the newest first.
+    """Yield the metrics with a complete backup at or before `date`, and these backups, the newest first.
 
-    A metric without one is a named failure; if many have only later backups, some are named and all are counted.
-    `now_of` looks up what the store holds of a metric at this moment.
+    A metric without one is a failure and is named; if many have only later backups, some are named and all are counted.
+    `now_of` looks up a metric in the store again.
     """
     too_late, earliest = 0, ""
     for metric in catalog:
-        if metric.debris and not metric.backups:
-            metric = now_of(metric.name)  # a run that rotates its backups at this moment looks so, too
+        if metric.orphans and not metric.backups:
+            metric = now_of(metric.name)  # it may only look so because another run is rotating its backups
         candidates = newest_at(metric, date)
         if candidates:
             yield metric, candidates
@@ -100,8 +100,8 @@ def restorable(
             too_late, earliest = too_late + 1, min(earliest or first, first)
             reason = f"has no backup as old as {date}; its first is of {first}"
             stats.fail(metric.name, reason, is_logged=too_late <= MANY_LINES)
-        elif metric.debris:
-            stats.fail(metric.name, "has no complete backup, only what an interrupted run left")
+        elif metric.orphans:
+            stats.fail(metric.name, "has no complete backup, only debris of an interrupted run; see list --debris")
     if too_late > MANY_LINES:
         logger.error(
             "%d metrics have no backup as old as %s, %d of them named above; the earliest of their backups is of %s",
@@ -116,7 +116,7 @@ def work_on_backups(
     is_selected: Callable[[str], bool] = lambda _: True,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
 ) -> int:
-    """Have a pool do `jobs(metric, candidates)` for every selected metric in the store; the exit status."""
+    """Run `jobs(metric, candidates)` for every selected metric in the store; the exit status."""
     saw_any = False
 
     def seen(catalog: Iterable[Metric]) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""purge: delete the backups of metrics that have been missing long enough, and what interrupted runs left."""
+"""purge: delete the backups of metrics missing for -x days, and the debris of interrupted runs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def run(options: Options, stats: RunStats) -> int:
         if not purge.saw_stored and not stats.failed:
             check_storage_path(options, driver)
         if purge.deletes_any and holds_nothing(driver, options):
-            state.forget()  # or the next backup would look for what was rightly deleted
+            state.forget()  # or the next backup would stop, because the store is empty
     return stats.finish()
 
 
 def _remove_void_tombstones(
     pairs: Iterable[Pair], options: Options, deleter: Deleter, stats: RunStats
 ) -> Iterator[DeleteObjects]:
-    """Jobs that delete the tombstones of metrics that came back; too little for a request stays in `deleter`."""
+    """Yield jobs that delete the tombstones of metrics that came back; keys too few for a request stay in `deleter`."""
     for local, metric in pairs:
         if metric is None:
             continue

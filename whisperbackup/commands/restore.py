@@ -1,4 +1,4 @@
-"""restore: create missing files, and fill the gaps of existing ones."""
+"""restore: create missing files, and fill the gaps in existing ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from whisperbackup.util import Generation
 
 logger = logging.getLogger(__name__)
 
-CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file that are in memory at the worst moment
+CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file in memory at most
 CANNOT_FILL = (
     "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
-    "-c {stamp} --overwrite restores that one instead"
+    "to restore that backup instead, use -c {stamp} --overwrite"
 )
 
 
@@ -45,10 +45,10 @@ class RestoreMetric(NamedTuple):
     def run(self, context: Context) -> Outcome:
         """Restore from the newest good candidate, then fill from older ones that are much larger.
 
-        That is how retention tells a history from what followed it (`util.dwarfs`): after a disk was replaced the
-        newest backup may be that of an empty file.  With --overwrite only the newest good one is used.  A bad
-        candidate is an error, and the next older one that is no smaller takes its place.  One that a concurrent run
-        deleted is no error: what there is now takes its place.  Raises OSError, StorageError.
+        Retention uses the same rule (`util.dwarfs`): after a disk was replaced, the newest backup may be that of an
+        empty file, and a much larger one has the history.  With --overwrite only the newest good one is used.  A bad
+        candidate is an error, and the next older one that is no smaller replaces it.  A candidate that a concurrent
+        run deleted is no error: the backups that exist now replace it.  Raises OSError, StorageError.
         """
         try:
             return self._restore(context)
@@ -61,7 +61,7 @@ class RestoreMetric(NamedTuple):
         key = keys.metric_key(options.storage_path, self.name)
         path = names.metric_path(self.name)
         errors: list[str] = []
-        newer: list[Generation] = []  # what a candidate must dwarf; those that turned out to be bad are not among them
+        newer: list[Generation] = []  # a candidate must dwarf these; bad ones are not included
         used: list[str] = []
         restored: Placed | None = None
         is_substitute = needed_older = False
@@ -119,19 +119,19 @@ class RestoreMetric(NamedTuple):
         elif is_substitute:
             errors.append("no good backup is left")
         elif not errors:
-            errors.append("all its backups were deleted while this run was at work")
+            errors.append("all its backups were deleted during this run")
         if needed_older:
             counts[Count.NEEDED_OLDER] = 1
         return Outcome(self.name, counts, tuple(errors))
 
 
 def _place_or_fill(placer: Placer, path: bytes, restored: Placed | None, content: bytes) -> Placed:
-    """Place the first good backup of a metric, fill from the others; only one of them is in memory at a time."""
+    """Place the first good backup of a metric, fill from the others; only one is in memory at a time."""
     return placer.fill(path, content, restored.planned) if restored else placer.place(path, content)
 
 
 def _combined(before: Placed | None, after: Placed) -> Placed:
-    """What became of a file that was restored from two backups; points count where a file was there before."""
+    """The result for a file restored from two backups; points count only in a file that existed before."""
     if before is None or before.how == "created":
         return before or after
     how = "healed" if "healed" in (before.how, after.how) else before.how

@@ -1,4 +1,4 @@
-"""verify: read backups and check them, without writing anything to the store."""
+"""verify: read backups and check them; nothing is written to the store."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from whisperbackup.repository.outcome import Outcome, failed
 from whisperbackup.runtime import clock
 from whisperbackup.tree.selection import is_in_share
 
-COPIES = 2  # of a file that are in memory while it is checked
+COPIES = 2  # of a file in memory while it is checked
 
 
 def run(options: Options, stats: RunStats) -> int:
-    """Check the backups that restore would use of every selected metric, or all backups; the exit status."""
+    """Check the backups that restore would use, or with --all every backup; the exit status."""
     is_selected = _in_todays_share(options.shares, stats)
     with _recording_bad(options) as on_outcome:
         if options.compares_tree:
@@ -40,14 +40,14 @@ def run(options: Options, stats: RunStats) -> int:
 
 
 def used_by_restore(candidates: list[Backup]) -> list[Backup]:
-    """The newest of `candidates`, and the older ones that dwarf everything newer: restore fills gaps from these."""
+    """The newest of `candidates`, and the older ones that dwarf all newer ones: restore fills gaps from these."""
     generations = [backups.generation_of(backup) for backup in candidates]
     return [one for index, one in enumerate(candidates) if util.dwarfs(generations[index], generations[:index])]
 
 
 @contextlib.contextmanager
 def _recording_bad(options: Options) -> Iterator[Callable[[Outcome], None]]:
-    """What to call with each outcome; at the end, even an early one, the next backup is told what is damaged."""
+    """A function to call with each outcome; at the end, even an early one, damaged backups are recorded for backup."""
     found: list[tuple[str, str]] = []
 
     def on_outcome(outcome: Outcome) -> None:
@@ -62,7 +62,7 @@ def _recording_bad(options: Options) -> Iterator[Callable[[Outcome], None]]:
 
 
 def _in_todays_share(shares: int, stats: RunStats) -> Callable[[str], bool]:
-    """Whether a metric is in today's share; counts it if not."""
+    """A function that returns whether a metric is in today's share, and counts it if not."""
     day = clock.utc_now().toordinal()
 
     def is_todays(name: str) -> bool:
@@ -83,9 +83,9 @@ class VerifyBackup(NamedTuple):
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
-        """Check the backup; if a concurrent run deleted it, check the newest that there is now instead.
+        """Check the backup; if a concurrent run deleted it, check the newest one that exists now instead.
 
-        An older one that was deleted vanished, and so did the newest of a metric that purge was to delete.
+        An older backup that was deleted counts as vanished; so does the newest of a metric that purge could delete.
         """
         options, backup = context.options, self.backup
         try:
@@ -99,7 +99,7 @@ class VerifyBackup(NamedTuple):
                 now = newest_at(metric, options.date)[:1]
                 if self.is_newest and not self.is_missing and not now:
                     up_to = f" up to {options.date}" if options.date else ""
-                    reason = f"all its backups{up_to} were deleted while this run was reading"
+                    reason = f"all its backups{up_to} were deleted during this run"
                     return Outcome(self.name, {Count.EXAMINED: 1}, (reason,))
                 # With --all an older one has a job of its own.
                 if not self.is_newest or not now or (options.every_backup and now[0].stamp < backup.stamp):
@@ -110,9 +110,9 @@ class VerifyBackup(NamedTuple):
 
 
 def check(name: str, backup: Backup, context: Context) -> tuple[Outcome, bool]:
-    """The outcome for each payload of one backup, since restore may need any; and whether any is gone.
+    """Check every payload of one backup, since restore may need any of them.
 
-    Raises StorageError.
+    Return the outcome, and whether any payload is gone.  Raises StorageError.
     """
     key = keys.metric_key(context.options.storage_path, name)
     reasons: list[str] = []
@@ -130,6 +130,6 @@ def check(name: str, backup: Backup, context: Context) -> tuple[Outcome, bool]:
     counts = {Count.EXAMINED: 1, Count.GOOD: int(not reasons), Count.READ_BYTES: size}
     if not reasons:
         return Outcome(name, counts), False
-    each = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, however many payloads it has
+    each = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, even with several payloads
     reason = f"the backup of {backup.stamp} is bad: {each}"
     return Outcome(name, counts, (reason,), is_damaged=is_damaged, stamp=backup.stamp), is_gone

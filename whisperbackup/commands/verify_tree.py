@@ -1,8 +1,8 @@
-"""verify --tree: compare the local tree with the newest backups, of which no more than the marks are read.
+"""verify --tree: compare the local tree with the marks of the newest backups; no payload is read.
 
-On a live node nearly every file differs from last night's backup, and metrics come and go: that is counted, and no
-failure.  A failure is what a restore would miss: a metric that has a file and no complete backup (unless the file is
-less than a day old, for no backup may have seen it), one whose newest mark is bad, and what cannot be read here.
+On a live node nearly every file differs from last night's backup, and metrics appear and disappear: this is counted,
+and is no failure.  Failures are what a restore could not bring back: a metric with a file but no complete backup
+(unless the file is less than a day old, and no backup may have seen it), a bad newest mark, and an unreadable file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from whisperbackup.whisper.throttle import LIBC
 
 logger = logging.getLogger(__name__)
 
-NEW = 86400.0  # seconds; every file that is older is expected to have been backed up
+NEW = 86400.0  # seconds; an older file must have a backup
 # linux/stat.h, linux/fcntl.h
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, STATX_BTIME = -100, 0x100, 0x800
 STATX_SIZE, BTIME = 256, struct.Struct("=I76xqI")  # stx_mask, stx_btime
@@ -65,18 +65,18 @@ def run(
         if not seen.stored:
             check_storage_path(options, driver)
     if not seen.any:
-        raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
+        raise CannotRun("no metric matches in the tree or in the store; check -m and --exclude")
     return stats.finish()
 
 
 class _Seen:
-    """Whether any metric was selected, in the store or anywhere."""
+    """Whether any selected metric was seen: in the store, or at all."""
 
     stored = False
     any = False
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass `pairs` on."""
+        """Yield `pairs`, and note what they hold."""
         for pair in pairs:
             self.stored |= pair.metric is not None
             self.any |= pair.metric is not None or isinstance(pair.local, LocalFile) or _is_error(pair.local)
@@ -88,7 +88,7 @@ def _is_error(local: LocalFile | Skipped | None) -> bool:
 
 
 def _emit(stats: RunStats, name: str, state: str, stamp: str | None = None) -> None:
-    """Name what is no failure: in the debug log, and in JSON."""
+    """Report a metric that is no failure, in the debug log and in JSON."""
     logger.debug("%s: %s%s", name, state, f", its newest backup is of {stamp}" if stamp else "")
     stats.emit({"metric": name, "state": state, **({"backup": stamp} if stamp else {})})
 
@@ -96,7 +96,7 @@ def _emit(stats: RunStats, name: str, state: str, stamp: str | None = None) -> N
 def _comparable(
     pairs: Iterator[Pair], is_selected: Callable[[str], bool], now: float, stats: RunStats
 ) -> Iterator[CompareFile]:
-    """A job for each file that has a backup; counts the others."""
+    """Yield a job for each file that has a backup; count the others."""
     for local, metric in pairs:
         if isinstance(local, Skipped) and metric is None:
             _report_skipped(local, stats)
@@ -109,9 +109,9 @@ def _comparable(
             stats.count(Count.UNSEEN)
         elif isinstance(local, LocalFile) and newest:
             yield CompareFile(name, local.path, newest)
-        elif metric and metric.debris and not newest:
+        elif metric and metric.orphans and not newest:
             stats.count(Count.NOT_BACKED_UP, isinstance(local, LocalFile))
-            stats.fail(name, "has no complete backup, only what an interrupted run left")
+            stats.fail(name, "has no complete backup, only debris of an interrupted run; run backup")
         elif isinstance(local, LocalFile):
             _report_unstored(local, now, stats)
         elif newest:
@@ -133,26 +133,26 @@ def _report_unstored(local: LocalFile, now: float, stats: RunStats) -> None:
         _emit(stats, local.name, "new")
     else:
         stats.count(Count.NOT_BACKED_UP)
-        stats.fail(local.name, "is in the tree, and has no backup")
+        stats.fail(local.name, "is in the tree, but has no backup; run backup")
 
 
 def is_new(path: bytes, now: float) -> bool:
-    """Whether the file `path` was certainly made within the day before the Unix time `now`."""
+    """Whether the file `path` was certainly created within the day before the Unix time `now`."""
     try:
         born, written = birth_time(path), os.lstat(path).st_mtime
     except FileNotFoundError:
-        return True  # and gone already
+        return True  # created and deleted since the walk
     except OSError:
         return False
     return born is not None and min(born, written) > now - NEW
 
 
 def birth_time(path: bytes) -> float | None:
-    """The Unix time when the file was made, where C library, kernel and file system tell it (statx(2))."""
+    """The Unix time when the file was created; None if C library, kernel or file system do not report it (statx(2))."""
     status = ctypes.create_string_buffer(STATX_SIZE)
     try:
         failed = LIBC.statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BTIME, status)
-    except AttributeError:  # a C library older than 2018, or none on Linux
+    except AttributeError:  # a C library from before 2018, or not on Linux
         return None
     mask, seconds, nanoseconds = BTIME.unpack_from(status)
     return seconds + nanoseconds / 1e9 if not failed and mask & STATX_BTIME else None
@@ -176,7 +176,7 @@ class CompareFile(NamedTuple):
                 sha1, size = backups.sha1_of(reading.content), len(reading.content)
         except FileNotFoundError:
             return Outcome(self.name, {Count.VANISHED: 1})
-        except (format.CorruptFile, reader.TooNew) as error:  # a file with backups that is short now was cut off
+        except (format.CorruptFile, reader.TooNew) as error:  # a short file that has backups was truncated
             return Outcome(self.name, counts, (f"not a whisper file: {error}; its newest backup is of {stamp}",))
         counts[Count.READ_BYTES] = size
         key = keys.metric_key(context.options.storage_path, self.name)

@@ -1,4 +1,4 @@
-"""The figures of a run, sent to a carbon daemon in its plaintext protocol: `<path> <value> <Unix time>` a line."""
+"""Send a run's counters to a carbon daemon in its plaintext protocol: one line `<path> <value> <Unix time>` each."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def parse_prefix(text: str) -> str:
 
 
 def node_name(hostname: str) -> str:
-    """A machine's name as one part of a metric's name: without its domain, odd characters becoming `_`."""
+    """A host name as one part of a metric name: without its domain, with `_` for special characters."""
     return re.sub(r"[^\w-]", "_", hostname.partition(".")[0], flags=re.ASCII) or "_"
 
 
-def lines(path: str, figures: Mapping[str, float], status: int, is_success: bool, when: int) -> str:
-    """What the receiver is to get below `path` (prefix, node, command) at the Unix time `when`, the run's end.
+def lines(path: str, counters: Mapping[str, float], status: int, is_success: bool, when: int) -> str:
+    """The lines to send for `path` (prefix, node, command); `when` is the Unix time at which the run ended.
 
-    Besides the figures `status`, and for a run that is a success (it did all its work, in a store that keeps it), and
-    no other, `success_time`, which is `when`: so the age of the last success is now less the last value that this
-    metric has, whatever failed since.
+    These are the counters, `status`, and only for a successful run (all its work done, in a store that keeps data)
+    `success_time`, which is `when`.  So the age of the last success is the current time minus the newest value of
+    that metric, even if later runs failed.
     """
-    told = {**figures, "status": status, **({"success_time": when} if is_success else {})}
-    return "".join(f"{path}.{figure} {value} {when}\n" for figure, value in told.items())
+    values = {**counters, "status": status, **({"success_time": when} if is_success else {})}
+    return "".join(f"{path}.{name} {value} {when}\n" for name, value in values.items())
 
 
 def send(receiver: Receiver, text: str, timeout: float = TIMEOUT) -> None:
-    """Send `text`; takes `timeout` seconds at most, and that it cannot be sent is a warning."""
+    """Send `text` within `timeout` seconds; a failure is a warning."""
     if timeout <= 0:
         return  # a run that was stopped has used up its time
-    reasons = [f"it did not take them within {timeout:.1f} seconds"]
+    reasons = [f"no success within {timeout:.1f} seconds"]
 
     def deliver() -> None:
         import socket
@@ -69,12 +69,14 @@ def send(receiver: Receiver, text: str, timeout: float = TIMEOUT) -> None:
             with socket.create_connection(receiver, timeout) as connection:
                 connection.sendall(text.encode())
             reasons.clear()
-        except (OSError, UnicodeError) as error:  # a name that no resolver can ask for is a UnicodeError
+        except (OSError, UnicodeError) as error:  # an invalid host name raises UnicodeError
             reasons[:] = [str(error)]
 
-    # In a thread, since looking up a name knows no timeout, and each of its addresses has one of its own.
+    # In a thread: a name lookup has no timeout, and each address of the name has a separate one.
     thread = threading.Thread(target=deliver, daemon=True)
     thread.start()
     thread.join(timeout)
     for reason in reasons:
-        logger.warning("the figures did not reach carbon at %s, port %d: %s", receiver.host, receiver.port, reason)
+        logger.warning(
+            "the counters did not reach carbon at %s, port %d: %s; check --carbon", receiver.host, receiver.port, reason
+        )

@@ -1,11 +1,11 @@
-"""What a run counts, by the names that its last line, its JSON and carbon show.
+"""The counters of a run, and their names in its last line, in JSON and in carbon.
 
     last line      `12 backed up, 3.4 MB read`       names as below; bytes in kB, MB …
     --json         `"backed_up": 12, "read_bytes": 3412345`
     --carbon       `….backup.backed_up 12 1795000000`
 
-JSON and carbon always have all the counters of a command, and besides `failed` (what is named on stderr), `seconds`
-and `status` (the exit status).  The names in this file are an interface: dashboards and runbooks have them.
+JSON and carbon always have all the counters of a command, and also `failed` (the failures named on stderr), `seconds`
+and `status` (the exit status).  The names in this file are an interface: dashboards and runbooks use them.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from typing import NamedTuple
 
 
 class Count(enum.StrEnum):
-    """One thing that is counted."""
+    """One counter; its value is its name in the last line."""
 
     # tree and store
     EXAMINED = "examined"  # selected files (backup, verify --tree), metrics (restore, purge) or backups (verify)
     READ_BYTES = "read bytes"  # of whisper files; verify: of payloads, compressed
-    VANISHED = "vanished"  # gone between the walk or the listing and their reading
+    VANISHED = "vanished"  # deleted between the walk or the listing and the read
     # backup
     UNCHANGED = "unchanged"  # files whose newest backup holds the same content
     BACKED_UP = "backed up"
     STORED_BYTES = "stored bytes"  # compressed
     REMOVED = "removed"  # backups that retention no longer keeps
     TOO_NEW = "too new"  # files that carbon was just creating
-    TORN = "changing while read"  # stored, or found unchanged, all the same
+    TORN = "changing while read"  # stored, or found unchanged, nevertheless
     GUARDED = "kept, all newer being much smaller"  # backups beyond retention
     STAMPED_ANEW = "stamped anew"  # backups whose stamps came from a clock that was far ahead
     # purge, also after backup
     MISSING = "missing"  # metrics in the store, not in the tree
-    PURGED = "purged"  # of them, those whose days were over: all their backups deleted
-    MARKED_MISSING = "marked missing"  # of them, those that got their tombstone in this run
-    CAME_BACK = "came back"  # tombstones removed, the metric being in the tree
-    ORPHANS_REMOVED = "debris removed"  # halves of backups that interrupted runs left
+    PURGED = "purged"  # of them, those missing for -x days: all their backups were deleted
+    MARKED_MISSING = "marked missing"  # of them, those that this run gave a tombstone
+    CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted
+    ORPHANS_REMOVED = "debris removed"  # incomplete backups of interrupted runs
     # restore
     CREATED = "created"
     HEALED = "healed"
@@ -48,11 +48,11 @@ class Count(enum.StrEnum):
     NEEDED_OLDER = "needed an older backup"  # metrics restored, or filled, from one that is not the newest
     # verify
     GOOD = "good"
-    LEFT_TO_OTHER_DAYS = "left to other days"  # metrics that --sample did not take
+    LEFT_TO_OTHER_DAYS = "left to other days"  # metrics that --sample did not select
     # verify --tree
     SAME = "same"  # files whose newest backup holds the same content
     DIFFER = "differ"  # files changed since
-    NOT_BACKED_UP = "not backed up"  # files that have no backup, and should
+    NOT_BACKED_UP = "not backed up"  # files that should have a backup, but have none
     NEW = "new"  # files that have no backup, and are less than a day old
     GONE = "gone"  # metrics in the store, not in the tree
     UNSEEN = "unseen"  # metrics in the store that the walk could not look for
@@ -64,9 +64,9 @@ class Count(enum.StrEnum):
 
 
 class Counters(NamedTuple):
-    """What a command counts; the last line shows `always` even when zero, `seldom` only when not.
+    """The counters of a command; the last line shows `always` even if zero, `seldom` only if not.
 
-    `unit` is what it examines, as the progress bar names it.
+    `unit` is what the progress bar counts.
     """
 
     always: tuple[Count, ...]
@@ -108,9 +108,9 @@ IN_A_DRY_RUN = {
     Count.REPLACED: "would be replaced",
     Count.NEEDED_OLDER: "would need an older backup",
 }
-"""What the last line and the log call these counters under --noop; JSON and carbon keep their names."""
+"""The names of these counters in the last line and the log with --noop; in JSON and carbon they do not change."""
 
 
 def key_of(name: str) -> str:
-    """A counter's or command's name as JSON and carbon have it: `read bytes` becomes `read_bytes`."""
+    """The name of a counter or command in JSON and carbon: `read bytes` becomes `read_bytes`."""
     return re.sub(r"\W+", "_", name)

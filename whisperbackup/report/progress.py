@@ -1,4 +1,4 @@
-"""How far a run has come: a bar on a terminal, else a line a minute."""
+"""The progress of a run: a bar on a terminal, else one line per minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whisperbackup.runtime.signals import Stopped
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 60.0  # seconds between progress lines where there is no terminal
+INTERVAL = 60.0  # seconds between progress lines without a terminal
 
 
 class _Display:
@@ -27,7 +27,7 @@ class _Display:
 
 @contextlib.contextmanager
 def reporting(stats: RunStats, quiet: bool) -> Iterator[RunStats]:
-    """Show progress meanwhile, and print the last line also for a run that ends early."""
+    """Show progress, and print the last line even if the run ends early."""
     try:
         with _bar(stats, quiet):
             yield stats
@@ -48,7 +48,7 @@ def _bar(stats: RunStats, quiet: bool) -> Iterator[None]:
     import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    tqdm.tqdm.monitor_interval = 0  # no thread beside ours
+    tqdm.tqdm.monitor_interval = 0  # do not start a thread
     with (
         tqdm.tqdm(desc=stats.command, unit=f" {COUNTERS[stats.command].unit}", dynamic_ncols=True, leave=False) as bar,
         logging_redirect_tqdm(),
@@ -61,7 +61,7 @@ def _bar(stats: RunStats, quiet: bool) -> Iterator[None]:
 
 
 def tick(stats: RunStats) -> None:
-    """Show how far the run has come, if it is time."""
+    """Update the progress bar, or log a line if a minute has passed."""
     if _Display.bar is not None:
         _Display.bar.update(stats.examined - _Display.bar.n)
     elif time.monotonic() - _Display.last > INTERVAL:

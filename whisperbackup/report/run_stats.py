@@ -10,11 +10,11 @@ from whisperbackup.report import json_lines
 from whisperbackup.report.counters import COUNTERS, IN_A_DRY_RUN, Count, key_of
 
 logger = logging.getLogger(__name__)
-BYTES = " bytes"  # counters whose name ends so are printed as kB, MB …
+BYTES = " bytes"  # counters whose names end like this are printed in kB, MB …
 
 
 class RunStats:
-    """What one run of a command in COUNTERS has counted so far, and how many things failed."""
+    """The counters and the number of failures of one run of a command in COUNTERS."""
 
     def __init__(self, command: str, as_json: bool = False, noop: bool = False) -> None:
         self.command = command
@@ -25,7 +25,7 @@ class RunStats:
         self.start()
 
     def start(self) -> None:
-        """Count the seconds from now on."""
+        """Start measuring the seconds now."""
         self._started = time.monotonic()
 
     def count(self, name: Count, number: int = 1) -> None:
@@ -41,9 +41,9 @@ class RunStats:
         backup: str | None = None,
         is_logged: bool = True,
     ) -> None:
-        """Count the result of one job, and report its errors (in JSON alone unless `is_logged`).
+        """Count the result of one job, and report its errors (only in JSON unless `is_logged`).
 
-        `backup` is the stamp of the one backup that the job was about, if there was one.
+        `backup` is the stamp of the backup, for a job that handles exactly one.
         """
         for count, number in counts.items():
             self.count(count, number)
@@ -58,13 +58,13 @@ class RunStats:
         self.add(name, {}, (reason,), is_logged=is_logged)
 
     def emit(self, fields: dict[str, object]) -> None:
-        """Print a line of JSON, if the run prints JSON."""
+        """Print a line of JSON, if --json is set."""
         if self._printer:
             self._printer.emit(fields)
 
     @property
     def examined(self) -> int:
-        """For the progress bar."""
+        """The number of things examined, for the progress bar."""
         return self._counts[Count.EXAMINED]
 
     def summary(self) -> str:
@@ -73,7 +73,7 @@ class RunStats:
         return ", ".join([*parts, f"{self.failed} failed", f"{self._seconds:.1f} s"])
 
     def by_key(self) -> dict[str, float]:
-        """The same for programs: all counters of the command, including zeros."""
+        """Seconds, failures and all counters of the command, including zeros, for JSON and carbon."""
         names = (*COUNTERS[self.command].seldom, *self._counts)
         counts = {name.key: self._counts.get(name, 0) for name in names}
         return {"seconds": round(self._seconds, 3), "failed": self.failed, **counts}
@@ -101,7 +101,7 @@ def _shown(name: str, number: int) -> str:
 
 
 def shown_size(size: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
+    """A size in bytes, kB, MB, GB or TB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size} bytes" if unit == "bytes" else f"{size:.1f} {unit}"

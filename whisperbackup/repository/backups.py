@@ -1,4 +1,4 @@
-"""One backup in the store: put it there, mark last; bring it back, checked."""
+"""One backup in the store: this module stores it, mark last, and loads and verifies it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STAMPS = 10  # tried for one backup, before what takes them is something else than another run
+STAMPS = 10  # stamps to try for one backup; if all are taken, the cause is not just another run
 MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
 NOT_ITS_SHA1 = "its content does not have the SHA-1 of its mark"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
 class BadBackup(Exception):
-    """A backup that cannot be used; the text says why.
+    """A backup that cannot be used; the text gives the reason.
 
-    `is_damaged` is False where it may be good, and only this machine or these options cannot tell.
+    `is_damaged` is False where the backup may be good, but this machine or these options cannot verify it.
     """
 
     def __init__(self, reason: str, is_damaged: bool = True) -> None:
@@ -45,7 +45,7 @@ class BadBackup(Exception):
 
 
 class GoneBackup(BadBackup):
-    """A backup whose mark, or every payload, is not where it was listed: it may have been deleted meanwhile."""
+    """A listed backup whose mark, or every payload, is missing: another run may have deleted it meanwhile."""
 
 
 def sha1_of(content: bytes | bytearray) -> str:
@@ -54,34 +54,34 @@ def sha1_of(content: bytes | bytearray) -> str:
 
 
 def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
-    """Create a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup.
+    """Create a backup below `key` (storage path, metric, slash).  A stop in between leaves an orphan.
 
-    Raises Exists where another run has stored something else under that stamp: then another stamp is to be tried.
-    Another run that stores the very same is no conflict.
+    Raises Exists if another run has stored other content under that stamp: the caller must try another stamp.
+    Another run that stores the same content is not a conflict.
     """
     body, mark = (keys.payload(key, stamp, codec), payload), (keys.mark(key, stamp), sha1.encode())
     try:
         is_sure = create_all(driver, [body, mark])
     except Exists as conflict:
         if conflict.key == mark[0] and _others(driver, f"{key}{stamp}.", body[0]):
-            driver.delete([body[0]])  # the other run's codec is another, so that its payload did not stop ours
+            driver.delete([body[0]])  # the other run uses another codec, so the two payloads did not conflict
         raise
     if not is_sure:
         _check_alone(driver, f"{key}{stamp}.", body, mark)
 
 
 def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
-    """Store a backup; its stamp, which is later than `stamp` if a run without our lock has taken that one."""
+    """Store a backup and return its stamp, which is later than `stamp` if a run without the lock has used that one."""
     for _ in range(STAMPS):
         try:
             store(driver, key, stamp, codec, payload, sha1)
             return stamp
         except Exists as error:
-            logger.info("%s; trying a later stamp", error)
+            logger.info("%s; retrying with a later stamp", error)
             time.sleep(random.uniform(0, 0.3))
             stamp, conflict = next_stamp(clock.utc_now(), stamp), error
     raise StorageError(
-        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
+        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: run one backup at a time to this store"
     )
 
 
@@ -103,10 +103,10 @@ def check_form(driver: Driver, key: str, now: datetime) -> None:
 
 
 def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: tuple[str, bytes]) -> None:
-    """See that what was stored where two puts may both succeed stands alone.  Raises Exists.
+    """Check that no other run stored a backup under this stamp, where two puts may both succeed.  Raises Exists.
 
-    Of two runs that replaced each other's objects the one whose mark came last sees the other's payload.  It gives
-    that its right mark, whose run may be content with what it saw before, and makes way.
+    If two runs replaced each other's objects, the run that wrote its mark last sees the other's payload.  It writes the
+    correct mark for that payload, since the other run may already have succeeded, and deletes its own payload.
     """
     md5s = {found.key: found.md5 for found in driver.list(beginning)}
     has_mark, has_body = (md5s.get(key) == _md5(ours) or holds(driver, key, ours) for key, ours in (mark, body))
@@ -115,7 +115,7 @@ def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: 
         return
     if has_mark:
         for key in others if has_body else [body[0]]:
-            # What is gone again, or no payload, is nobody's backup.
+            # An object that is already deleted, or is not a payload, needs no mark.
             with contextlib.suppress(compression.CorruptPayload, NotFound):
                 digest = hashlib.sha1(usedforsecurity=False)
                 for piece in compression.Expansion(key.rpartition(".")[2], driver.get(key)).pieces(sys.maxsize):
@@ -149,9 +149,9 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
 
 
 def has_digest(driver: Driver, key: str, backup: Backup, sha1: str) -> bool:
-    """Whether `backup` was made from content with this SHA-1; asks the store only where the listing is no proof.
+    """Whether `backup` was made from content with this SHA-1; reads the mark only where the listing is no proof.
 
-    What cannot be read is a no: it costs an upload, never a missed change.
+    False if the mark cannot be read: that costs an upload, but never misses a change.
     """
     if backup.mark_md5 == mark_md5(sha1):
         return True
@@ -180,11 +180,11 @@ def generation_of(backup: Backup) -> Generation:
 def load(
     driver: Driver, key: str, backup: Backup, max_size: int, budget: Budget, copies: int, use: Callable[[bytes], T]
 ) -> T:
-    """What `use` makes of the whisper file that `backup` holds, checked: SHA-1, header, size.
+    """Load the whisper file of `backup`, verify its SHA-1, header and size, and return the result of `use` for it.
 
-    Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded, and
-    `copies` times the size that the header declares is held of the budget meanwhile; before so much is taken that
-    nothing else can be, the SHA-1 is proved once without holding the content.
+    Raises BadBackup if none of its payloads passes.  At most `max_size` bytes are expanded.  Meanwhile `copies` times
+    the size that the header declares is reserved in the budget.  Before a reservation so large that it excludes all
+    others, the SHA-1 is verified once without keeping the content in memory.
     """
     sha1 = read_mark(driver, key, backup)
     reasons = []
@@ -192,7 +192,7 @@ def load(
     gone = 0
     for codec, size in backup.payloads:
         if codec not in compression.installed():
-            reasons.append(f"this machine has no library for {codec}")
+            reasons.append(f"the library for {codec} is not installed")
         elif size > max_size:
             reasons.append(f"its {codec} payload has {size} bytes, more than --max-file-size ({max_size})")
         else:
@@ -204,7 +204,7 @@ def load(
                     if limit is None or limit > BYTES_IN_FLIGHT:
                         # A bomb may declare anything, and some compressed whisper files declare nothing.
                         limit = proven_size(codec, payload, limit or max_size, sha1)
-                # The payload's share is given back before more is asked for, lest two wait for each other.
+                # Release the payload's share before reserving more, or two threads could wait for each other.
                 with budget.take(size + copies * limit):
                     content = expansion.content(limit)
                     _check(content, sha1)
@@ -220,16 +220,16 @@ def load(
 
 
 def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> Metric | None:
-    """What the store holds now of the metric `name`, if a run beside this one deleted `backup` since it was listed.
+    """The metric `name` as it is now in the store, if another run deleted `backup` after it was listed.
 
-    None if nobody did, so that what it lacks is a loss.  A payload without its mark is a deletion on its way, or one
-    that was interrupted, where retention or purge had a reason for it: a newer complete backup, or a tombstone.
+    None if no run did; then the missing objects are a loss.  A payload without its mark counts as a deletion in
+    progress, or interrupted, if retention or purge had a reason for it: a newer complete backup, or a tombstone.
     Raises StorageError.
     """
     metric = look_up(driver, storage_path, name)
     if any(left.stamp == backup.stamp for left in metric.backups):
         return None
-    halves = [half for half in metric.debris if half.stamp == backup.stamp and not half.is_temporary]
+    halves = [half for half in metric.orphans if half.stamp == backup.stamp and not half.is_temporary]
     if any(f"{backup.stamp}.sha1" in half.suffixes for half in halves):
         return None
     had_a_reason = metric.missing_since or any(left.stamp > backup.stamp for left in metric.backups)
@@ -237,7 +237,7 @@ def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> 
 
 
 def proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
-    """Bytes of the content, of which no more than a piece is in memory.  Raises what `load` takes for damage."""
+    """The content's size in bytes, verified piece by piece.  Raises the exceptions that `load` treats as damage."""
     digest, size = hashlib.sha1(usedforsecurity=False), 0
     for piece in compression.Expansion(codec, payload).pieces(limit):
         digest.update(piece)

@@ -3,7 +3,7 @@
     <storage path><metric>/<stamp>.wsp.<codec>     the whisper file, compressed
     <storage path><metric>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file
     <storage path><metric>/<stamp>.missing         the tombstone
-    <storage path><metric>/.whisper-backup-<stamp>-<hex>    what a killed write left in a directory
+    <storage path><metric>/.whisper-backup-<stamp>-<hex>    left in a directory by a killed write
 
 Stamps compare as strings: they are all UTC and of one length.
 """
@@ -44,7 +44,7 @@ class Payload(NamedTuple):
 class Backup(NamedTuple):
     """A complete backup: at least one payload and the mark.
 
-    `mark_md5` is the MD5 of the mark's content where the listing tells it.
+    `mark_md5` is the MD5 of the mark's content, if the listing shows it.
     """
 
     stamp: str
@@ -57,8 +57,8 @@ class Backup(NamedTuple):
         return [f"{self.stamp}.sha1", *(f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads)]
 
 
-class Debris(NamedTuple):
-    """What an interrupted run left: a payload without its mark, a mark without payload, a temporary file."""
+class Orphan(NamedTuple):
+    """An object left by an interrupted run: a payload without its mark, a mark without payload, a temporary file."""
 
     stamp: str
     suffixes: tuple[str, ...]
@@ -66,34 +66,34 @@ class Debris(NamedTuple):
 
     @property
     def is_temporary(self) -> bool:
-        """Whether it is no half of anything."""
+        """Whether it is a temporary file, and not half a backup."""
         return self.suffixes[0].startswith(".")
 
 
 class Metric(NamedTuple):
-    """What the store holds of one metric; `backups` are complete, the oldest first, as are the others."""
+    """One metric in the store.  `backups` are complete.  Backups, tombstones and orphans are sorted, oldest first."""
 
     name: str
     backups: tuple[Backup, ...]
     tombstones: tuple[str, ...]
-    debris: tuple[Debris, ...]
+    orphans: tuple[Orphan, ...]
     last_stamp: str  # of any object
 
     @property
     def key(self) -> str:
-        """What its keys begin with, below the storage path."""
+        """The prefix of its keys, below the storage path."""
         return self.name + "/"
 
     @property
     def missing_since(self) -> str:
-        """The stamp of its tombstone; empty if it has none, or one that is void, being no later than a backup."""
+        """The stamp of its tombstone; empty if it has none, or none that is later than its newest backup."""
         newest = self.backups[-1].stamp if self.backups else ""
         tombstone = max(self.tombstones, default="")
         return tombstone if tombstone > newest else ""
 
     @property
     def is_canonical(self) -> bool:
-        """Whether its name is one that this tool writes; others are never given a tombstone, never purged."""
+        """Whether this tool writes names like this one; other metrics never get a tombstone and are never purged."""
         return is_canonical(self.name)
 
 
@@ -111,14 +111,14 @@ class Suffix(NamedTuple):
 
 
 Part = tuple[Suffix, int, str | None]
-"""One of a metric's objects: with the size and the MD5 that the listing tells."""
+"""One of a metric's objects, with its size and MD5 from the listing."""
 
 END: Part = (Suffix("", "", None), 0, None)
 
 
 @functools.lru_cache(1024)  # metrics backed up in the same second follow one another in a listing
 def parse_suffix(suffix: str) -> Suffix | None:
-    """What follows the metric in a key; None if it is none of ours."""
+    """Parse the end of a key, after the metric; None if this tool does not write such keys."""
     match = _OBJECT.fullmatch(suffix) or _TEMPORARY.fullmatch(suffix)
     if match is None:
         return None
@@ -130,7 +130,7 @@ def parse_suffix(suffix: str) -> Suffix | None:
 
 
 def storage_path_of(key: str) -> str | None:
-    """What stands before the metric in a whole key; None if it is none of ours."""
+    """The storage path in a whole key; None if this tool does not write such keys."""
     folder, slash, suffix = key.rpartition("/")
     if not slash or parse_suffix(suffix) is None:
         return None
@@ -145,7 +145,7 @@ def storage_path_of(key: str) -> str | None:
 class Catalog:
     """The metrics of `selection` in the store, ascending by key; iterate once.
 
-    After that `foreign` counts the keys that are none of ours, `rooted` those of them that begin with a slash.
+    After that `foreign` counts the unrecognized keys, and `rooted` those of them that begin with a slash.
     Raises UnsortedListing as soon as a key is not greater than the one before.
     """
 
@@ -154,35 +154,35 @@ class Catalog:
         driver: Driver,
         storage_path: str,
         selection: Selection,
-        milestones: Iterable[str] = (),
+        split_keys: Iterable[str] = (),
         is_absent: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster.
+        """`split_keys` are some of the keys that metrics may have, ascending; they make a long listing faster.
 
-        They do so where the selection has one head only.  `is_absent(prefix)` is asked when the first thing that is
-        listed under `prefix` is another storage path's: if none of its keys are of this storage path, they are not
-        listed.
+        They are used only where the selection has a single prefix.  `is_absent(prefix)` is called when the first key
+        listed under `prefix` belongs to another storage path.  If it returns True, no key there belongs to this storage
+        path, and the rest is not listed.
         """
         self.driver = driver
         self._is_absent = is_absent
-        (head, *others) = selection.heads
-        self._milestones = (storage_path + key for key in milestones if not others and key.startswith(head))
+        (prefix, *others) = selection.prefixes
+        self._split_keys = (storage_path + key for key in split_keys if not others and key.startswith(prefix))
         self.storage_path = storage_path
         self.selection = selection
         self.foreign = 0
         self.rooted = 0
         self._latest = stamp_of(clock.utc_now() + timedelta(days=1))
         self._ahead, self._example = 0, ""  # backups with a stamp ahead of the clock
-        self._is_foreign = False  # the name at hand
+        self._is_foreign = False  # the current name
 
     def __iter__(self) -> Iterator[Metric]:
         last = ""
-        beginning: str | None = None  # of the keys of the name at hand
+        beginning: str | None = None  # the prefix of the current name's keys
         name = slash = ""
-        parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
-        for head in self.selection.heads:
+        parts: list[Part] | None = None  # of the current metric; None if it is foreign or not selected
+        for prefix in self.selection.prefixes:
             is_first = True
-            for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
+            for listed in list_in_windows(self.driver, self.storage_path + prefix, self._split_keys):
                 key, size, md5 = listed
                 if key <= last:
                     raise UnsortedListing(
@@ -199,7 +199,7 @@ class Catalog:
                 suffix = parse_suffix(key[len(beginning) :]) if beginning else None
                 if suffix is None or parts is None:
                     if is_first and storage_path_of(key) not in (None, self.storage_path):
-                        if self._is_absent(self.storage_path + head):
+                        if self._is_absent(self.storage_path + prefix):
                             break
                         is_first = False
                     self._count(name + slash, suffix is None)
@@ -218,7 +218,7 @@ class Catalog:
         return metric
 
     def _parts_of(self, name: str, slash: str) -> list[Part] | None:
-        """Where to gather the parts of the metric `name`; None if it is none, or not meant."""
+        """An empty list for the parts of the metric `name`; None if it is not a metric, or not selected."""
         self._is_foreign = True
         try:
             metric_path(name)
@@ -233,10 +233,10 @@ class Catalog:
             self.rooted += key == "/"
 
     def report_foreign(self) -> None:
-        """Say in one line what the listing held besides."""
+        """Log unrecognized keys and backups with stamps in the future, one line for each kind."""
         if self.rooted and not self.storage_path:
             logger.warning(
-                "%d keys begin with a slash: an older whisper-backup wrote them; --storage-path / reaches them",
+                "%d keys begin with a slash: an older whisper-backup wrote them; to use them, set --storage-path /",
                 self.rooted,
             )
         if self._ahead:
@@ -247,15 +247,15 @@ class Catalog:
             )  # fmt: skip
         if self.foreign:
             logger.info(
-                "%d objects in the store are none of ours, or of other storage paths, and were left alone", self.foreign
+                "skipped %d unrecognized objects under this path; for another node use --storage-path", self.foreign
             )
 
 
 def read_metric(name: str, parts: Iterable[Part]) -> Metric:
-    """The metric that these parts, ascending by key, make."""
+    """Build a metric from its parts, which are ascending by key."""
     backups: list[Backup] = []
     tombstones: list[str] = []
-    debris: list[Debris] = []
+    orphans: list[Orphan] = []
     last_stamp = ""
     mark: Part | None = None
     payloads: list[Part] = []
@@ -267,13 +267,13 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
                 backups.append(Backup(last_stamp, found, mark[2], mark[1]))
             elif halves := payloads or ([mark] if mark else []):
                 suffixes = tuple(f"{last_stamp}.{suffix.kind}" for suffix, _, _ in halves)
-                debris.append(Debris(last_stamp, suffixes, sum(size for _, size, _ in halves)))
+                orphans.append(Orphan(last_stamp, suffixes, sum(size for _, size, _ in halves)))
             if part is END:
                 break
             mark, payloads = None, []
         if kind.startswith("."):
-            debris.append(Debris(stamp, (kind,), size))
-            continue  # a temporary file, before all objects and none of them
+            orphans.append(Orphan(stamp, (kind,), size))
+            continue  # a temporary file sorts before all objects, and is none
         last_stamp = stamp
         if codec:
             payloads.append(part)
@@ -281,11 +281,11 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
             mark = part
         else:
             tombstones.append(stamp)
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), last_stamp)
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(orphans), last_stamp)
 
 
 def look_up(driver: Driver, storage_path: str, name: str) -> Metric:
-    """What the store holds of the metric `name` at this moment, which may be nothing."""
+    """The metric `name` as the store holds it now, possibly without any object."""
     key = f"{storage_path}{name}/"
     parts = [(parse_suffix(found.key[len(key) :]), found.size, found.md5) for found in driver.list(key)]
     return read_metric(name, [(suffix, size, md5) for suffix, size, md5 in parts if suffix])

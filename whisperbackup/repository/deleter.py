@@ -1,4 +1,4 @@
-"""Objects to be deleted: gathered where they are found, deleted many at a time."""
+"""Objects to delete: they are collected where they are found, and deleted many at a time."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import NamedTuple, Protocol
 from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.storage.base import Driver
 
-KEYS_AT_ONCE = 1000  # what one request can name where the service is at its best
+KEYS_AT_ONCE = 1000  # the most that any service accepts in one request
 
 
 class HasDriver(Protocol):
-    """The context of jobs that need the store alone."""
+    """The context of jobs that need only the store."""
 
     driver: Driver
     noop: bool
 
 
 class DeleteObjects(NamedTuple):
-    """Delete what is pending; `name` stands for it in an error."""
+    """Delete the pending objects; an error shows `name`."""
 
     name: str
     pending: tuple[PendingDelete, ...]
     examines: bool = False
 
     def run(self, context: HasDriver) -> Outcome:
-        """Delete; what is counted is gone.  Raises StorageError; then some of the keys may be gone, uncounted."""
+        """Delete the keys; counted ones are deleted.  After a StorageError some may be deleted but not counted."""
         for keys in (
             [key for one in self.pending for key in one.keys],
             [key for one in self.pending for key in one.last],
@@ -38,10 +38,10 @@ class DeleteObjects(NamedTuple):
 
 
 class Deleter:
-    """Holds what is to be deleted until it is worth a request.
+    """Collects pending deletes until they fill a request.
 
-    A PendingDelete is never divided between jobs: workers know nothing of each other, so nobody could tell when the
-    last of its keys is gone.
+    A PendingDelete is never split between jobs: workers do not know of each other, so none could determine when the
+    last of its keys is deleted.
     """
 
     def __init__(self) -> None:
@@ -49,19 +49,19 @@ class Deleter:
         self._size = 0  # keys
 
     def add(self, *pending: PendingDelete) -> None:
-        """Have these deleted with one of the next jobs."""
+        """Add these to the next jobs."""
         for one in pending:
             if size := _size(one):
                 self._pending.append(one)
                 self._size += size
 
     def full_jobs(self) -> Iterator[DeleteObjects]:
-        """Jobs for as long as there are enough keys for a whole request."""
+        """Yield jobs while the pending keys fill a whole request."""
         while self._size >= KEYS_AT_ONCE:
             yield self._next_job()
 
     def flush(self) -> Iterator[DeleteObjects]:
-        """Jobs for everything that is left."""
+        """Yield jobs for all remaining keys."""
         while self._pending:
             yield self._next_job()
 

@@ -1,8 +1,8 @@
-"""Backups with a stamp ahead of the clock: which of them a clock that was wrong has stamped, and their new stamps.
+"""Backups with a stamp ahead of the clock: which of them come from a clock that was wrong, and their new stamps.
 
-The order of a metric's stamps is the order in which its backups were made, so one stamp that is years ahead forces all
-later ones behind it.  Whether the clock was wrong then or is wrong now cannot be told from one stamp; from a history it
-can: a clock that was far ahead leaves a leap in it, a clock that is behind now stands in the middle of it.
+A metric's stamps are in the order in which its backups were made, so after a stamp that is years ahead all later stamps
+must be later still.  One stamp does not show whether the clock was wrong then or is wrong now, but a history does: a
+clock that was far ahead leaves a gap in it, and a clock that is behind now shows a time in the middle of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
 from whisperbackup.whisper.format import CorruptFile
 
-TOLERANCE = timedelta(days=1)  # clocks and time zones are off by less than that
+TOLERANCE = timedelta(days=1)  # errors of clocks and time zones are smaller
 LEAP = timedelta(days=60)
 TIMES = 10
 
@@ -33,10 +33,10 @@ def misdated(history: Sequence[Backup], now: datetime) -> int:
     """How many of the newest of `history`, the oldest first, have the stamp of a clock that was far ahead.
 
     They begin more than sixty days ahead of `now`, and more than ten times as far as any two earlier backups, or the
-    last of these and `now`, are apart.  Where there is no earlier one nothing can be told, and it is none.
+    last of these and `now`, are apart.  Without an earlier backup this cannot be determined, and the result is 0.
     """
     if len(history) < 2 or history[-1].stamp[:10] <= f"{now:%Y-%m-%d}":
-        return 0  # as nearly always, and at no cost
+        return 0  # the usual case, found without parsing
     latest = horizon(now)
     count = sum(backup.stamp > latest for backup in history)
     if not 0 < count < len(history):
@@ -50,8 +50,8 @@ def misdated(history: Sequence[Backup], now: datetime) -> int:
 def later_stamp(metric: Metric, now: datetime) -> str:
     """The stamp of the metric's next backup: the present, and later than its newest backup.
 
-    Tombstones and debris that are ahead of the clock force nothing behind them, as long as they are not met.
-    Raises ValueError at the end of time.
+    The stamp need not be later than tombstones and orphans ahead of the clock, as long as it does not reach them.
+    Raises ValueError if no later stamp exists.
     """
     latest = horizon(now)
     if not metric.backups or metric.backups[-1].stamp <= latest:
@@ -62,16 +62,16 @@ def later_stamp(metric: Metric, now: datetime) -> str:
 
 
 def _stamps(metric: Metric) -> list[str]:
-    backups, debris = (backup.stamp for backup in metric.backups), (half.stamp for half in metric.debris)
-    return [*backups, *debris, *metric.tombstones]
+    backups, orphans = (backup.stamp for backup in metric.backups), (half.stamp for half in metric.orphans)
+    return [*backups, *orphans, *metric.tombstones]
 
 
 def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size: int) -> tuple[Metric, int]:
     """Give the misdated backups of `metric` (its keys begin with `key`) stamps up to the present.
 
-    The metric after that, and how many there were.  All are moved by the same time, so that calendar rules keep of them
-    what they would have kept.  One after the other, the oldest first, each copied before it is deleted: wherever a
-    stop comes, every content is there and the order is right.  No content of more than `max_size` bytes is read.
+    Returns the changed metric and the number of backups moved.  All are moved by the same time, so that calendar rules
+    keep the same ones.  They are moved one by one, the oldest first, and each is copied before it is deleted: after a
+    stop at any point no content is missing and the order is right.  Content of more than `max_size` bytes is not read.
     Raises StorageError.
     """
     count = misdated(metric.backups, now)
@@ -88,10 +88,10 @@ def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size
             stamp = next_stamp(moment, stamp)
         try:
             objects = _copied(driver, key, backup, stamp, max_size)
-            if not create_all(driver, objects):  # a run without our lock may have replaced them meanwhile
+            if not create_all(driver, objects):  # a run without the lock may have replaced them meanwhile
                 _check(driver, objects)
         except (BadBackup, CorruptPayload, CorruptFile, NotFound, Exists):
-            # It cannot be moved, and is no reason not to back up.
+            # This backup cannot be moved; that must not prevent a new backup.
             return metric._replace(backups=(*kept, *metric.backups[len(kept) :])), number
         driver.delete([key + suffix for suffix in backup.suffixes()])
         kept.append(backup._replace(stamp=stamp))
@@ -99,14 +99,14 @@ def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size
 
 
 def _check(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
-    """Raises Exists unless all `objects` are stored as they are."""
+    """Raise Exists unless all `objects` are stored with this content."""
     for key, body in objects:
         if not holds(driver, key, body):
             raise Exists(key)
 
 
 def _copied(driver: Driver, key: str, backup: Backup, stamp: str, max_size: int) -> list[tuple[str, bytes]]:
-    """The objects of `backup` under another stamp, the mark last, proved by it: the originals are deleted afterwards.
+    """The objects of `backup` under another stamp, mark last.  Verified, since the caller deletes the originals.
 
     Raises BadBackup, CorruptPayload, CorruptFile, StorageError.
     """

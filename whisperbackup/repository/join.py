@@ -1,4 +1,4 @@
-"""Two sorted streams meet: the tree's metrics and the store's, joined in constant memory."""
+"""The merge join of two sorted streams, the tree's metrics and the store's, in constant memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from whisperbackup.tree.walk import LocalFile, Skipped
 
 
 class Pair(NamedTuple):
-    """One metric: what the walk says of it, and what the store holds of it.
+    """One metric: its file in the tree, and its objects in the store.
 
-    `local` is None for a metric that is surely not in the tree, Skipped for one of which the walk cannot tell.
-    A pair without `metric` is a file that was never backed up, or a Skipped on its own, told once.
+    `local` is None for a metric that is surely not in the tree, and Skipped for one that the walk could not check.
+    A pair without `metric` is a file that was never backed up, or a Skipped, which is reported once.
     """
 
     local: LocalFile | Skipped | None

@@ -1,17 +1,17 @@
-"""The keys of a metric's objects; nothing else puts them together.
+"""The keys of a metric's objects; only this module builds them.
 
     <storage path><name>/<stamp>.wsp.<codec>     the payload: the whisper file, compressed
     <storage path><name>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file, written last
     <storage path><name>/<stamp>.missing         the tombstone
 
-The storage path is empty or ends in a slash.  A metric's key is what the keys of all its objects begin with.
+The storage path is empty or ends in a slash.  A metric's key is the prefix of the keys of all its objects.
 """
 
 from __future__ import annotations
 
 
 def metric_key(storage_path: str, name: str) -> str:
-    """What the keys of a metric's objects begin with."""
+    """The prefix of the keys of a metric's objects."""
     return f"{storage_path}{name}/"
 
 

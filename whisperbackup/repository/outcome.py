@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 REMEDIES = {
     errno.EACCES: "; run as root, or as the owner of the tree",
     errno.EPERM: "; run as root, or as the owner of the tree",
-    errno.ENOSPC: "; make room there",
-    errno.EDQUOT: "; make room there",
+    errno.ENOSPC: "; free some space there",
+    errno.EDQUOT: "; free some space there",
 }
 
 
 class PendingDelete(NamedTuple):
     """Keys that are counted once, as `counter`, when all of them are deleted.
 
-    `last` are keys that are deleted only when `keys` are gone.  Among `keys` no order is promised: the services delete
-    a request's keys in any order, and either half of a backup alone is an orphan, which is never restored.
+    `last` are keys that are deleted only after `keys`.  `keys` are deleted in any order: services choose the order
+    within a request, and either half of a backup alone is an orphan, which is never restored.
     """
 
     counter: Count
@@ -40,19 +40,19 @@ class Outcome(NamedTuple):
     name: str
     counts: Mapping[Count, int]
     errors: tuple[str, ...] = ()
-    deletes: tuple[PendingDelete, ...] = ()  # what may be deleted now
+    deletes: tuple[PendingDelete, ...] = ()  # keys that can be deleted now
     record: Record | None = None  # for the state file
-    store_failed: bool = False  # the error is the store's, and the next job may well meet it, too
+    store_failed: bool = False  # the error is the store's, so the next job may fail too
     is_damaged: bool = False  # the backup `stamp` was read, and is damaged
-    stamp: str | None = None  # of the one backup that this is about, if there is one
+    stamp: str | None = None  # of the backup that this job processed, if any
 
 
 class StoreJob(Protocol):
-    """What `failed` has to know of a job."""
+    """The properties of a job that `failed` needs."""
 
     @property
     def name(self) -> str:
-        """What the job is about, for messages."""
+        """The name of the job's subject, for messages."""
 
     @property
     def examines(self) -> bool:

@@ -1,8 +1,8 @@
-"""Which metrics are missing from the tree, and what is deleted when.
+"""Finds the metrics that are missing from the tree, and deletes them after their days of grace.
 
-A metric without a file gets a tombstone, loses it when the file is seen again, and is deleted when the tombstone is old
-enough.  What one pass over tree and store finds is written to a temporary file, and done only when both came to their
-end without an error.
+A metric without a file gets a tombstone, loses it when the file exists again, and is deleted when the tombstone is old
+enough.  One pass over tree and store writes these actions to a temporary file; they are carried out only if the pass
+ends without an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from whisperbackup.errors import CannotRun, NotFound, NoTree
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import keys
-from whisperbackup.repository.catalog import Debris, Metric
+from whisperbackup.repository.catalog import Metric, Orphan
 from whisperbackup.repository.compression import CODECS
 from whisperbackup.repository.deleter import DeleteObjects, Deleter, HasDriver
 from whisperbackup.repository.join import Pair
@@ -33,7 +33,7 @@ from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 logger = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=1)  # younger ones may be another run's work
-MANY = 10  # metrics from which on half of what the store holds, gone at once, is treated as a mistake
+MANY = 10  # if at least this many metrics, and half of the store, are missing at once, that is treated as a mistake
 
 
 class PutTombstone(NamedTuple):
@@ -54,7 +54,7 @@ class RemoveOrphan(NamedTuple):
 
     name: str
     metric_key: str
-    orphan: Debris
+    orphan: Orphan
     examines: bool = False
 
     def run(self, context: HasDriver) -> Outcome:
@@ -67,7 +67,7 @@ class RemoveOrphan(NamedTuple):
         return Outcome(self.name, {}, deletes=(PendingDelete(Count.ORPHANS_REMOVED, orphans),))
 
     def _has_other_half(self, driver: Driver) -> bool:
-        """Whether what the listing lacks exists: a Swift listing can lag behind for hours."""
+        """Whether the other half exists although it is not listed: a Swift listing can lag behind for hours."""
         stamp = self.orphan.stamp
         mark = keys.mark(self.metric_key, stamp)
         payloads = [keys.payload(self.metric_key, stamp, codec) for codec in CODECS]
@@ -81,7 +81,7 @@ class RemoveOrphan(NamedTuple):
 
 
 class PurgeMetric(NamedTuple):
-    """Delete all objects of the metric `name`, its tombstones when the others are gone."""
+    """Delete all objects of the metric `name`, its tombstones after the others."""
 
     name: str
     keys: tuple[str, ...]
@@ -89,7 +89,7 @@ class PurgeMetric(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What purge is allowed to do, for metrics of the tree `prefix` below `storage_path`."""
+    """The limits of a purge, for metrics of the tree `prefix` below `storage_path`."""
 
     prefix: bytes
     storage_path: str
@@ -99,16 +99,16 @@ class Rules(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to do about one metric: set a tombstone (its stamp), or delete everything."""
+    """The action for one metric: write a tombstone with this stamp, or delete everything."""
 
     tombstone: str | None
     is_due: bool
 
 
 def plan(metric: Metric, days: int, now: datetime) -> Plan:
-    """What to do about a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
+    """The action for a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
 
-    A tombstone that is not later than the newest backup is void; of several the newest counts.
+    A tombstone that is not later than the newest backup is ignored; of several the newest counts.
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
@@ -120,22 +120,22 @@ def plan(metric: Metric, days: int, now: datetime) -> Plan:
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
-    """The ends of the keys of its backups and orphans.
+    """The suffixes of the keys of its backups and orphans.
 
-    Orphans younger than a day are not among them: another run may be about to complete them.
+    Orphans younger than a day are excluded: another run may be about to complete them.
     """
     backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
-    orphans = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
+    orphans = [suffix for half in metric.orphans if is_old(half, now) for suffix in half.suffixes]
     return [*backups, *orphans]
 
 
-def is_old(orphan: Debris, now: datetime) -> bool:
-    """Whether no run can be at work on it any more."""
+def is_old(orphan: Orphan, now: datetime) -> bool:
+    """Whether it is too old to belong to a run in progress."""
     return orphan.stamp <= stamp_of(now - ORPHAN_AGE)
 
 
 class Purge:
-    """What one pass over tree and store shows about missing metrics, and what is done about them."""
+    """The missing metrics that one pass over tree and store finds, and the actions for them."""
 
     def __init__(self, rules: Rules, stats: RunStats, now: datetime) -> None:
         self._rules = rules
@@ -147,8 +147,8 @@ class Purge:
         """Whether any metric was selected in the store."""
         self.deletes_any = False
         """Whether the backups of a metric are deleted."""
-        # Metrics with a backup, so that what interrupted runs left is no evidence either way; and only those that the
-        # store holds, since metrics of another tree prove nothing about these.
+        # These count only metrics with a backup in the store: orphans of interrupted runs and metrics that were never
+        # backed up are no evidence.
         self._here = 0  # in the tree
         self._missing = 0  # not in the tree
         self._due = 0  # of them, those to be deleted
@@ -157,7 +157,7 @@ class Purge:
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass `pairs` on, recording what is missing and what the walk could not see."""
+        """Yield `pairs` unchanged; record missing metrics and the parts of the tree that the walk could not read."""
         for pair in pairs:
             if isinstance(pair.local, Skipped):
                 if pair.metric is None:
@@ -197,7 +197,7 @@ class Purge:
                 self._write(PurgeMetric(metric.name, others, tombstones))
                 return
         if metric.is_canonical:
-            for half in metric.debris:
+            for half in metric.orphans:
                 if is_old(half, self._now):
                     self._write(RemoveOrphan(metric.name, key, half))
 
@@ -206,9 +206,9 @@ class Purge:
             pickle.dump(job, self._spool)
 
     def jobs(self, deleter: Deleter) -> Iterator[PutTombstone | DeleteObjects | RemoveOrphan]:
-        """What to do now that the pass has come to its end: nothing, if it could not see everything.
+        """Yield the actions after the end of the pass; none, if a part of the tree could not be read.
 
-        What is to be deleted is added to `deleter`, whose full jobs come between.
+        Deletions are added to `deleter`, whose full jobs are yielded in between.
         """
         yield from deleter.flush()
         if self._is_blind:
@@ -229,7 +229,7 @@ class Purge:
             elif isinstance(job, RemoveOrphan):
                 yield job
             elif self._is_back(job.name):
-                logger.info("%s: came back while this run was at work", job.name)
+                logger.info("%s: not purged, its file exists again", job.name)
             else:
                 did = "would be deleted" if self._rules.noop else "purged"
                 logger.info("%s: %s, missing for long enough", job.name, did)
@@ -243,15 +243,15 @@ class Purge:
         while True:
             with _spooling():
                 try:
-                    job = pickle.load(self._spool)  # ours alone: it never had a name
+                    job = pickle.load(self._spool)  # safe: the file has no name, so only this run writes it
                 except EOFError:
                     return
             yield job
 
     def _is_mistake(self) -> bool:
-        """Whether what is due looks like a mistake, which is a failure; warns of a mistake that is not due yet."""
+        """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
         stored = self._here + self._missing
-        remedy = "if it is none, use --purge-anyway"
+        remedy = "if it is not a mistake, use --purge-anyway"
         anyway = self._rules.anyway
         if self._due and not self._here and stored >= MANY and not anyway:
             self._stats.fail(
@@ -277,12 +277,15 @@ class Purge:
         return False
 
     def _is_same_tree(self) -> bool:
-        """Whether the tree is the one that the walk began with, and not what an unmounted disk leaves."""
+        """Whether the tree is still the same, and not the empty folder of an unmounted disk."""
         try:
             check_tree(self._rules.prefix)
             if os.path.samestat(os.stat(self._rules.prefix), self._root):
                 return True
-            self._stats.fail("purge", "nothing was purged, since the prefix became another folder meanwhile")
+            self._stats.fail(
+                "purge",
+                "nothing was purged, since the prefix became another folder during this run",
+            )
         except (NoTree, OSError) as error:
             self._stats.fail("purge", f"nothing was purged: {error}")
         return False
@@ -298,7 +301,7 @@ def _spooling() -> Iterator[None]:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise CannotRun(
-            f"cannot write to {folder} what to purge: {error.strerror}; make room, or name another folder in TMPDIR"
+            f"cannot write the purge plan to {folder}: {error.strerror}; free space, or set TMPDIR to another folder"
         ) from error
 
 

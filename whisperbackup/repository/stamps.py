@@ -1,4 +1,4 @@
-"""Stamps: the UTC second in an object's key, in one form, so that they compare as strings."""
+"""Stamps: the UTC second in an object's key, all in one format, so that they compare as strings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def stamp_of(moment: datetime) -> str:
 
 
 def next_stamp(now: datetime, last: str) -> str:
-    """A stamp for `now` that is later than `last` (empty: none), whatever the clock did.
+    """A stamp for `now` that is later than `last` (empty: none), even if the clock was set back.
 
-    Raises ValueError at the end of time.
+    Raises ValueError if no later stamp exists.
     """
     stamp = stamp_of(now)
     if stamp > last:

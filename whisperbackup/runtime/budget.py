@@ -1,4 +1,4 @@
-"""Bytes in flight in one worker process, bounded."""
+"""A limit on the bytes of file content in memory in one worker process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BYTES_IN_FLIGHT = 64 * 1024 * 1024
 
 
 class Budget:
-    """Bytes in flight in one process, bounded; one file alone may exceed the bound."""
+    """A limit on the bytes in memory; a single file may exceed it."""
 
     def __init__(self, limit: int = BYTES_IN_FLIGHT) -> None:
         self._limit = limit
@@ -19,7 +19,7 @@ class Budget:
 
     @contextlib.contextmanager
     def take(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes of the budget, waiting until they are free."""
+        """Reserve `size` bytes; wait until they are free."""
         with self._freed:
             self._freed.wait_for(lambda: self._taken == 0 or self._taken + size <= self._limit)
             self._taken += size

@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
-    """The time of day, at the edge where it is read."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
 def splay(seconds: float) -> None:
-    """Sleep for a random time up to `seconds`, so that a fleet's cron jobs do not start together.
+    """Sleep for a random time up to `seconds`, so that the cron jobs of many hosts do not start together.
 
-    Not where somebody at a terminal is waiting.
+    At a terminal, do not sleep: somebody is waiting.
     """
     if seconds > 0:
         if os.isatty(0) or os.isatty(2):

@@ -1,4 +1,4 @@
-"""Safe opening: standard streams that are closed, and files in folders that others may write to."""
+"""Open files safely: closed standard streams, and files in directories that other users can write to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 
 def occupy_standard_streams() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed, lest the next file that is opened become one of them."""
+    """Open /dev/null in place of a closed stdin, stdout or stderr, so that no other file gets its descriptor."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
@@ -17,14 +17,14 @@ def occupy_standard_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (lives as long as the process)
 
 
-# -- files in folders that others may write to ---------------------------------------------------
+# -- files in directories that other users can write to ------------------------------------------
 
 
-def open_plainly(path: str, flags: int) -> int:
-    """A descriptor of the file `path`, created when absent, which nobody can have planted.  Raises OSError.
+def open_untampered(path: str, flags: int) -> int:
+    """Open the file `path`, or create it; refuse a file that another user can have planted.  Raises OSError.
 
-    No symbolic link is followed, and no hard link or FIFO taken; nor, where everybody may write to the folder,
-    a file of a user who is neither this one nor the folder's owner.  The kernel's fs.protected_* may be off.
+    Symbolic links, hard links and FIFOs are refused.  In a world-writable directory, so is a file that belongs neither
+    to this user nor to the directory's owner.  The kernel's own protection (fs.protected_*) may be off.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if reason := _why_planted(os.fstat(fd), os.stat(os.path.dirname(os.path.abspath(path)))):
@@ -57,5 +57,5 @@ def _why_planted(file: os.stat_result, folder: os.stat_result) -> str:
     if file.st_nlink > 1:
         return "it is a hard link"
     if folder.st_mode & stat.S_IWOTH and file.st_uid not in (os.geteuid(), folder.st_uid):
-        return f"it belongs to another user (uid {file.st_uid}), and everybody may write to its folder"
+        return f"it belongs to another user (uid {file.st_uid}), and its directory is world-writable"
     return ""

@@ -1,4 +1,4 @@
-"""The log file: it rotates itself, and is never what somebody planted there."""
+"""The log file: it rotates itself, and refuses files that another user can have planted."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 
-from whisperbackup.runtime.files import open_plainly
+from whisperbackup.runtime.files import open_untampered
 
 SIZE = 10 * 1024 * 1024  # bytes before it is rotated
 COUNT = 5
 
 
 class LogFile(RotatingFileHandler):
-    """A rotating log file that nobody can have planted; trouble with it is told once, and ends no run."""
+    """A rotating log file that nobody can have planted; an error with it is a warning, once, and ends no run."""
 
-    _is_told = False
+    _is_reported = False
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
         super().__init__(path, maxBytes=SIZE, backupCount=COUNT)
 
     def doRollover(self) -> None:
-        """Rotate; where that is forbidden, as in /var/log to another user than root, the file grows on."""
+        """Rotate; if that is forbidden, for example in /var/log without root, the file continues to grow."""
         try:
             super().doRollover()
         except OSError:
@@ -31,12 +31,15 @@ class LogFile(RotatingFileHandler):
             self.stream = self._open()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say on stderr, once, why the log is not what it should be."""
-        if not self._is_told:
-            self._is_told = True
+        """Print on stderr, once, why the log file cannot be written or rotated."""
+        if not self._is_reported:
+            self._is_reported = True
             error = sys.exc_info()[1]
             reason = error.strerror if isinstance(error, OSError) else error
-            print(f"WARNING: trouble with the log file {self.baseFilename}: {reason}", file=sys.stderr)
+            print(
+                f"WARNING: cannot write or rotate the log file {self.baseFilename}: {reason}; see --logfile",
+                file=sys.stderr,
+            )
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_plainly)
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_untampered)

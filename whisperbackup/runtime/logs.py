@@ -1,4 +1,4 @@
-"""Where a run's messages are written, and in what form."""
+"""Where a run writes its messages, and in what format."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def configure_logging(
     noop: bool = False,
     needs_logfile: bool = True,
 ) -> None:
-    """Send the run's story to stderr, `logfile` (None: nowhere) and syslog; with `noop` each line says so.
+    """Log to stderr, `logfile` (None: no file) and syslog; with `noop` each line starts with "noop:".
 
-    Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning, or
-    nothing if `needs_logfile` is false.
+    Raises CannotRun if the log file that --logfile names cannot be opened.  For the default file that is a warning, or
+    a debug message if `needs_logfile` is false.
     """
-    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback a line
+    logging.raiseExceptions = False  # no traceback for each line when the log's disk is full
     root = logging.getLogger()
     root.handlers[:] = []
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     logging.getLogger("filelock").setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING if quiet else logging.DEBUG)
-    story = "noop: %(message)s" if noop else "%(message)s"
-    console.setFormatter(_ConsoleFormatter(story))
+    message = "noop: %(message)s" if noop else "%(message)s"
+    console.setFormatter(_ConsoleFormatter(message))
     root.addHandler(console)
     if syslog:
         from logging.handlers import SysLogHandler
 
         address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
         to_syslog = SysLogHandler(address, SysLogHandler.LOG_DAEMON)
-        to_syslog.setFormatter(_Formatter(f"whisper-backup[%(process)d]: %(levelname)s {story}"))
+        to_syslog.setFormatter(_Formatter(f"whisper-backup[%(process)d]: %(levelname)s {message}"))
         root.addHandler(to_syslog)
     if logfile:
         from whisperbackup.runtime.logfile import LogFile
@@ -56,13 +56,13 @@ def configure_logging(
             level = logging.WARNING if needs_logfile else logging.DEBUG
             logger.log(level, "cannot open the log file %s: %s; see --logfile", logfile, error.strerror)
         else:
-            formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {story}", "%Y-%m-%dT%H:%M:%S%z")
+            formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {message}", "%Y-%m-%dT%H:%M:%S%z")
             to_file.setFormatter(formatter)
             root.addHandler(to_file)
 
 
 def printable(text: str) -> str:
-    """`text` without what would move a terminal's cursor or forge a line of the log: a store may hold any name."""
+    """Escape characters that could move a terminal's cursor or forge a log line: a store may contain any name."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
@@ -72,9 +72,9 @@ _PASSWORD = re.compile(r"://[^/@\s]+@")
 
 
 class _Formatter(logging.Formatter):
-    """Makes one line of each message; indents a traceback, none of whose lines can look like a message then.
+    """Formats each message as one line; indents tracebacks, so that none of their lines look like a message.
 
-    A traceback shows errors of the services' clients as they are, and these may name a proxy with its password.
+    Passwords are removed: a client library's error in a traceback may contain the URL of a proxy with its password.
     """
 
     def format(self, record: logging.LogRecord) -> str:

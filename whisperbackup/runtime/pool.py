@@ -1,8 +1,8 @@
-"""The worker pool: processes, threads in each, and what becomes of both when something dies.
+"""The worker pool: processes with threads, and how the run ends when a worker dies or hangs.
 
-Each worker is a forked process with a pipe of its own to the parent; no queue and no lock is shared, so
-a worker that is killed takes nothing with it.  Jobs go out in small batches, a few ahead of what a worker
-does at the moment; outcomes and log records come back over the same pipe.
+Each worker is a forked process with its own pipe to the parent.  The workers share no queue and no lock, so a killed
+worker blocks no other.  The parent sends jobs in small batches, a few of them ahead of time; the workers send results
+and log records back over the same pipe.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from whisperbackup.runtime import signals
 
 logger = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
+BATCHES_AHEAD = 2  # per thread: one running, one waiting
 REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
-HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
-GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
-END_LIMIT = 1.0  # seconds that workers get to end by themselves, and again after they were killed
+HANG_LIMIT = 3600.0  # seconds without a result; far longer than all timeouts of a driver together
+GRACE = signals.STOP_LIMIT - 1  # seconds in which jobs in flight may finish after a stop signal
+END_LIMIT = 1.0  # seconds in which workers may exit, and again after they were killed
 PR_SET_PDEATHSIG = 1
 
 
 class WorkerLost(CannotRun):
-    """A worker process died or hangs; the run cannot vouch for what it was given."""
+    """A worker process died or hangs, so the results of its jobs are unknown."""
 
 
 C = TypeVar("C")
@@ -48,22 +48,22 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Job(Protocol[C_contra, R_co]):
-    """Something for a worker to do; it is pickled on its way there, and so is its result on the way back."""
+    """A job for a worker; the job and its result are pickled."""
 
     @property
     def name(self) -> str:
-        """What it is about, for messages."""
+        """The name of the job, for messages."""
 
     @property
     def examines(self) -> bool:
-        """Whether it counts as examined, also when it fails."""
+        """Whether the job counts as examined, even if it fails."""
 
     def run(self, context: C_contra) -> R_co:
-        """Do it, with what the worker has prepared; called from any of the worker's threads."""
+        """Run the job; any of the worker's threads may call this."""
 
 
 class Done(NamedTuple, Generic[R]):
-    """A job's result, and when the worker began and ended it (time.monotonic(), which is the parent's, too)."""
+    """A job's result, and when it began and ended (time.monotonic(), the same clock in all processes)."""
 
     result: R
     began: float
@@ -78,8 +78,8 @@ class _Worker(NamedTuple):
 class Pool(Generic[C, R]):
     """`processes` workers with `threads` threads each.
 
-    `prepare` runs once in each worker; what it returns is every job's context there.  `failed` makes a result of an
-    exception.  Use the pool as a context manager, before anything starts a thread.
+    `prepare` runs once in each worker and returns the context for its jobs.  `failed` turns an exception into a
+    result.  Use the pool as a context manager, and before any thread is started.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pool(Generic[C, R]):
         context = multiprocessing.get_context("fork")
         self._batch = max(1, 16 // threads)
         self._ahead = BATCHES_AHEAD * threads * self._batch
-        self._owed: dict[Connection, list[str]] = {}  # the names of jobs that are not reported yet
+        self._owed: dict[Connection, list[str]] = {}  # names of jobs without a result yet
         self._heard: dict[Connection, float] = {}
         self._inbox: collections.deque[Done[R]] = collections.deque()
         self._workers: list[_Worker] = []
@@ -98,7 +98,7 @@ class Pool(Generic[C, R]):
                 others = [worker.pipe for worker in self._workers] + [ours]
                 arguments = (theirs, others, threads, prepare, failed, os.getpid())
                 process = context.Process(target=_worker, args=arguments, daemon=True)
-                with signals.shield():  # the child has our signal handlers until it begins its own life
+                with signals.shield():  # the child has our signal handlers at first
                     process.start()
             except OSError as error:
                 raise WorkerLost(
@@ -114,29 +114,29 @@ class Pool(Generic[C, R]):
     def __exit__(self, *_: object) -> None:
         with signals.shield():
             for worker in self._workers:
-                worker.pipe.close()  # a worker that reads the end of its pipe exits
+                worker.pipe.close()  # a worker exits at the end of its pipe
             for worker in self._alive_after(END_LIMIT):
                 worker.process.kill()
             stuck = self._alive_after(END_LIMIT)
             for worker in stuck:
                 logger.error(
-                    "worker %d does not end, although it was killed: the kernel waits for a disk or a network file "
+                    "worker %d was killed but does not exit: the kernel is waiting for a disk or a network file "
                     "system, see /proc/%d/fd for its files; it was working on %s",
                     worker.process.pid, worker.process.pid, _shown(self._owed[worker.pipe]),
                 )  # fmt: skip
             if stuck:
-                # It would wait for them for ever.
+                # It would wait forever for these workers.
                 atexit.unregister(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
 
     def _alive_after(self, seconds: float) -> list[_Worker]:
-        """The workers that have not ended within `seconds`."""
+        """Wait up to `seconds` for the workers to exit; the ones that have not."""
         deadline = time.monotonic() + seconds
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
         return [worker for worker in self._workers if worker.process.is_alive()]
 
     def run(self, jobs: Iterable[Job[C, R]]) -> Iterator[Done[R]]:
-        """The results of `jobs`, in the order in which they come.  Raises WorkerLost."""
+        """Run `jobs`; yield the results in the order in which they arrive.  Raises WorkerLost."""
         source = iter(jobs)
         exhausted = False
         while True:
@@ -154,7 +154,7 @@ class Pool(Generic[C, R]):
             self._check_for_hangs()
 
     def drain(self) -> Iterator[Done[R]]:
-        """After a stop: drop what no worker has begun, and yield what is in flight and finishes within GRACE."""
+        """After a stop signal: drop jobs that have not started; yield the results that arrive within GRACE seconds."""
         deadline = time.monotonic() + GRACE
         yield from self._received()
         for worker in self._workers:
@@ -173,7 +173,7 @@ class Pool(Generic[C, R]):
     def _send(self, worker: _Worker, batch: list[Job[C, R]]) -> None:
         if not self._owed[worker.pipe]:
             self._heard[worker.pipe] = time.monotonic()
-        with signals.shield():  # half a message would make the pipe unusable
+        with signals.shield():  # a partial message would make the pipe unusable
             try:
                 worker.pipe.send(batch)
             except OSError:
@@ -181,7 +181,7 @@ class Pool(Generic[C, R]):
             self._owed[worker.pipe] += [job.name for job in batch]
 
     def _receive(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for what the workers report, and take it in."""
+        """Wait at most `timeout` seconds for results and log records from the workers."""
         busy = {worker.pipe: worker for worker in self._workers if self._owed[worker.pipe]}
         for pipe in wait(list(busy), timeout):
             assert isinstance(pipe, Connection)
@@ -206,7 +206,7 @@ class Pool(Generic[C, R]):
             if self._owed[worker.pipe] and time.monotonic() - self._heard[worker.pipe] > HANG_LIMIT:
                 raise WorkerLost(
                     f"worker {worker.process.pid} has not answered for {HANG_LIMIT / 60:.0f} minutes; "
-                    "the run ends here, start it again"
+                    "the run ends here; start it again"
                 )
 
     def _lost(self, worker: _Worker) -> WorkerLost:
@@ -214,13 +214,13 @@ class Pool(Generic[C, R]):
         code = worker.process.exitcode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
         return WorkerLost(
-            f"worker {worker.process.pid} {how} with {len(self._owed[worker.pipe])} metrics in hand; "
-            "the run ends here, start it again (out of memory? see dmesg, and try a smaller -f)"
+            f"worker {worker.process.pid} {how} with {len(self._owed[worker.pipe])} unfinished metrics; "
+            "the run ends here; start it again (out of memory? check dmesg, and try a smaller -f)"
         )
 
 
 class _Collector(logging.Handler):
-    """Keeps a worker's log records until they travel to the parent."""
+    """Collects a worker's log records, to be sent to the parent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,19 +249,19 @@ def _worker(
     failed: Callable[[Job[C, R], Exception], R],
     parent: int,
 ) -> None:  # pragma: no cover  (a process of its own)
-    """A worker's life: until its pipe ends."""
+    """The main function of a worker: it runs jobs until its pipe is closed."""
     for other in others:
-        other.close()  # or a worker would keep its siblings' pipes open after the parent has died
+        other.close()  # or a sibling's pipe would stay open after the parent dies
     _die_with(parent)
     for number in signals.STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # the parent decides; a terminal sends Ctrl-C to all
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; a terminal sends Ctrl-C to every process
     collector = _Collector()
     logging.getLogger().handlers[:] = [collector]
     contexts: list[C] = []
     unprepared: Exception = RuntimeError("the worker is not prepared")
     try:
         contexts.append(prepare())
-    except Exception as error:  # noqa: BLE001  (the boundary: it becomes the reason of every job)
+    except Exception as error:  # noqa: BLE001  (the boundary: every job fails with it)
         unprepared = error
     batches: queue.SimpleQueue[list[Job[C, R]]] = queue.SimpleQueue()
     sending = threading.Lock()
@@ -297,7 +297,7 @@ def _worker(
                         done, ended, reported = [], [], time.monotonic()
                 if ended:
                     report(done, ended)
-        except BaseException:  # noqa: BLE001  (a broken pipe, or worse: the parent sees the pipe end)
+        except BaseException:  # noqa: BLE001  (for example a broken pipe: the parent sees the end of the pipe)
             os._exit(1)
 
     for _ in range(threads):
@@ -306,7 +306,7 @@ def _worker(
         while True:
             batch = pipe.recv()
             if batch is None:
-                stopping.set()  # what is queued still passes through `work`, which reports it as dropped
+                stopping.set()  # `work` still reports queued jobs, as dropped
             else:
                 batches.put(batch)
     except (EOFError, OSError):
@@ -319,8 +319,8 @@ def _shown(names: list[str]) -> str:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however that comes."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux the end of the pipe must do
+    """Have the kernel kill this process when its parent dies for any reason."""
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux: the worker exits at the end of its pipe
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The registry of storage drivers: a name on the command line to an open bucket."""
+"""The registry of storage drivers: it opens a bucket with the driver that the command line names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDPOINTS = {
     "swift": ("ST_AUTH", "OS_AUTH_URL"),
     "gcs": ("STORAGE_EMULATOR_HOST",),
 }
-"""Where the environment says which server to talk to."""
+"""The environment variables that name the server of each service."""
 
 
 class MissingLibrary(StorageError):
@@ -28,21 +28,21 @@ class MissingLibrary(StorageError):
 
 
 def names() -> list[str]:
-    """Every driver there is, the built-in ones first."""
+    """All installed drivers, the built-in ones first."""
     from importlib.metadata import entry_points
 
     return [*BUILT_IN, *sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - set(BUILT_IN))]
 
 
 def is_known(name: str) -> bool:
-    """Whether there is a driver of this name; looks beyond the built-in ones only if it has to."""
+    """Whether a driver has this name.  The search of installed packages is slow, and skipped for a built-in driver."""
     return name in BUILT_IN or name in names()
 
 
 def endpoint(name: str, arguments: Sequence[str]) -> str:
     """Host and port of the server that the storage arguments or the environment name; empty for the service's own.
 
-    Nothing of a URL that may hold a password.
+    Also empty for a URL that may hold a password.
     """
     urls = [word.removeprefix("endpoint=") for word in arguments if word.startswith("endpoint=")]
     urls += [os.environ.get(variable, "") for variable in ENDPOINTS.get(name, ())]
@@ -50,11 +50,11 @@ def endpoint(name: str, arguments: Sequence[str]) -> str:
     try:
         return "" if "@" in url else urlsplit(url).netloc
     except ValueError:
-        return ""  # the driver will say what is wrong with it
+        return ""  # the driver reports what is wrong with it
 
 
 def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop: bool) -> Driver:
-    """An open bucket.  With `noop` it reads as ever, what is written to it is lost, and one to create is empty.
+    """Open a bucket.  With `noop` reads work and writes are discarded; a bucket that would be created looks empty.
 
     Raises StorageError, and UsageError for storage arguments that the driver does not know.
     """
@@ -70,17 +70,21 @@ def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop
 
 
 def _opener(name: str) -> Opener:
-    """The `open` of the driver `name`; its module, and with it the client library, is imported only here."""
+    """The driver's `open` function.  Only this imports the driver's module, and with it the client library."""
     if name not in BUILT_IN:
         from importlib.metadata import entry_points
 
         (point, *others) = entry_points(group=ENTRY_POINTS, name=name)
         if others:
-            raise StorageError(f"the driver {name} is installed twice: {point.value}, {others[0].value}; remove one")
+            raise StorageError(
+                f"two packages install a driver {name}: {point.value} and {others[0].value}; uninstall one of them"
+            )
         try:
             return cast(Opener, point.load())
         except Exception as error:
-            raise StorageError(f"the driver {name} ({point.value}) cannot be loaded: {error}") from error
+            raise StorageError(
+                f"the driver {name} ({point.value}) cannot be loaded: {error}; update or reinstall its package"
+            ) from error
     try:
         module = importlib.import_module(f"whisperbackup.storage.{name}")
     except ModuleNotFoundError as error:

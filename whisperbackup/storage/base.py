@@ -1,8 +1,8 @@
-"""What every storage driver promises: the Driver protocol, the objects it lists, the errors it raises.
+"""The interface of storage drivers: the Driver protocol, the objects that it lists, and the errors that it raises.
 
-A driver keeps objects (bytes under a key) in one bucket.  It knows nothing about metrics, backups or
-options.  Keys are non-empty Unicode strings; their order is that of their UTF-8 bytes, which is also
-the order of Python's strings.
+A driver stores objects (bytes under a key) in one bucket.  It knows nothing about metrics, backups or
+options.  Keys are non-empty Unicode strings.  They are ordered by their UTF-8 bytes, which is also the
+order of Python's strings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from whisperbackup.errors import (  # drivers find all that they need here
+from whisperbackup.errors import (  # so that a driver imports everything from this module
     AccessDenied as AccessDenied,
 )
 from whisperbackup.errors import (
@@ -37,7 +37,7 @@ from whisperbackup.errors import (
 
 
 class StoredObject(NamedTuple):
-    """One line of a listing: `size` in bytes as stored, `md5` of the content in lower-case hex, or None if unknown."""
+    """One entry of a listing: `size` in bytes as stored, `md5` of the content in lower-case hex, None if unknown."""
 
     key: str
     size: int
@@ -45,60 +45,64 @@ class StoredObject(NamedTuple):
 
 
 FIRST = "\1"
-"""Behind a key it makes the next one that a service can be asked about; none of ours lies between."""
+"""Appended to a key, it makes the next key that every service accepts; this tool writes no key in between."""
 
 
 class Driver(Protocol):
-    """One open bucket.  Safe to use from `threads` threads at once, never from two processes."""
+    """One open bucket.  Up to `threads` threads may use it at once, but never two processes."""
 
     threads: int
-    """How many requests the service likes in flight from one process; 1 where more gain nothing."""
+    """How many requests of one process should run at once; 1 where more are no faster."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """The objects whose key begins with `prefix` (a plain string, not a folder), ascending, streaming."""
+        """Yield the objects whose key begins with `prefix` (a plain string, not a folder), in ascending order."""
 
     def get(self, key: str) -> bytes:
-        """The content of `key`.  Raises NotFound."""
+        """Return the content of `key`.  Raises NotFound."""
 
     def put(self, key: str, body: bytes) -> None:
-        """Store `body`, replacing what was there.
+        """Store `body` under `key`, replacing an existing object.
 
-        Durable when it returns, and all or nothing: no reader ever sees half an object.
+        The object is durable when this returns.  The write is atomic: a reader never sees part of an object.
         """
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove `keys`, in as few requests as the service allows; a missing key is no error.
+        """Delete `keys`, in as few requests as the service allows.  A missing key is not an error.
 
-        Tries all of them before it raises a StorageError that names the first that stayed and counts the rest;
-        only a store that does not answer any more (Unavailable) ends it early.
+        Tries all keys, then raises a StorageError that names the first one it could not delete and counts the rest.
+        It stops early only when the store no longer answers (Unavailable).
         """
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Release connections and files."""
 
 
 @runtime_checkable
 class CreatingDriver(Driver, Protocol):
-    """A driver that can store objects without replacing what another run has put there meanwhile."""
+    """A driver that can store objects without replacing those that another run stored meanwhile."""
 
     def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
-        """Store keys and bodies in this order, durable when it returns: who sees one of them sees those before it.
+        """Store keys and bodies in this order: a reader who sees one object also sees those before it.
 
-        Raises Exists for the first key that is there with another content; what comes before it is stored then.
-        One with the same content is as good as stored: it may be our own, by a request whose answer was lost.
-        Returns whether nothing was replaced for sure: False where the service may not know such a condition.
+        The objects are durable when this returns.  Raises Exists for the first key that exists with other content;
+        the objects before it are stored by then.  A key that exists with the same content counts as stored: an
+        earlier attempt may have written it and lost the answer.  Returns True if it surely replaced nothing, and
+        False where the service may ignore conditions.
         """
 
 
 def create_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
-    """As CreatingDriver has it; a driver that can only replace does so, and it returns False."""
+    """Like `CreatingDriver.create_all`, for any driver; returns False for one that can only replace objects."""
     if isinstance(driver, CreatingDriver):
         return driver.create_all(objects)
     return look_and_put(driver, objects)
 
 
 def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
-    """As `create_all` where nothing refuses to replace an object: another run may still come in between.  False."""
+    """Like `create_all`, where the service cannot refuse to replace an object: check first, then put.
+
+    Another run may store an object in between, so this returns False.
+    """
     keys = [key for key, _ in objects]
     there = {found.key for found in driver.list(os.path.commonprefix(keys))}  # noqa: RUF071  (keys are strings)
     for key, body in objects:
@@ -110,7 +114,7 @@ def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
 
 
 def holds(driver: Driver, key: str, body: bytes) -> bool:
-    """Whether `key` is there with this content."""
+    """Whether `key` exists with this content."""
     try:
         return driver.get(key) == body
     except NotFound:
@@ -119,45 +123,45 @@ def holds(driver: Driver, key: str, body: bytes) -> bool:
 
 @runtime_checkable
 class MarkedDriver(Driver, Protocol):
-    """A driver whose store may be absent while its place is there, as a directory on which no disk is mounted."""
+    """A driver whose location can exist without the store, for example a directory on which no disk is mounted."""
 
     def is_marked(self) -> bool:
-        """Whether the store itself is there, and not only its place."""
+        """Whether the store itself is present, and not only its location."""
 
     def mark(self) -> None:
-        """Make it known by a marker that no listing shows and nothing deletes.
+        """Write a marker that no listing shows and nothing deletes.
 
-        Durable when it returns.  Raises StorageError, also where the marker is there and nothing can be written.
+        It is durable when this returns.  Raises StorageError if the store is not writable, even if it has a marker.
         """
 
 
 def is_marked(driver: Driver) -> bool:
-    """Whether the store is surely there; so is each that needs no marker."""
+    """Whether the store is surely present.  A store that needs no marker always is."""
     return not isinstance(driver, MarkedDriver) or driver.is_marked()
 
 
 def mark(driver: Driver) -> None:
-    """Mark the store, if it is of a kind that needs it."""
+    """Mark the store, if its driver uses markers."""
     if isinstance(driver, MarkedDriver):
         driver.mark()
 
 
 @runtime_checkable
 class RangedDriver(Driver, Protocol):
-    """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
+    """A driver whose service can list a range of keys, so that several parts of a listing can be read at once."""
 
     is_ranged: bool
-    """Whether that is faster; False for a directory, and for a wrapper around a driver that cannot."""
+    """Whether that is faster; False for a directory, and for a wrapper around a driver that cannot list ranges."""
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
+        """Like `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
 
-        Raises StartAfterUnsupported where a service that most speak like takes no notice of `after`.
+        Raises StartAfterUnsupported if the service ignores `after`, as some S3-compatible stores do.
         """
 
 
 def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-    """As `RangedDriver.list_range`, for any driver; one that cannot is listed from the beginning."""
+    """Like `RangedDriver.list_range`, for any driver; one that cannot list ranges is listed from the beginning."""
     if isinstance(driver, RangedDriver):
         yield from driver.list_range(prefix, after, until)
         return
@@ -169,9 +173,9 @@ def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[
 
 
 Opener = Callable[[str, bool, list[str]], Driver]
-"""`open(bucket, create, arguments)`, which every driver's module has.
+"""The type of `open(bucket, create, arguments)`, which every driver's module defines.
 
-`create` says whether an absent bucket is to be made; without it an absent bucket raises NotFound.
+With `create` it creates a missing bucket; without it a missing bucket raises NotFound.
 `arguments` are the words after the driver's name on the command line: `name=value`, or one bare value.
 Raises UsageError for arguments that the driver does not know.
 """
@@ -189,22 +193,22 @@ def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) 
         if not equals and bare:
             name, value = bare, word
         if name not in names:
-            takes = f"it takes {', '.join(f'{n}=' for n in names)}" if names else "it takes none"
-            raise UsageError(f"unknown storage argument '{name}': {takes}")  # its value may be a secret
+            allowed = f"use {', '.join(f'{n}=' for n in names)}" if names else "this driver has no storage arguments"
+            raise UsageError(f"unknown storage argument '{name}': {allowed}")  # its value may be a secret
         if name in values:
-            raise UsageError(f"storage argument '{name}' is given twice")
+            raise UsageError(f"storage argument '{name}' is given twice; give it once")
         values[name] = value
     return values
 
 
 def silence(*libraries: str) -> None:
-    """Keep what client libraries log below WARNING out of our logs at every level: it holds tokens and signatures."""
+    """Hide what client libraries log below WARNING, even with --debug: it contains tokens and signatures."""
     for name in libraries:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def batches(keys: Iterable[str], size: int) -> Iterator[Sequence[str]]:
-    """`keys` in portions of at most `size`."""
+    """Yield `keys` in batches of at most `size`."""
     remaining = iter(keys)
     while batch := tuple(islice(remaining, size)):
         yield batch

@@ -1,7 +1,7 @@
-"""A deadline for each answer of a service: a server that drips a byte a second would hold a run for ever.
+"""A deadline for each response: a server that sends one byte a second would otherwise block a run for ever.
 
-The client libraries' read timeouts start anew with every byte.  All of them read through http.client, whose answers
-are given a reader here that counts from the first byte to the last.
+The client libraries' read timeouts restart with every byte.  All of these libraries read through http.client, so
+this module gives its responses a reader that measures the time since the response began.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import urllib3.connection
 
 SECONDS = 60.0
-"""For an answer, and more by its size:"""
+"""The time allowed for each response."""
 BYTES_PER_SECOND = 4096
+"""A long response is allowed one more second for this many bytes."""
 
 
 class _Timed(io.RawIOBase):
-    """What a socket sends.  Raises TimeoutError, as the socket does, when it is too slow to come to an end."""
+    """The bytes that a socket receives.  Raises TimeoutError, like the socket itself, once the deadline has passed."""
 
     def __init__(self, sent: io.RawIOBase) -> None:
         self._sent = sent
@@ -32,7 +33,7 @@ class _Timed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         if time.monotonic() - self._began > SECONDS + self._received / BYTES_PER_SECOND:
-            raise TimeoutError(f"no more than {self._received} bytes came in {SECONDS:.0f} seconds")
+            raise TimeoutError(f"only {self._received} bytes arrived in {SECONDS:.0f} seconds")
         count = self._sent.readinto(buffer)
         self._received += count or 0
         return count
@@ -43,7 +44,7 @@ class _Timed(io.RawIOBase):
 
 
 class TimedResponse(http.client.HTTPResponse):
-    """An answer with a deadline."""
+    """A response with a deadline."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
         super().__init__(sock, *arguments, **more)
@@ -51,5 +52,5 @@ class TimedResponse(http.client.HTTPResponse):
 
 
 def install() -> None:
-    """Give all answers in this process their deadline."""
+    """Set the deadline for all responses in this process."""
     urllib3.connection.HTTPConnection.response_class = TimedResponse

@@ -1,14 +1,14 @@
 """A directory as a store: objects are files, keys are paths below it.
 
-A key's component of up to 254 bytes is a file's or folder's name as it stands.  A longer one is cut: its
-first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
-same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
+A component of a key with up to 254 bytes is used unchanged as the name of a file or folder.  A longer one is
+split: its first 254 bytes and a `+` name a folder (255 bytes), which holds a `+` and the rest of the component,
+split by the same rule.  So a name of exactly 255 bytes always continues in the folder below it.
 
-A file `.whisper-backup-store` at the top marks the directory as a store, so that it is told from the empty folder that
-is left when its disk is not mounted.  It is no object.
+A file `.whisper-backup-store` at the top marks the directory as a store.  It distinguishes the store from the empty
+folder that remains when its disk is not mounted.  The marker is not an object.
 
-An object being written is a file named `.whisper-backup-<time>-<hex>` beside its final place.  One that a
-killed run left is listed under that name, so that it can be deleted.
+An object is first written to a file `.whisper-backup-<time>-<hex>` in its final folder.  If a killed run leaves
+such a file, it is listed under that name, so that it can be deleted.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
 MARKER = ".whisper-backup-store"
 MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-"""What link() says on a file system that has no hard links."""
+"""The errors of link() on a file system without hard links."""
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Disk:
     """One directory."""
 
-    is_ranged = False  # it can begin a listing anywhere, but several parts at once are no faster
-    threads = 4  # what waits here is the disk, and a file system's journal can be written for several at once
+    is_ranged = False  # it can list a range, but listing several at once is no faster
+    threads = 4  # threads wait for the disk, and one write of the file system's journal serves several of them
 
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
@@ -59,11 +59,11 @@ class Disk:
         self._status = os.stat(directory)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
+        """Yield the files in the order of their keys; memory holds the names of one folder for each level."""
         return self.list_range(prefix, "", "")
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """The same, without entering folders that hold none of these keys."""
+        """Like `list`, without reading folders that hold none of these keys."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
@@ -75,7 +75,7 @@ class Disk:
                 try:
                     key = (above + name).decode()
                 except UnicodeDecodeError:
-                    continue  # a stranger's file: keys are UTF-8
+                    continue  # not a file of this tool: keys are UTF-8
                 if key <= after and not (key.endswith("/") and after.startswith(key)):
                     continue
                 if until and key > until:
@@ -88,20 +88,20 @@ class Disk:
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
                 except FileNotFoundError:
-                    # Deleted since its folder was read: another run is at work there, and may have put a newer backup
-                    # in its place, without which the metric would look as if it had none.
+                    # Another run deleted it after this folder was read.  That run may have stored a newer backup
+                    # too: read the folder again, or the metric would seem to have no backup.
                     stack[-1] = (above, start, self._names(above, start, name))
                     break
                 except OSError as error:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
-        self._check_place()  # what was deleted meanwhile looks the same as what went with its disk
+        self._check_place()  # deleted files look the same as those of an unmounted disk
         if self._links and not self._has_named_links:
             self._has_named_links = True
             logger.warning(
-                "%s is a symbolic link, which a store does not follow (%d in all): what is behind it counts as absent; "
-                "put the folder itself there",
+                "%s is a symbolic link, which is not followed in a store (%d links in all): backups behind it count as "
+                "absent; replace it with the folder itself",
                 os.fsdecode(self._first_link), self._links,
             )  # fmt: skip
 
@@ -110,9 +110,9 @@ class Disk:
         self._links += 1
 
     def _check_place(self) -> None:
-        """Raises Unavailable if another directory is in the place of this one: the disk was unmounted meanwhile.
+        """Raise Unavailable if the path now leads to another directory: the disk was unmounted during this run.
 
-        One that carries the marker was mounted anew.
+        Another directory that has the marker is accepted: its disk was mounted again.
         """
         try:
             status = os.stat(self._directory)
@@ -130,12 +130,12 @@ class Disk:
         self._status = status
 
     def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
-        """What stands in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
+        """The names in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
         names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning, self._note_link)
         return (name for name in names if name > after)
 
     def get(self, key: str) -> bytes:
-        """The file's content."""
+        """Return the file's content."""
         try:
             with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
                 return file.read()
@@ -145,15 +145,15 @@ class Disk:
             raise _storage_error(error, key) from error
 
     def put(self, key: str, body: bytes) -> None:
-        """Write a temporary file beside the place, fsync, rename, fsync the folder."""
+        """Write a temporary file in the same folder, sync it, rename it, and sync the folder."""
         self._store([(key, body)], os.rename)
 
     def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
-        """The same with link() instead of rename(), and with one fsync of the folder for all that it gets.
+        """Like `put`, but with link() instead of rename(), and with one fsync of each folder after all its objects.
 
-        File systems with a journal keep the order of the links; on others a power failure may leave a later
-        object without an earlier one, which the catalog takes for debris.  On a file system without hard links
-        the file is renamed, if nothing is in its place just before.
+        Journaling file systems keep the order of the links.  On others a power failure may leave a later object
+        without an earlier one; the catalog treats that as an orphan.  On a file system without hard links the
+        temporary file is renamed, if its final name does not exist immediately before.
         """
         is_sure = True
 
@@ -195,7 +195,7 @@ class Disk:
     def _write(
         self, path: bytes, body: bytes, entered: dict[bytes, None], enter: Callable[[bytes, bytes], None]
     ) -> None:
-        """Write `body` to a temporary file, which `enter` then gives its place."""
+        """Write `body` to a temporary file, then call `enter` to move that file to `path`."""
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, _temporary_name())
         fd = self._create(temporary, entered)
@@ -206,7 +206,7 @@ class Disk:
                 while view:
                     view = view[file.write(view) :]
                 os.fdatasync(file.fileno())
-                # Nobody will read it soon; carbon's files need the page cache more.
+                # The file is not read again soon; carbon's files need the page cache more.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             enter(temporary, path)
         except BaseException:
@@ -215,7 +215,7 @@ class Disk:
             raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Unlink the files, and the folders that they leave empty."""
+        """Delete the files, and the folders that become empty."""
         stayed: list[str] = []
         for key in keys:
             path = self._path(key)
@@ -228,18 +228,18 @@ class Disk:
                 stayed.append(f"'{key}': {error.strerror}")
         if stayed:
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
-            raise AccessDenied(f"cannot delete {stayed[0]}{more}")
+            raise AccessDenied(f"cannot delete {stayed[0]}{more}; give this user write access to the directory")
 
     def is_marked(self) -> bool:
-        """Whether the marker is there."""
+        """Whether the marker exists."""
         return os.path.lexists(self._path(MARKER))
 
     def mark(self) -> None:
-        """Write the marker if it is not there.  Raises AccessDenied where this user may not write to the directory."""
+        """Write the marker if it does not exist.  Raises AccessDenied if this user cannot write to the directory."""
         if not os.access(self._directory, os.W_OK | os.X_OK):
             shown = os.fsdecode(self._directory)
             raise AccessDenied(
-                f"this user is not allowed to write to the directory {shown}; change that, or name another with -b"
+                f"this user cannot write to the directory {shown}; give it write access, or name another one with -b"
             )
         if self.is_marked():
             return
@@ -255,13 +255,13 @@ class Disk:
             raise _storage_error(error, MARKER) from error
 
     def close(self) -> None:
-        """Nothing: no file stays open."""
+        """Do nothing: no file stays open."""
 
     def _path(self, key: str) -> bytes:
         pieces: list[bytes] = []
         for component in key.encode().split(b"/"):
             if component in (b"", b".", b"..") or b"\0" in component:
-                raise StorageError(f"'{key}' cannot be a path in a directory; is the storage path right?")
+                raise StorageError(f"'{key}' cannot be a path in a directory; check --storage-path")
             while len(component) > PIECE:
                 pieces.append(component[:PIECE] + CONTINUED)
                 component = CONTINUED + component[PIECE:]
@@ -269,7 +269,7 @@ class Disk:
         return b"/".join([self._directory, *pieces])
 
     def _create(self, path: bytes, entered: dict[bytes, None]) -> int:
-        """A new file, open for writing, in a folder that another run may just be removing because it was empty."""
+        """Create a file and open it for writing.  Retries, since another run may remove the folder while empty."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for _ in range(10):
             try:
@@ -279,7 +279,7 @@ class Disk:
         return os.open(path, flags, 0o666)
 
     def _make_folders(self, folder: bytes, entered: dict[bytes, None]) -> None:
-        """`mkdir -p`, noting the folders with new entries; stops at the store's own directory, which must be there."""
+        """Like `mkdir -p`, but not for the store's own directory.  Adds the folders with new entries to `entered`."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         missing = []
@@ -301,7 +301,7 @@ class Disk:
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
-    """The directory `bucket`; takes no arguments."""
+    """Open the directory `bucket`; this driver has no arguments."""
     keyword_arguments(arguments, None, ())
     directory = os.path.abspath(os.fsencode(bucket))
     try:
@@ -311,19 +311,19 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise NotADirectoryError
     except (FileExistsError, NotADirectoryError):
-        raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
+        raise Unavailable(f"{bucket} is not a directory; name a directory with -b") from None
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not create:
             raise _missing_directory(directory) from None
-        doing = "create" if create else "enter"
+        doing = "create" if create else "open"
         raise AccessDenied(f"cannot {doing} the directory {bucket}: {error.strerror}; name another with -b") from error
     return Disk(directory)
 
 
 def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], component: bytes = b"") -> list[bytes]:
-    """The components of keys that stand in `folder` and may begin with `beginning`, sorted; folders end in `/`.
+    """The key components in `folder` that may begin with `beginning`, sorted; those of folders end in `/`.
 
-    `component` is what the folder's own name, one to be continued, holds of them.
+    `component` is the beginning of these components, if a name too long for one folder continues in this one.
     """
     names: list[bytes] = []
     try:
@@ -344,7 +344,7 @@ def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], 
                 elif entry.is_symlink():
                     note_link(entry.path)
     except (FileNotFoundError, NotADirectoryError):
-        return []  # there is nothing under that prefix, or it went while the store was listed
+        return []  # no keys have this prefix, or another run deleted them during the listing
     except OSError as error:
         raise _storage_error(error, os.fsdecode(folder)) from error
     if not component:
@@ -370,11 +370,11 @@ def _missing_directory(directory: bytes) -> NotFound:
 
 
 def _storage_error(error: OSError, name: str) -> StorageError:
-    """An OSError of the store as one of the family, with the remedy."""
+    """Convert an OSError to a StorageError that names the remedy."""
     if isinstance(error, FileNotFoundError):
-        return NotFound(f"'{name}' is not there")
+        return NotFound(f"'{name}' does not exist")
     if error.errno in DENIED:
-        return AccessDenied(f"'{name}': {error.strerror}; give this user the right to the directory")
+        return AccessDenied(f"'{name}': {error.strerror}; give this user access to the directory")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Unavailable(f"'{name}': {error.strerror}; make room on the disk of the store")
     return Unavailable(f"'{name}': {error.strerror}")

@@ -1,7 +1,7 @@
 """Google Cloud Storage, through google-cloud-storage.
 
-Storage arguments: a bare location or `region=` for a new bucket (us), `project=` to make it in, and `storage_class=`.
-Credentials are the application default ones; with STORAGE_EMULATOR_HOST set there are none.
+Storage arguments: a bare location or `region=` for a new bucket (us), `project=` for the project that owns it, and
+`storage_class=`.  Credentials are the application default credentials.  With STORAGE_EMULATOR_HOST set none are used.
 """
 
 from __future__ import annotations
@@ -50,24 +50,23 @@ STATUS = re.compile(r"HTTP/\S+ (\d{3})\b")
 DELETE_AT_ONCE = 100
 """Calls in one batch: the service's limit."""
 NOT_GCS = (
-    "answers 200 with something that is not Google Cloud Storage: check STORAGE_EMULATOR_HOST, a proxy before it, or "
-    "whether it shows a maintenance page"
+    "answers 200 with something that is not Google Cloud Storage: check STORAGE_EMULATOR_HOST, any proxy, and "
+    "whether the server shows a maintenance page"
 )
-PATIENCE: dict[str, Any] = {
-    # Seconds for connecting and for reading; no attempt begins later than 40 seconds after its call did, so
-    # that a call to a silent store ends in about a minute.  All calls made here can be repeated: an object is
-    # written whole or not at all.
+RETRY_POLICY: dict[str, Any] = {
+    # The timeouts in seconds for connecting and for reading.  No attempt begins more than 40 seconds after the first,
+    # so a call to a silent store ends in about a minute.  All calls here can be repeated: writes are atomic.
     "timeout": (5, 25),
     "retry": DEFAULT_RETRY.with_delay(initial=0.5, maximum=8, multiplier=2).with_timeout(40),
 }
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
-    """A driver for `bucket`; only `create` costs a request here."""
+    """A driver for `bucket`; opening makes a request only with `create`."""
     given = keyword_arguments(arguments, "region", ("region", "project", "storage_class"))
     if "/" in bucket:
-        raise UsageError(f"bucket '{bucket}': a bucket's name has no slash in it; see --storage-path")
-    # They log requests, and those for a token hold what it is given for.
+        raise UsageError(f"bucket '{bucket}': a bucket's name contains no slash; set a path with --storage-path")
+    # These libraries log requests, and a request for a token contains credentials.
     silence("google", "urllib3", "requests")
     deadline.install()
     client = _client(given.get("project"))
@@ -92,9 +91,10 @@ def _client(project: str | None) -> storage.Client:
             "Google Cloud Storage: no usable credentials; run `gcloud auth application-default login`, name a service "
             "account's key file in GOOGLE_APPLICATION_CREDENTIALS, or give this machine a service account"
         ) from error
-    # Since 3.17 it looks at the bucket behind our back, for traces that nobody asked for, and with a right of its own.
+    # Since 3.17 the client also requests the bucket's metadata, for traces.  This tool does not use them, and the
+    # request needs another permission.
     client._bucket_metadata_cache = None
-    # The pool's default of 10 would throw connections away with --threads above that.
+    # With the pool's default of 10 connections, more --threads would discard connections.
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, HTTPAdapter(pool_maxsize=64))
     client._http.hooks["response"].append(_check_answer)
@@ -102,7 +102,7 @@ def _client(project: str | None) -> storage.Client:
 
 
 def _check_answer(response: requests.Response, **_: object) -> None:
-    """Raises Unavailable for a success that the service would not tell like this; the client believes any 200."""
+    """Raise Unavailable for a 200 response that is not the service's; the client accepts any 200."""
     if response.status_code != 200:
         return
     url = urlsplit(response.url)
@@ -130,12 +130,12 @@ def _kind_of(response: requests.Response) -> object:
 
 
 def _is_stored(blob: storage.Blob, key: str, body: bytes) -> bool:
-    """Whether a put's answer proves that this is what is stored; an object under a customer's key has no MD5."""
+    """Whether a put's response proves that `body` is stored; an object under a customer's key has no MD5."""
     if blob.md5_hash:
-        digest, told = hashlib.md5(body, usedforsecurity=False).digest(), blob.md5_hash
+        digest, reported = hashlib.md5(body, usedforsecurity=False).digest(), blob.md5_hash
     else:
-        digest, told = google_crc32c.value(body).to_bytes(4, "big"), blob.crc32c
-    return bool(blob.name == key and blob.size == len(body) and told == base64.b64encode(digest).decode())
+        digest, reported = google_crc32c.value(body).to_bytes(4, "big"), blob.crc32c
+    return bool(blob.name == key and blob.size == len(body) and reported == base64.b64encode(digest).decode())
 
 
 def _text_of(part: object) -> str:
@@ -143,7 +143,7 @@ def _text_of(part: object) -> str:
 
 
 class GoogleCloudStorage:
-    """One bucket; the client may be shared by threads."""
+    """One bucket; threads share one client."""
 
     threads = 8
     is_ranged = True
@@ -161,34 +161,34 @@ class GoogleCloudStorage:
             pass
         with self._errors("create"):
             try:
-                self._client.create_bucket(self._bucket, location=location, **PATIENCE)
+                self._client.create_bucket(self._bucket, location=location, **RETRY_POLICY)
             except api.Conflict as error:
                 try:
-                    self._look_into()  # another run may have made it since we looked
+                    self._look_into()  # another run may have created it meanwhile
                 except StorageError:
                     raise AccessDenied(
-                        f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
+                        f"bucket '{self._bucket.name}' belongs to another account; name another bucket with -b"
                     ) from error
-            except ValueError as error:  # there is no project to make it in
+            except ValueError as error:  # no project is set
                 raise StorageError(
-                    f"cannot create bucket '{self._bucket.name}': name the project with project="
+                    f"cannot create bucket '{self._bucket.name}': no project is set; name one with project="
                 ) from error
 
     def _look_into(self) -> None:
-        # Listing is what every command needs the right to; looking at a bucket takes another one.
-        with self._errors("look into"):
-            next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+        # Every command needs the permission to list; reading a bucket's metadata needs another one.
+        with self._errors("open"):
+            next(iter(self._client.list_blobs(self._bucket, max_results=1, **RETRY_POLICY)), None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         fields = "kind,nextPageToken,items(name,size,md5Hash)"
-        # The service's own range has its start in it, and its end not.
+        # The service's range includes its start and excludes its end.
         start, end = (key + FIRST if key else None for key in (after, until))
         found = iter(
             self._client.list_blobs(
-                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **PATIENCE
+                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **RETRY_POLICY
             )
         )
         while True:
@@ -202,8 +202,8 @@ class GoogleCloudStorage:
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
-            # Raw: as stored, whatever Content-Encoding somebody has set.
-            return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **PATIENCE))
+            # Raw: the stored bytes, whatever Content-Encoding the object has.
+            return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **RETRY_POLICY))
 
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
@@ -224,16 +224,16 @@ class GoogleCloudStorage:
         if self._storage_class:
             blob.storage_class = self._storage_class
         with self._errors("write", key):
-            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **PATIENCE)
+            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **RETRY_POLICY)
             if not _is_stored(blob, key, body):
                 raise Unavailable(f"the service {NOT_GCS}")
 
     def delete(self, keys: Iterable[str]) -> None:
         stayed: list[tuple[str, int]] = []
         for batch in batches(keys, DELETE_AT_ONCE):
-            for _ in range(2):  # what stayed is asked for once more: to succeed, or to tell the reason
+            for _ in range(2):  # retry the keys that failed: the second attempt succeeds or shows the reason
                 with self._errors("delete from"):
-                    statuses = PATIENCE["retry"](self._delete_batch)(batch)
+                    statuses = RETRY_POLICY["retry"](self._delete_batch)(batch)
                 failed = [(k, s) for k, s in zip(batch, statuses, strict=True) if s != 404 and not 200 <= s < 300]
                 batch = [key for key, _ in failed]
                 if not batch:
@@ -243,14 +243,14 @@ class GoogleCloudStorage:
             key, status = stayed[0]
             raise StorageError(
                 f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted, first '{key}': "
-                f"status {status}; see the README for the roles that are needed"
+                f"status {status}; grant the roles that the README lists"
             )
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[int]:
-        """The HTTP status of each deletion (cloud.google.com/storage/docs/batch).
+        """Delete `batch` and return the HTTP status of each deletion (cloud.google.com/storage/docs/batch).
 
-        The client's own batches give no Content-ID to their parts, without which fake-gcs-server passes over
-        them, and they forget all answers but the last.
+        The client's own batches do not suffice: their parts have no Content-ID, so fake-gcs-server ignores them, and
+        they keep only the last response.
         """
         boundary = secrets.token_hex(16)
         body = ""
@@ -261,14 +261,14 @@ class GoogleCloudStorage:
             f"{self._client._connection.API_BASE_URL}/batch/storage/v1",
             data=f"{body}--{boundary}--\r\n",
             headers={"Content-Type": f"multipart/mixed; boundary={boundary}"},
-            timeout=PATIENCE["timeout"],
+            timeout=RETRY_POLICY["timeout"],
         )
         if answer.status_code != 200:
             raise cast(Any, api).from_http_response(answer)
         kind = answer.headers["Content-Type"].encode()
         parts = email.message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (kind, answer.content)).get_payload()
-        # Each part is an answer to a request, in the requests' order: "HTTP/1.1 204 No Content" and so on.
-        statuses = [int(said[1]) for part in parts if (said := STATUS.match(_text_of(part)))]
+        # Each part is a response, in the order of the requests: "HTTP/1.1 204 No Content" and so on.
+        statuses = [int(match[1]) for part in parts if (match := STATUS.match(_text_of(part)))]
         if len(statuses) != len(batch):
             raise Unavailable(f"the service {NOT_GCS}")
         return statuses
@@ -278,7 +278,7 @@ class GoogleCloudStorage:
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:
-        """Turn what the libraries raise into the one family, saying what was being done and what to do now."""
+        """Convert the libraries' exceptions to StorageErrors that name the failed action and the remedy."""
         what = f"cannot {doing} bucket '{self._bucket.name}'" if key is None else f"cannot {doing} '{key}'"
         try:
             yield
@@ -294,25 +294,25 @@ class GoogleCloudStorage:
             error = error.args[0]
         match error:
             case api.NotFound() if key is None:
-                return NotFound(f"{what}: there is no such bucket; create it, or run backup once")
+                return NotFound(f"{what}: it does not exist; create it, or run backup once")
             case api.NotFound():
-                return NotFound(f"{what}: no such object in bucket '{self._bucket.name}', or no such bucket")
+                return NotFound(f"{what}: the object or the bucket '{self._bucket.name}' does not exist")
             case api.Forbidden() | api.Unauthorized():
-                return AccessDenied(f"{what}: {error.message}; see the README for the roles that are needed")
+                return AccessDenied(f"{what}: {error.message}; grant the roles that the README lists")
             case auth.RefreshError():
                 return AccessDenied(
-                    f"{what}: Google refuses the credentials; get new ones, or check the service account's key"
+                    f"{what}: Google rejects the credentials; get new ones, or check the service account's key"
                 )
             case SSLError():
                 return Unavailable(
-                    f"{what}: TLS failed; for a private certificate authority name its file in REQUESTS_CA_BUNDLE"
+                    f"{what}: TLS failed; for a private certificate authority set REQUESTS_CA_BUNDLE to its file"
                 )
             case api.TooManyRequests():
                 return Unavailable(
-                    f"{what}: too many requests, or the quota is used up: raise it, or use fewer --threads"
+                    f"{what}: too many requests, or the quota is used up; use fewer --threads, or raise the quota"
                 )
             case api.ServerError():
-                return Unavailable(f"{what}: the service still says {error.code} after all attempts; try again later")
+                return Unavailable(f"{what}: the service still answers {error.code} after all retries; try again later")
             case api.GoogleAPICallError():
                 return StorageError(f"{what}: {error.code} {error.message}")
             case RequestException() | HTTPError() | auth.TransportError():

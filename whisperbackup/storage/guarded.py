@@ -1,4 +1,4 @@
-"""A wrapper around any driver: whatever its libraries raise comes out as a StorageError."""
+"""A wrapper around any driver: it converts every exception of the driver's libraries to a StorageError."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from whisperbackup.storage.base import (
 
 
 class Guarded:
-    """A driver whose every exception is of the one family, as callers rely on; the drivers' own mapping comes first."""
+    """A driver that raises only StorageError and UsageError.  It converts what the driver itself did not convert."""
 
     def __init__(self, driver: Driver, name: str) -> None:
         self._driver = driver
@@ -28,54 +28,54 @@ class Guarded:
         self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             yield from self._driver.list(prefix)
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
+        """Like the wrapped driver, if it can list ranges; otherwise part of its whole listing."""
         with guard(self._name):
             yield from list_range(self._driver, prefix, after, until)
 
     def get(self, key: str) -> bytes:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             return self._driver.get(key)
 
     def put(self, key: str, body: bytes) -> None:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             self._driver.put(key, body)
 
     def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             self._driver.delete(keys)
 
     def is_marked(self) -> bool:
-        """As the wrapped driver, if it knows markers."""
+        """Like the wrapped driver, if it uses markers."""
         with guard(self._name):
             return is_marked(self._driver)
 
     def mark(self) -> None:
-        """As the wrapped driver, if it knows markers."""
+        """Like the wrapped driver, if it uses markers."""
         with guard(self._name):
             mark(self._driver)
 
     def close(self) -> None:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         with guard(self._name):
             self._driver.close()
 
 
 @contextlib.contextmanager
 def guard(name: str) -> Iterator[None]:
-    """Turn what is not of the family into a StorageError that names the driver and the exception."""
+    """Convert an unexpected exception to a StorageError that names the driver and the exception."""
     try:
         yield
     except (StorageError, UsageError):

@@ -1,4 +1,4 @@
-"""A store that keeps nothing: what a backup would cost on this machine alone."""
+"""A store that keeps nothing: it shows what a backup costs on this machine alone."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from whisperbackup.storage.base import Driver, NotFound, StoredObject, keyword_a
 
 
 class Noop:
-    """Accepts everything, holds nothing."""
+    """Accepts all writes and stores nothing."""
 
     threads = 1
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
     def get(self, key: str) -> bytes:
-        """Raises NotFound."""
-        raise NotFound(f"the noop store holds nothing, not '{key}' either")
+        """Raise NotFound."""
+        raise NotFound(f"'{key}' does not exist: the noop store keeps nothing; name another driver")
 
     def put(self, key: str, body: bytes) -> None:
-        """Forget `body`."""
+        """Discard `body`."""
 
     def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
-        """Forget `objects`."""
+        """Discard `objects`."""
         return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
-    """The store that keeps nothing; takes no arguments."""
+    """Open the store that keeps nothing; this driver has no arguments."""
     keyword_arguments(arguments, None, ())
     return Noop()

@@ -1,4 +1,4 @@
-"""A wrapper around any driver for --noop: reads pass, writes are accepted and forgotten."""
+"""A wrapper around any driver for --noop: it passes reads on, and accepts and discards writes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObj
 
 
 class ReadOnly:
-    """A driver under which nothing changes.
+    """A driver that changes nothing in the store.
 
-    With `absent_is_empty` a bucket that does not exist lists nothing, as the one that a real run would create.
+    With `absent_is_empty` a bucket that does not exist lists as empty, like the one that a real run would create.
     """
 
     def __init__(self, driver: Driver, absent_is_empty: bool) -> None:
@@ -20,7 +20,7 @@ class ReadOnly:
         self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         try:
             yield from self._driver.list(prefix)
         except NotFound:
@@ -28,7 +28,7 @@ class ReadOnly:
                 raise
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
+        """Like the wrapped driver, if it can list ranges; otherwise part of its whole listing."""
         try:
             yield from list_range(self._driver, prefix, after, until)
         except NotFound:
@@ -36,25 +36,25 @@ class ReadOnly:
                 raise
 
     def get(self, key: str) -> bytes:
-        """As the wrapped driver."""
+        """Like the wrapped driver."""
         return self._driver.get(key)
 
     def put(self, key: str, body: bytes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
-        """Nothing."""
+        """Do nothing."""
         return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def is_marked(self) -> bool:
-        """As the wrapped driver, if it knows markers."""
+        """Like the wrapped driver, if it uses markers."""
         return is_marked(self._driver)
 
     def mark(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
         """Close the wrapped driver."""

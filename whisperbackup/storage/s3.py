@@ -1,8 +1,8 @@
-"""Amazon S3, and what speaks its protocol, through boto3.
+"""Amazon S3 and S3-compatible stores (MinIO, Ceph RGW), through boto3.
 
-Storage arguments: a bare region or `region=` (us-east-1), `endpoint=URL` of an S3 compatible store,
+Storage arguments: a bare region or `region=` (us-east-1), `endpoint=URL` of an S3-compatible store,
 `profile=` of the AWS configuration, `storage_class=`, `sse=AES256|aws:kms`, `kms_key=` and
-`addressing=path|virtual|auto`.  Credentials come from the usual AWS chain and from nowhere else.
+`addressing=path|virtual|auto`.  Credentials come only from the usual AWS chain.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto
 DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request: the service's limit."""
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-"""Characters that XML 1.0 has no way to write."""
+"""Characters that XML 1.0 cannot represent."""
 CONNECT_SECONDS, READ_SECONDS = 5, 25
 LAST_ATTEMPT_SECONDS = 30
-"""No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
+"""No attempt begins later than this after the start of its call, so a call to a silent store ends within a minute."""
 ATTEMPTS = 6
-"""With one answer in ten lost, six attempts fail together once in a million calls."""
+"""If one response in ten is lost, all six attempts fail once in a million calls."""
 MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
-"""An ETag that is no MD5: of an object that a gateway has stored in parts."""
+"""An ETag that is not an MD5: a gateway stored the object in parts."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
-"""What boto3 accepts: its own message is a regular expression of four lines."""
+"""The names that boto3 accepts; its own error message is a regular expression of four lines."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
     s3pages.NOT_S3: (
         Unavailable,
-        "it answers 200 with something that is not S3: check endpoint=, a proxy before it, or whether it shows a "
+        "it answers 200 with something that is not S3: check endpoint=, any proxy, and whether the server shows a "
         "maintenance page",
     ),
     "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
@@ -68,34 +68,37 @@ REMEDIES: dict[str, tuple[type[StorageError], str]] = {
     "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
     "InvalidToken": (AccessDenied, "the session token is not valid: check AWS_SESSION_TOKEN"),
     "RequestTimeTooSkewed": (AccessDenied, "this machine's clock is wrong: set it (NTP)"),
-    "AccessDenied": (AccessDenied, "these credentials lack the right: see the README for the policy that is needed"),
-    "BucketAlreadyExists": (AccessDenied, "the name belongs to somebody else: choose another"),
+    "AccessDenied": (AccessDenied, "these credentials lack a permission: grant the policy in the README"),
+    "BucketAlreadyExists": (AccessDenied, "the bucket belongs to another account: name another with -b"),
     "PermanentRedirect": (StorageError, "the bucket is in another region: name it with region="),
     "AuthorizationHeaderMalformed": (StorageError, "the bucket is in another region: name it with region="),
-    "IllegalLocationConstraintException": (StorageError, "the bucket or endpoint is in another region: see region="),
-    "InvalidLocationConstraint": (StorageError, "there is no such region here: check region="),
+    "IllegalLocationConstraintException": (
+        StorageError,
+        "the bucket or endpoint is in another region: name it with region=",
+    ),
+    "InvalidLocationConstraint": (StorageError, "this region does not exist here: check region="),
     "QuotaExceeded": (StorageError, "the quota is used up: raise it, or keep fewer backups"),
-    "InvalidStorageClass": (StorageError, "it has no such class: check storage_class="),
+    "InvalidStorageClass": (StorageError, "it does not have this storage class: check storage_class="),
     "InvalidObjectState": (StorageError, "the object was moved to an archive tier: restore it from there first"),
-    "InvalidBucketName": (StorageError, "the bucket's name is not allowed: use 3 to 63 of a-z, 0-9 and -"),
+    "InvalidBucketName": (StorageError, "the bucket's name is invalid: use 3 to 63 characters of a-z, 0-9 and -"),
 }
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> S3:
-    """A driver for `bucket`; only `create` costs a request here."""
+    """A driver for `bucket`; opening makes a request only with `create`."""
     given = keyword_arguments(arguments, "region", ARGUMENTS)
     for name, allowed in CHOICES.items():
         if name in given and given[name] not in allowed:
-            raise UsageError(f"storage argument '{name}={given[name]}': it is one of {', '.join(allowed)}")
+            raise UsageError(f"storage argument '{name}={given[name]}' is invalid: use {', '.join(allowed)}")
     if not BUCKET.fullmatch(bucket) and not bucket.startswith("arn:"):
         raise UsageError(
-            f"bucket '{bucket}': a bucket's name is made of 3 to 63 of a-z, 0-9, . and -; "
-            "for a path in it see --storage-path"
+            f"bucket '{bucket}': a bucket's name has 3 to 63 characters of a-z, 0-9, . and -; "
+            "set a path in the bucket with --storage-path"
         )
     region, endpoint = given.get("region", "us-east-1"), given.get("endpoint")
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
-    # boto3, its HTTP client and its signer log the headers of each request, and so what signs it.
+    # boto3, its HTTP client and its signer log the headers of each request, which include the signature.
     silence("boto3", "botocore", "urllib3")
     deadline.install()
     try:
@@ -103,15 +106,15 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
             "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
         )
     except (boto.InvalidRegionError, ValueError) as error:
-        raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may repeat a password
+        raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may contain a password
     except boto.BotoCoreError as error:
         raise AccessDenied(f"S3 client: {error}; check profile= and the AWS configuration") from error
-    if "@" in _host(client.meta.endpoint_url):  # it would be told whenever the store does not answer
+    if "@" in _host(client.meta.endpoint_url):  # messages about a store that does not answer would show it
         raise UsageError("AWS_ENDPOINT_URL, or endpoint_url in the AWS configuration, must be without user or password")
     client.meta.events.register("request-created.s3", _refuse_late_attempt)
     client.meta.events.register_last("before-call.s3.DeleteObjects", _add_content_md5)
     s3pages.install(client.meta.events)
-    # It has every put wait a round trip for the store's leave to send the body, to spare large bodies.
+    # This handler makes every put wait a round trip before it sends the body, which only helps with large bodies.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     stored_as = {"StorageClass": "storage_class", "ServerSideEncryption": "sse", "SSEKMSKeyId": "kms_key"}
     driver = S3(client, bucket, {field: given[name] for field, name in stored_as.items() if name in given})
@@ -124,14 +127,14 @@ def _client_config(given: dict[str, str]) -> Config:
     return Config(
         s3={"addressing_style": given.get("addressing", "path" if given.get("endpoint") else "auto")},
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        max_pool_connections=64,  # only a cap: never fewer than --threads, or connections are thrown away
+        max_pool_connections=64,  # a maximum; with fewer than --threads, connections would be discarded
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        # Without an additional CRC the signature covers the body's SHA-256, which the store verifies.  What
-        # is read is protected by TLS, and proved by the SHA-1 that every backup carries.
+        # Without an additional CRC the signature covers the body's SHA-256, which the store verifies.  TLS and the
+        # SHA-1 in every backup protect reads.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # All parameters are made below from strings and bytes: checking their types costs a tenth of a put.
+        # The code below passes only strings and bytes; checking their types costs a tenth of a put.
         parameter_validation=False,
     )
 
@@ -139,17 +142,17 @@ def _client_config(given: dict[str, str]) -> Config:
 def _refuse_late_attempt(request: Any, **_: object) -> None:
     began = request.context.setdefault("whisperbackup_began", time.monotonic())
     if time.monotonic() - began > LAST_ATTEMPT_SECONDS:
-        raise Unavailable(f"{_host(request.url)} gives no answer: check the network and endpoint=")
+        raise Unavailable(f"{_host(request.url)} does not answer; check the network and endpoint=")
 
 
 def _add_content_md5(params: dict[str, Any], **_: object) -> None:
-    # boto3 sends a CRC32, which many S3 compatible stores do not know; the protocol used to demand this one.
+    # boto3 sends a CRC32, which many S3-compatible stores do not support; they expect the older Content-MD5.
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 class S3:
-    """One bucket; boto3's clients may be shared by threads."""
+    """One bucket; threads share one client."""
 
     threads = 8
     is_ranged = True
@@ -176,13 +179,13 @@ class S3:
             if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
             try:
-                self._look_into()  # another run may have made it since we looked; not all services tell whose it is
+                self._look_into()  # another run may have created it; not all services report who owns a bucket
             except StorageError:
                 raise error from None
 
     def _look_into(self) -> None:
-        # Listing is what every command needs the right to; HeadBucket's errors say nothing.
-        with self._errors("look into"):
+        # Every command needs the permission to list, and HeadBucket's errors give no reason.
+        with self._errors("open"):
             self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
@@ -198,10 +201,13 @@ class S3:
             if page is None:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
-                raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
+                raise StorageError(
+                    f"cannot list bucket '{self._bucket}': {self._endpoint} ends the listing before its last page; "
+                    "check endpoint="
+                )
             objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
-                raise StartAfterUnsupported(f"{self._endpoint} does not know start-after")
+                raise StartAfterUnsupported(f"{self._endpoint} does not support start-after")
             if until and objects and objects[-1].key > until:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return
@@ -215,7 +221,7 @@ class S3:
                 try:
                     return bytes(body.read())
                 except BODY_CUT:
-                    # boto3 repeats whole requests only until their headers are there.
+                    # boto3 retries a request only until it has received the headers.
                     if attempt == 3:
                         raise
             attempt += 1
@@ -238,9 +244,10 @@ class S3:
         return not self._is_swift
 
     def _refuses(self, key: str, body: bytes) -> bool:
-        """Whether the service refuses to create what is there already; some take no notice, and do not say so.
+        """Whether the service refuses to create an existing object.
 
-        Others refuse the condition, each with an error of its own: the same put without it has just succeeded.
+        Some services silently ignore the condition.  Others reject it, with various errors: since the same put without
+        the condition has just succeeded, any error means that they do not support it.
         """
         try:
             return not self._create(key, body)
@@ -250,7 +257,7 @@ class S3:
             return False
 
     def _create(self, key: str, body: bytes) -> bool:
-        """Whether the object was stored; if not, there is one already."""
+        """Store the object unless its key exists; returns whether it was stored."""
         try:
             self._put(key, body, IfNoneMatch="*")
         except StorageError as error:
@@ -262,30 +269,30 @@ class S3:
     def _put(self, key: str, body: bytes, **condition: str) -> None:
         with self._errors("write", key):
             answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as, **condition)
-        # Of two puts under a condition at the very same time Swift accepts both, through its S3 API as well.
+        # Swift, also through its S3 API, accepts both of two simultaneous conditional puts.
         self._is_swift = "x-trans-id" in answer["ResponseMetadata"]["HTTPHeaders"]
         self._check_etag(answer, key, body)
 
     def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
-        """Raises Unavailable unless a put's answer, or else the object itself, proves that this is what is stored."""
+        """Raise Unavailable unless the put's response, or the object when read back, proves that `body` is stored."""
         if str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer:
-            return  # then the ETag is no MD5, though it may look the same
+            return  # the ETag of such an object is not an MD5, but may look like one
         etag = answer["ETag"].strip('"')
         if etag == hashlib.md5(body, usedforsecurity=False).hexdigest() or MULTIPART.fullmatch(etag):
             return
-        if not holds(self, key, body):  # not all services that speak S3 have MD5s for ETags, nor tell what they encrypt
+        if not holds(self, key, body):  # some services have other ETags than MD5s, or do not report that they encrypt
             family, remedy = REMEDIES[s3pages.NOT_S3]
-            raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of something else; {remedy}")
+            raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of other content; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_all(batch)]
+        stayed = [reason for batch in batches(keys, DELETE_AT_ONCE) for reason in self._delete_all(batch)]
         if stayed:
             raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
 
     def _delete_all(self, batch: Sequence[str]) -> Iterator[str]:
-        """Delete; say for each key that stayed what the store says about it.
+        """Delete `batch`; yield the key and the store's reason for each object that was not deleted.
 
-        A key that XML cannot hold would have the whole batch refused: it is deleted by a request of its own.
+        The store would reject a whole batch with a key that XML cannot represent, so such a key gets its own request.
         """
         if expressible := [key for key in batch if not NOT_XML.search(key)]:
             yield from self._delete_batch(expressible)
@@ -304,18 +311,18 @@ class S3:
                 yield f"'{key}': {error}"
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
-        """Delete; say for each key that stayed what the store says about it."""
-        for _ in range(2):  # "InternalError" for one key among a thousand is S3's way to ask for a second try
+        """Delete `batch`; return the key and the store's reason for each object that was not deleted."""
+        for _ in range(2):  # S3 sometimes fails for one key in a thousand with "InternalError", and wants a retry
             try:
                 with self._errors("delete from"):
                     answer = self._client.delete_objects(
                         Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
                     )
             except Unavailable:
-                raise  # every further batch would take a minute
+                raise  # each further batch would need a minute to fail
             except StorageError as error:
-                if _code(error) == "MalformedXML":  # to some a key is, at which others take no offence
-                    return [said for key in batch for said in self._delete_one(key)]
+                if _code(error) == "MalformedXML":  # some stores reject keys that others accept
+                    return [reason for key in batch for reason in self._delete_one(key)]
                 return [f"'{key}': {error}" for key in batch]
             errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             batch = [error["Key"] for error in errors]
@@ -328,7 +335,7 @@ class S3:
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:
-        """Turn what boto3 raises into the one family, saying what was being done to what and what to do now."""
+        """Convert boto3's exceptions to StorageErrors that name the failed action and the remedy."""
         what = f"cannot {doing} bucket '{self._bucket}'" if key is None else f"cannot {doing} '{key}'"
         try:
             yield
@@ -342,7 +349,7 @@ class S3:
         except boto.SSLError as error:
             raise Unavailable(
                 f"{what}: TLS to {self._endpoint} failed ({_reason(error)}); "
-                "for a private certificate authority name its file in AWS_CA_BUNDLE"
+                "for a private certificate authority set AWS_CA_BUNDLE to its file"
             ) from error
         except (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError) as error:
             raise Unavailable(
@@ -353,7 +360,7 @@ class S3:
             raise StorageError(f"{what}: {error}") from error
         except boto.BotoCoreError as error:
             raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
-        except OSError as error:  # of a file that the credentials come from
+        except OSError as error:  # from a file with credentials
             raise AccessDenied(f"{what}: {error.filename or 'credentials'}: {error.strerror}") from error
 
     def _refusal(self, what: str, key: str | None, error: Any) -> StorageError:
@@ -362,17 +369,19 @@ class S3:
         if code == "NoSuchBucket" or (status == 404 and key is None):
             return NotFound(f"{what}: bucket '{self._bucket}' does not exist; create it, or run backup once")
         if status == 404:
-            return NotFound(f"{what}: there is no such object in bucket '{self._bucket}'")
+            return NotFound(f"{what}: it does not exist in bucket '{self._bucket}'")
         if code in REMEDIES:
             family, remedy = REMEDIES[code]
-            return family(f"{what}: {self._endpoint}{'' if code == s3pages.NOT_S3 else f' says {code}'}; {remedy}")
+            return family(f"{what}: {self._endpoint}{'' if code == s3pages.NOT_S3 else f' answers {code}'}; {remedy}")
         if status in (401, 403):
-            return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
+            return AccessDenied(
+                f"{what}: {self._endpoint} answers {code} {message}; check the credentials and their permissions"
+            )
         if "Quota" in code or status == 507:
-            return StorageError(f"{what}: {self._endpoint} says {code}; {REMEDIES['QuotaExceeded'][1]}")
+            return StorageError(f"{what}: {self._endpoint} answers {code}; {REMEDIES['QuotaExceeded'][1]}")
         if status > 501 or status in (429, 500):
-            return Unavailable(f"{what}: {self._endpoint} still says {code} {message} after {ATTEMPTS} attempts")
-        return StorageError(f"{what}: {self._endpoint} says {code} {message}")
+            return Unavailable(f"{what}: {self._endpoint} still answers {code} {message} after {ATTEMPTS} attempts")
+        return StorageError(f"{what}: {self._endpoint} answers {code} {message}")
 
     @property
     def _endpoint(self) -> str:
@@ -380,12 +389,12 @@ class S3:
 
 
 def _status(error: StorageError) -> object:
-    """The HTTP status that an error was made of."""
+    """The HTTP status that caused the error."""
     return getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
 
 
 def _code(error: StorageError) -> object:
-    """What S3 called it."""
+    """The S3 error code that caused the error."""
     return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
 
 
@@ -394,5 +403,5 @@ def _host(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The short reason inside the library's sentence, which repeats the whole URL."""
+    """The short reason in the library's message, without the URL."""
     return str(error).rsplit("] ", 1)[-1].split(" (_ssl", 1)[0]

@@ -1,10 +1,10 @@
-"""S3's answers, looked at before botocore believes them: its status alone makes a success of any 200.
+"""Checks of S3 responses before botocore parses them: botocore treats any 200 as a success.
 
-A proxy, a maintenance page or a wrong endpoint may answer 200 to everything.  An answer that S3 would not give
-becomes the error NOT_S3, is asked for again as a transient fault is, and then ends the call.
+A proxy, a maintenance page or a wrong endpoint may answer 200 to everything.  A response that S3 would not send
+becomes the error NOT_S3.  It is retried like a transient fault, and then fails the call.
 
-Pages of a listing are read here as well, several times faster than botocore does: it turns every element into Python
-objects by walking its model of the service.  Signing, sending, other retries and errors stay botocore's.
+This module also parses the pages of a listing, several times faster than botocore, which walks its model of the
+service for every element.  botocore still does the signing, the sending, all other retries and errors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from whisperbackup.storage.base import StoredObject
 EVENT = "before-parse.s3.*"
 NOT_S3 = "AnswerIsNotS3"
 CONFLICT = "ConditionalRequestConflict"
-"""What S3 says to a conditional put while another one to the same key is under way: it is to be made again."""
+"""S3's error code for a conditional put during another one to the same key: the client must retry."""
 OBJECTS = "WhisperBackupObjects"
-"""Where a page holds its objects."""
+"""The response field with a page's objects."""
 LISTING, DELETION, ERROR = "ListBucketResult", "DeleteResult", "Error"
 ENVELOPE = f"<{LISTING}/>".encode()
-REFUSAL = f"<Error><Code>{NOT_S3}</Code><Message>this is no answer of S3</Message></Error>".encode()
+REFUSAL = f"<Error><Code>{NOT_S3}</Code><Message>this is not a response of S3</Message></Error>".encode()
 REFUSED_STATUS = 502
 TRIES = 3
 PAUSE = 0.5  # seconds, more with each try
@@ -35,10 +35,10 @@ MD5 = re.compile("[0-9a-f]{32}")
 
 
 def install(events: Any) -> None:
-    """Have the answers to the client with these `events` looked at here.
+    """Check the responses of the client with these `events`.
 
-    botocore's own handler parses every body to see whether it holds an error: it comes after ours, which leaves
-    it nothing to parse but what is no page.
+    botocore's own handler parses every body to find errors in it.  It is moved behind this module's handler, which
+    replaces each page with a short body.
     """
     find_error = getattr(botocore.handlers, "_handle_200_error", None)
     if find_error:
@@ -52,7 +52,7 @@ def install(events: Any) -> None:
 def _read_answer(
     operation_model: Any, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
-    """Refuse a success that S3 would not tell like this; move what a page holds to the customized response."""
+    """Reject a success that is not S3's; move a page's content to the customized response."""
     status, headers = response_dict["status_code"], response_dict["headers"]
     if not 200 <= status < 300:
         return
@@ -72,7 +72,7 @@ def _read_answer(
 
 
 def _ask_again(response: Any, attempts: int, **_: object) -> float | None:
-    """The seconds to wait before an answer that is not S3's is asked for again, or two creators have got apart."""
+    """The seconds to wait before a retry, after a response that is not S3's or a conflict of two conditional puts."""
     if response is None or attempts >= TRIES:
         return None
     code = response[1].get("Error", {}).get("Code")
@@ -87,7 +87,7 @@ def _root_name(body: bytes) -> str:
 
 
 def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any]) -> bool:
-    """Whether the body is a page, which is read, or an error, which is left to botocore."""
+    """Whether the body is a page, which is parsed here, or an error, which botocore parses."""
     try:
         root = ElementTree.fromstring(response_dict["body"])
         space, brace, name = root.tag.rpartition("}")
@@ -105,7 +105,7 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
 
 def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
     key, size, etag = (namespace + name for name in ("Key", "Size", "ETag"))
-    is_quoted = root.findtext(namespace + "EncodingType") == "url"  # as botocore asks
+    is_quoted = root.findtext(namespace + "EncodingType") == "url"  # botocore requests it
     objects = []
     for found in root.iterfind(namespace + "Contents"):
         name, length = found.findtext(key), found.findtext(size)
@@ -116,7 +116,7 @@ def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
         )
     is_truncated = root.findtext(namespace + "IsTruncated", "")
     if is_truncated not in ("true", "false"):
-        raise ValueError("a page that does not tell whether it is the last")
+        raise ValueError("a page that does not state whether it is the last")
     page: dict[str, Any] = {OBJECTS: objects, "IsTruncated": is_truncated == "true"}
     if token := root.findtext(namespace + "NextContinuationToken"):
         page["NextContinuationToken"] = token
@@ -124,7 +124,7 @@ def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
 
 
 def _unquote(key: str) -> str:
-    """As botocore does it; what stands before the last slash, and behind it, is mostly what it was a moment ago."""
+    """Decode like botocore.  Both parts of a key mostly repeat those of the keys before, so they are cached."""
     folder, slash, name = key.rpartition("/")
     return _unquote_part(folder) + slash + _unquote_part(name)
 
@@ -133,6 +133,6 @@ _unquote_part = functools.lru_cache(1024)(unquote_plus)
 
 
 def md5_of(etag: str) -> str | None:
-    """An ETag as an MD5.  Under SSE-KMS it is none, but looks the same: the caller takes a mismatch as "don't know"."""
+    """An ETag as an MD5.  Under SSE-KMS it is not one, but looks the same: callers treat a mismatch as unknown."""
     etag = etag.strip('"')
     return etag if MD5.fullmatch(etag) else None

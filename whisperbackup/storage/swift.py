@@ -1,8 +1,8 @@
 """OpenStack Swift, through python-swiftclient, with keystoneauth for the tokens.
 
-Takes no storage arguments.  Who asks, and where, is said by the environment: ST_AUTH, ST_USER and ST_KEY
-(version 1), or the OS_* variables of an OpenStack shell (Keystone: passwords, application credentials and what
-else OS_AUTH_TYPE names).
+This driver has no storage arguments.  The environment sets the server and the credentials: ST_AUTH, ST_USER and
+ST_KEY (version 1), or the OS_* variables of an OpenStack shell (Keystone: passwords, application credentials and
+the other types that OS_AUTH_TYPE can name).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from whisperbackup.storage.base import (
 
 CONNECT_SECONDS, READ_SECONDS = 5, 30
 LAST_ATTEMPT_SECONDS = 32
-"""After silence no attempt begins later than this after its call did, so that the call ends within a minute."""
+"""No attempt after a timeout begins later than this after the start of its call, so the call ends within a minute."""
 TOKEN_SECONDS = 15
 RETRIES = 5
-PAUSE = 0.5  # seconds before an answer that was cut, or is not Swift's, is asked for again
+PAUSE = 0.5  # seconds before a retry, after a response that was cut or is not Swift's
 DELETE_AT_ONCE = 1000
 """At most this many keys in a bulk delete, though most clusters take 10,000: it gives up after 1,000 failures."""
 
@@ -56,19 +56,19 @@ MD5 = re.compile("[0-9a-f]{32}")
 
 
 class NotSwift(ValueError):
-    """An answer that Swift would not give: a proxy, a maintenance page or a wrong address may say 200 to all."""
+    """A response that Swift would not send: a proxy, a maintenance page or a wrong address may answer 200 to all."""
 
 
 COUNT = "x-container-object-count"
-"""The header that the answer to any listing has."""
+"""A header that Swift's response to every listing has."""
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
-    """A driver for the container `bucket`; only `create` costs a request here."""
+    """A driver for the container `bucket`; opening makes a request only with `create`."""
     keyword_arguments(arguments, None, ())
     if "/" in bucket:
-        raise UsageError(f"bucket '{bucket}': a container's name has no slash in it; see --storage-path")
-    # They log the headers of each request with the beginning of the token.
+        raise UsageError(f"bucket '{bucket}': a container's name contains no slash; set a path with --storage-path")
+    # These libraries log the headers of each request, with the beginning of the token.
     silence("swiftclient", "keystoneauth", "keystoneclient", "requests", "urllib3", "stevedore")
     deadline.install()
     driver = Swift(_connector(), bucket)
@@ -78,7 +78,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
 
 
 def _connector() -> Callable[[], TimedConnection]:
-    """What makes a connection for a thread; all that the environment says is read here."""
+    """A function that makes a connection for a thread.  Only this reads the environment."""
     interface = os.environ.get("OS_INTERFACE") or os.environ.get("OS_ENDPOINT_TYPE") or "public"
     certificates = os.environ.get("OS_CACERT") or None
     place = {"region_name": os.environ.get("OS_REGION_NAME") or None, "endpoint_type": interface}
@@ -99,11 +99,11 @@ def _connector() -> Callable[[], TimedConnection]:
 
 
 def _session(certificates: str | None) -> Session:
-    """Where all threads of this process get their token, and a new one when it has expired."""
+    """The session that gives all threads of this process their token, and a new one after it has expired."""
     repeat = urllib3.Retry(
         total=RETRIES,
         connect=2,
-        read=1,  # a silent identity service is asked twice for its versions, and twice for the token: a minute
+        read=1,  # two requests for the versions and two for the token: a minute, if the identity service is silent
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=None,
         backoff_factor=0.5,
@@ -116,31 +116,31 @@ def _session(certificates: str | None) -> Session:
 
 
 def _credentials() -> Any:
-    """keystoneauth's plugin for what the environment holds."""
+    """keystoneauth's plugin for the credentials in the environment."""
     environment = os.environ
     for name in ("ST_AUTH", "OS_AUTH_URL"):
         if "@" in urlsplit(environment.get(name, "")).netloc:  # keystoneauth's warnings would tell it
-            raise UsageError(f"{name} must be without user or password; these have variables of their own")
+            raise UsageError(f"{name} contains a user or password; set these in their own variables")
     if environment.get("ST_AUTH"):
         try:
             return PasswordPlugin(environment["ST_AUTH"], environment["ST_USER"], environment["ST_KEY"])
         except KeyError as unset:
-            raise AccessDenied(f"Swift: ST_AUTH is set, and {unset.args[0]} is not; set all three of ST_*") from None
+            raise AccessDenied(f"Swift: ST_AUTH is set, but {unset.args[0]} is not; set all three of ST_*") from None
     if not environment.get("OS_AUTH_URL"):
         raise AccessDenied("Swift: no credentials; set ST_AUTH, ST_USER and ST_KEY, or source your openrc file (OS_*)")
     is_application = environment.get("OS_APPLICATION_CREDENTIAL_ID")
     kind = environment.get("OS_AUTH_TYPE") or ("v3applicationcredential" if is_application else "password")
     if kind.endswith("password"):
-        # keystoneauth finds that out only after its first request, and raises a bare Exception.
+        # keystoneauth notices this only after its first request, and raises a bare Exception.
         for names in (("OS_PASSWORD",), ("OS_USERNAME", "OS_USER_ID")):
             if not any(environment.get(name) for name in names):
-                raise AccessDenied(f"Swift: OS_AUTH_URL is set, and {names[0]} is not; source your whole openrc file")
+                raise AccessDenied(f"Swift: OS_AUTH_URL is set, but {names[0]} is not; source your whole openrc file")
     try:
         return loading.get_plugin_loader(kind).load_from_options_getter(_option)
     except keystone.OptionError as error:
-        raise AccessDenied(f"Swift: OS_AUTH_TYPE is {kind}, and that needs more OS_* variables: {error}") from error
+        raise AccessDenied(f"Swift: OS_AUTH_TYPE={kind} needs more OS_* variables: {error}") from error
     except keystone.NoMatchingPlugin as error:
-        raise AccessDenied(f"Swift: OS_AUTH_TYPE={kind} is not known here; password is the usual one") from error
+        raise AccessDenied(f"Swift: OS_AUTH_TYPE={kind} is not supported; set another, usually password") from error
 
 
 def _option(option: Any) -> str | None:
@@ -150,30 +150,30 @@ def _option(option: Any) -> str | None:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether this is what a listing tells of an object."""
+    """Whether this is an object in a listing."""
     return isinstance(row, dict) and {"name", "bytes", "hash"} <= row.keys()
 
 
 class SharedSession(Session):  # type: ignore[misc,unused-ignore]
-    """A session whose token may be found expired by several threads at once."""
+    """A session in which several threads can find at once that the token has expired."""
 
     def invalidate(self, auth: Any = None) -> bool:
-        """Whether it is worth trying again: always, while the base class says no if another thread was first."""
+        """Whether to retry: always; the base class returns False if another thread was faster."""
         super().invalidate(auth)
         return True
 
 
 class TimedConnection(Connection):  # type: ignore[misc]
-    """swiftclient's connection, for one call at a time, with a deadline for each: it only knows a number of retries."""
+    """swiftclient's connection, with a deadline for each call; swiftclient itself only limits the number of retries."""
 
     began = 0.0
     url: str | None
     token: str | None
 
     def http_connection(self, url: str | None = None) -> Any:
-        """Called before each attempt that follows silence or a broken connection."""
+        """Called before each attempt that follows a timeout or a broken connection."""
         if time.monotonic() - self.began > LAST_ATTEMPT_SECONDS:
-            raise Unavailable(f"{urlsplit(self.url or '').netloc} gives no answer; check the network and the cluster")
+            raise Unavailable(f"{urlsplit(self.url or '').netloc} does not answer; check the network and the cluster")
         return super().http_connection(url)
 
     def get_auth(self) -> tuple[str, str]:
@@ -183,7 +183,7 @@ class TimedConnection(Connection):  # type: ignore[misc]
         return url, token
 
     def get_capabilities(self, url: str | None = None) -> Any:
-        """As the base class's, which neither has an address before the first other request, nor tries again."""
+        """Like the base class, which however has no address before the first other request, and does not retry."""
         if not self.token:
             self.url, self.token = self.get_auth()
         for backoff in (1, 2, 4):
@@ -212,7 +212,7 @@ class Swift:
 
     def create_if_absent(self) -> None:
         try:
-            # Asked first, since making a container needs rights in the account, even if it is there.
+            # Try to list first: creating a container needs permissions in the account, even if it exists.
             self._page("", "", FIRST)
         except NotFound:
             self._call("create", None, lambda swift: swift.put_container(self._bucket))
@@ -229,7 +229,7 @@ class Swift:
             marker = page[-1]["name"]
 
     def _page(self, prefix: str, marker: str, end: str) -> Sequence[Any]:
-        # Without a limit of ours a page is as long as the cluster allows; so only an empty one is surely the last.
+        # The request sets no limit, so the cluster chooses the length of a page; only an empty page is surely the last.
         def request(swift: TimedConnection) -> Sequence[Any]:
             headers, rows = swift.get_container(self._bucket, prefix=prefix, marker=marker, end_marker=end)
             if COUNT not in headers or not isinstance(rows, list) or not all(map(_is_row, rows)):
@@ -259,11 +259,11 @@ class Swift:
                     raise
                 if not holds(self, key, body):
                     raise Exists(key) from None
-        return False  # of two puts at the very same time a cluster accepts both, and keeps the later
+        return False  # a cluster accepts both of two simultaneous puts, and keeps the later one
 
     def _put(self, key: str, body: bytes, condition: dict[str, str]) -> None:
-        # As a file, because that is what swiftclient can rewind to try again; with its length, so that Swift refuses
-        # a body that comes short.  TLS, and the SHA-1 that every backup carries, guard its content.
+        # swiftclient can rewind a file for a retry.  With the length Swift rejects a truncated body.  TLS and the SHA-1
+        # in every backup protect the content.
         def request(swift: TimedConnection) -> None:
             content = io.BytesIO(body) if body else None
             etag = swift.put_object(self._bucket, key, content, content_length=len(body), headers=condition)
@@ -279,7 +279,7 @@ class Swift:
                 try:
                     self._delete_one(key)
                 except Unavailable:
-                    raise  # it would take a minute for every key
+                    raise  # each further key would need a minute to fail
                 except StorageError as error:
                     stayed.append(error)
         if stayed:
@@ -298,7 +298,7 @@ class Swift:
             pass
 
     def _bulk_delete(self, batch: Sequence[str]) -> Sequence[str]:
-        """Delete in one request; which keys are to be deleted one by one after all, to succeed or tell the reason."""
+        """Delete in one request; return the keys to retry one by one, which then succeed or show the reason."""
         if len(batch) == 1:
             return batch
         paths = "\n".join(quote(f"/{self._bucket}/{key}") for key in batch).encode()
@@ -306,7 +306,7 @@ class Swift:
 
         def request(swift: TimedConnection) -> tuple[int, set[str]]:
             _, body = swift.post_account(headers, query_string="bulk-delete", data=paths)
-            # The status is 200 whatever happened; the truth is in the body.
+            # The status is always 200; the body contains the result.
             outcome = json.loads(body)
             try:
                 failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
@@ -321,14 +321,14 @@ class Swift:
         except StorageError:
             return batch
         if done + len(failed) < len(batch):
-            return batch  # it gave up on the way, after too many failures for one
+            return batch  # the cluster stopped early, after too many failures
         return [key for key in batch if key in failed]
 
     def _keys_in_a_bulk_delete(self) -> int:
-        """How many the cluster takes at once; 1 where it has no bulk delete, or hides its /info."""
+        """How many keys the cluster can delete at once; 1 if it has no bulk delete, or hides its /info."""
         if self._bulk_limit is None:
             try:
-                offered = self._call("ask about", None, TimedConnection.get_capabilities).get("bulk_delete", {})
+                offered = self._call("query", None, TimedConnection.get_capabilities).get("bulk_delete", {})
             except Unavailable:
                 raise
             except StorageError:
@@ -341,21 +341,21 @@ class Swift:
             self._idle.pop().close()
 
     def _call(self, doing: str, key: str | None, request: Callable[[TimedConnection], Any]) -> Any:
-        """Make a request over an idle connection, or a new one; what it raises becomes the one family."""
+        """Make a request over an idle or a new connection; its exceptions become StorageErrors."""
         with self._errors(doing, key), self._connection() as connection:
             connection.began = time.monotonic()
             for _ in range(2):
                 try:
                     return request(connection)
                 except (urllib3.exceptions.HTTPError, ValueError):
-                    # An answer that was cut after its headers, or is not Swift's: swiftclient does not try again.
+                    # swiftclient does not retry a response that was cut after its headers, or is not Swift's.
                     connection.close()
                     time.sleep(PAUSE)
             return request(connection)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[TimedConnection]:
-        """A connection for one call; there are as many as calls were made at once, however many threads make them."""
+        """A connection for one call.  The pool holds as many connections as calls have run at once."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -367,7 +367,7 @@ class Swift:
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None) -> Iterator[None]:
-        """Turn what the libraries raise into the one family, saying what was being done and what to do now."""
+        """Convert the libraries' exceptions to StorageErrors that name the failed action and the remedy."""
         what = f"cannot {doing} container '{self._bucket}'" if key is None else f"cannot {doing} '{key}'"
         try:
             yield
@@ -375,7 +375,7 @@ class Swift:
             raise type(error)(f"{what}: {error}") from error.__cause__
         except ClientException as error:
             if error.http_status == 404 and key is None:
-                raise NotFound(f"{what}: there is no such container; create it, or run backup once") from error
+                raise NotFound(f"{what}: it does not exist; create it, or run backup once") from error
             raise self._refusal(what, error) from error
         except keystone.Unauthorized as error:
             raise AccessDenied(
@@ -383,7 +383,7 @@ class Swift:
             ) from error
         except (keystone.SSLError, requests.exceptions.SSLError) as error:
             raise Unavailable(
-                f"{what}: TLS failed; for a private certificate authority name its file in OS_CACERT"
+                f"{what}: TLS failed; for a private certificate authority set OS_CACERT to its file"
             ) from error
         except (keystone.ConnectionError, keystone.HttpServerError) as error:
             raise Unavailable(
@@ -400,13 +400,13 @@ class Swift:
             ) from error
         except keystone.ClientException as error:
             raise StorageError(
-                f"{what}: the identity service makes no sense ({type(error).__name__}); "
+                f"{what}: the identity service sends an invalid answer ({type(error).__name__}); "
                 "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
             ) from error
         except ValueError as error:
             raise Unavailable(
                 f"{what}: the cluster answers 200 with something that is not Swift: check ST_AUTH or OS_AUTH_URL, "
-                "a proxy before it, or whether it shows a maintenance page"
+                "any proxy, and whether the server shows a maintenance page"
             ) from error
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise Unavailable(
@@ -416,10 +416,10 @@ class Swift:
     def _refusal(self, what: str, error: Any) -> StorageError:
         status = error.http_status
         if status == 404:
-            return NotFound(f"{what}: no such object in container '{self._bucket}', or no such container")
+            return NotFound(f"{what}: the object or the container '{self._bucket}' does not exist")
         if status in (401, 403):
             return AccessDenied(
-                f"{what}: {error.http_host} refuses (status {status}); "
+                f"{what}: {error.http_host} denies access (status {status}); "
                 "check the user's role in the project, or the container's ACL"
             )
         if status in (413, 507):

@@ -1,8 +1,8 @@
-"""A long listing by several threads at once: a page of a thousand keys takes a service a tenth of a second, and more.
+"""A long listing by several threads at once: a service needs a tenth of a second or more for a page of 1000 keys.
 
-Somebody who knows about which keys are there names milestones, keys in ascending order (others are passed over).
-What lies between two of them is a window; the windows next in turn are listed at the same time, and what they hold
-is handed on in order.
+The caller names split keys, which are approximately the keys in the store, in ascending order (others are ignored).
+A window is the range between two split keys.  The next few windows are listed at the same time, and their objects
+are yielded in order.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from whisperbackup.storage.base import Driver, RangedDriver, StartAfterUnsupport
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 6
-MANY = 700  # objects that a window should hold: a page of S3 has a thousand, and a second page is a second request
-START_WIDTH, MAX_WIDTH = 8, 64  # milestones from one end of a window to the other
-BATCH, BATCHES = 500, 4  # what a window holds in memory before its turn comes
+MANY = 700  # objects that a window should hold: an S3 page has 1000, and a second page is a second request
+START_WIDTH, MAX_WIDTH = 8, 64  # split keys from one end of a window to the other
+BATCH, BATCHES = 500, 4  # objects in a batch, and batches of a window in memory before it is read
 
 
-def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
-    """As `driver.list(prefix)`, faster if the driver can list ranges; milestones are taken as they are needed.
+def list_in_windows(driver: Driver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
+    """Like `driver.list(prefix)`, but faster if the driver can list ranges; `split_keys` are read as needed.
 
-    A service where ranges are not what they should be is listed as a whole.
+    If the service does not support ranges correctly, the listing continues as a single one.
     """
     if not is_ranged(driver):
         yield from driver.list(prefix)
         return
     last = ""
     try:
-        for found in _in_windows(driver, prefix, milestones):
+        for found in _in_windows(driver, prefix, split_keys):
             yield found
             last = found.key
     except StartAfterUnsupported as error:
-        logger.info("%s: one request at a time lists it", error)
+        logger.info("%s; listing it with one request at a time", error)
         yield from itertools.dropwhile(lambda found: found.key <= last, driver.list(prefix))
 
 
-def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
-    ahead = _ascending(milestones)
+def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
+    ahead = _ascending(split_keys)
     windows: collections.deque[_Window] = collections.deque()
     after: str | None = ""
     width = START_WIDTH
@@ -68,7 +68,7 @@ def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) ->
 
 
 def _ascending(keys: Iterable[str]) -> Iterator[str]:
-    """Those of `keys` that are greater than all before them: windows must cover every key once, wherever they end."""
+    """Those of `keys` that are greater than all before them, so that windows cover every key exactly once."""
     last = ""
     for key in keys:
         if key > last:
@@ -82,13 +82,13 @@ def is_ranged(driver: Driver) -> TypeGuard[RangedDriver]:
 
 
 class _Window:
-    """One window, being listed by a thread of its own."""
+    """One window, listed by its own thread."""
 
     def __init__(self, driver: RangedDriver, prefix: str, after: str, until: str) -> None:
         self._objects = driver.list_range(prefix, after, until)
         self._queue: queue.Queue[list[StoredObject] | BaseException] = queue.Queue(BATCHES)
         self._is_abandoned = False
-        threading.Thread(target=self._fill, daemon=True).start()  # at the end of a run nobody waits for it
+        threading.Thread(target=self._fill, daemon=True).start()  # a daemon, so that the run can end without it
 
     def _fill(self) -> None:
         try:
@@ -101,14 +101,14 @@ class _Window:
             self._queue.put(error)
 
     def batches(self) -> Iterator[list[StoredObject]]:
-        """What the window holds.  Raises what its listing raised."""
+        """Yield the window's objects.  Raises the exception of its listing."""
         while batch := self._queue.get():
             if isinstance(batch, BaseException):
                 raise batch
             yield batch
 
     def abandon(self) -> None:
-        """Let the thread end as soon as it has what it is waiting for."""
+        """Stop the thread after its current request."""
         self._is_abandoned = True
         while not self._queue.empty():
             self._queue.get_nowait()

@@ -73,18 +73,18 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def literal_head(glob: str) -> str:
+def literal_prefix(glob: str) -> str:
     """What every `name/` begins with whose name matches `glob`; the whole `name/` if there is no wildcard."""
     wildcard = WILDCARD.search(glob)
     return glob[: wildcard.start()] if wildcard else glob + "/"
 
 
-def disjoint(heads: Sequence[str]) -> tuple[str, ...]:
-    """`heads` sorted, without those that another one covers."""
+def disjoint(prefixes: Sequence[str]) -> tuple[str, ...]:
+    """`prefixes` sorted, without those that another one covers."""
     kept: list[str] = []
-    for head in sorted(heads):
-        if not kept or not head.startswith(kept[-1]):
-            kept.append(head)
+    for prefix in sorted(prefixes):
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
     return tuple(kept)
 
 
@@ -92,10 +92,10 @@ def disjoint(heads: Sequence[str]) -> tuple[str, ...]:
 class Selection:
     """The metrics that match one of the wanted globs and none of the excluded ones.
 
-    `heads` are sorted and disjoint; each `name/` in the selection begins with one of them.
+    `prefixes` are sorted and disjoint; each `name/` in the selection begins with one of them.
     """
 
-    heads: tuple[str, ...]
+    prefixes: tuple[str, ...]
     wanted: re.Pattern[str] | None  # None: all
     excluded: re.Pattern[str] | None  # None: none
     folders_excluded: re.Pattern[str] | None
@@ -103,7 +103,7 @@ class Selection:
     @property
     def exact(self) -> list[str]:
         """The names that are wanted as they stand, without any wildcard."""
-        return [head[:-1] for head in self.heads if head.endswith("/")]
+        return [prefix[:-1] for prefix in self.prefixes if prefix.endswith("/")]
 
     def __contains__(self, name: str) -> bool:
         """Whether the metric `name` is selected."""
@@ -116,8 +116,8 @@ class Selection:
         return self.reaches(folder) and not (folder and self.folders_excluded and self.folders_excluded.match(folder))
 
     def reaches(self, folder: str) -> bool:
-        """Whether `folder` lies on the way to one of the heads, or below one."""
-        return any(folder.startswith(head) or head.startswith(folder) for head in self.heads)
+        """Whether `folder` lies on the way to one of the prefixes, or below one."""
+        return any(folder.startswith(prefix) or prefix.startswith(folder) for prefix in self.prefixes)
 
 
 def is_in_share(name: str, shares: int, day: int) -> bool:
@@ -136,7 +136,7 @@ def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
     """
     includes, excludes = _expanded(wanted), _expanded(excluded)
     return Selection(
-        heads=disjoint([literal_head(glob) for glob in includes]),
+        prefixes=disjoint([literal_prefix(glob) for glob in includes]),
         wanted=None if "*" in includes else _any_of(includes),
         excluded=_any_of(excludes),
         # a trailing `*` that may stand for nothing: what matches the folder's own prefix matches all below it
