@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 # As many tests at once: most of their time they wait.
 JOBS ?= 4
-TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --no-loadscope-reorder
 
 .PHONY: demo test quick soak lint bench clean
 

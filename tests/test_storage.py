@@ -557,7 +557,7 @@ def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
     with TroubleProxy(1) as silent, ThreadPoolExecutor(len(VAIN)) as pool:
         silent.silent = True
         closed = servers.free_port()
-        calls = {}
+        drivers = {}
         for gone, name in VAIN:
             store = servers.store(name)
             match gone:
@@ -567,8 +567,8 @@ def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
                     store = store.through(closed)
                 case "without TLS":
                     store = over_tls(store)
-            calls[gone, name] = pool.submit(complaint, open_store(store, "bucket"))
-        yield calls
+            drivers[gone, name] = open_store(store, "bucket")  # all of them first: it changes the environment
+        yield {case: pool.submit(complaint, driver) for case, driver in drivers.items()}
 
 
 def over_tls(store: Store) -> Store:
