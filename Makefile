@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# As many tests at once: most of their time they wait.
+# So many tests at once: most of their time they wait. A worker that crashed ends the run: xdist would wait for it for ever.
 JOBS ?= 4
-TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --no-loadscope-reorder
+TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --max-worker-restart=0 --no-loadscope-reorder
 
 .PHONY: demo test quick soak lint bench clean
 
