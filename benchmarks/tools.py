@@ -18,7 +18,7 @@ from typing import Protocol
 
 from timing import Command
 
-from whisperbackup import tree
+from whisperbackup.tree import names
 
 STATE = "--statefile"
 """The option that names the state file; every backup is given one, if this version of the program has it."""
@@ -94,7 +94,7 @@ class WhisperBackup:
         return self.command(*state, "-p", root, "-a", self._codec, "backup")
 
     def restore(self, target: Path, path: str = "") -> Command:
-        metric = ["-m", tree.metric_name(os.fsencode(path))] if path else []
+        metric = ["-m", names.metric_name(os.fsencode(path))] if path else []
         return self.command("-p", target, *metric, "restore")
 
     def stored(self) -> int | None:

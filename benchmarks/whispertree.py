@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whisperbackup.wsp import ARCHIVE_INFO, METADATA, POINT_SIZE, parse_header
+from whisperbackup.whisper.format import ARCHIVE_INFO, METADATA, POINT_SIZE, parse_header
 
 SCHEMAS = {  # retentions as (seconds per point, points)
     "minute": [(60, 1440)],

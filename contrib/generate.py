@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from whisperbackup import __version__, compression, options, storage
+from whisperbackup import __version__, options, storage
+from whisperbackup.repository import compression
 
 FOLDER = Path(__file__).parent
 COMPLETION, PAGE = FOLDER / "whisper-backup.bash", FOLDER / "whisper-backup.1"
@@ -19,7 +20,7 @@ BASH = r"""# Completion of whisper-backup in bash.  Made by contrib/generate.py;
 # /usr/share/bash-completion/completions/whisper-backup
 
 _whisper_backup() {{
-    local word=$2 before=$3 place=0 index
+    local word=$2 before=$3 place=0 command= index names
     [[ $word == = ]] && word=
     [[ $before == = ]] && before=${{COMP_WORDS[COMP_CWORD - 2]}}
     COMPREPLY=()
@@ -29,17 +30,21 @@ _whisper_backup() {{
         {codec}) mapfile -t COMPREPLY < <(compgen -W '{codecs}' -- "$word"); return ;;
         {values}) return ;;
     esac
-    if [[ $word == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '{names}' -- "$word")
-        return
-    fi
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${{COMP_WORDS[index]}} in
             {values}) [[ ${{COMP_WORDS[index + 1]}} == = ]] && ((index++)); ((index++)) ;;
             -*) ;;
-            *) ((place++)) ;;
+            *) ((place++)) || command=${{COMP_WORDS[index]}} ;;
         esac
     done
+    if [[ $word == -* ]]; then
+        case $command in
+{by_command}
+            *) names='{names}' ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
+        return
+    fi
     case $place in
         0) mapfile -t COMPREPLY < <(compgen -W '{commands}' -- "$word") ;;
         1) mapfile -t COMPREPLY < <(compgen -W '{drivers}' -- "$word") ;;
@@ -95,6 +100,10 @@ def completion() -> str:
         codec="|".join(codec),
         values="|".join(_named(valued)),  # the others: there is nothing to propose
         names=" ".join(_named(_options(parser))),
+        by_command="\n".join(
+            f"            {command}) names='{' '.join(_named(_options(options.make_parser(command))))}' ;;"
+            for command in options.COMMANDS
+        ),
         codecs=" ".join(compression.CODECS),
         commands=" ".join(options.COMMANDS),
         drivers=" ".join(storage.BUILT_IN),
@@ -139,7 +148,9 @@ def _described(parser: optparse.OptionParser, listed: Iterable[optparse.Option])
     for option in listed:
         value = rf" \fI{_roff(option.metavar)}\fR" if option.takes_value() and option.metavar else ""
         shown = ", ".join(_bold(name) + value for name in _names(option))
-        yield shown, parser.formatter.expand_default(option)
+        only = getattr(option, "commands", options.COMMANDS)
+        prefix = "" if only == options.COMMANDS else f"{', '.join(only)}: "
+        yield shown, prefix + parser.formatter.expand_default(option)
 
 
 def _tagged(rows: Iterable[tuple[str, str]]) -> str:

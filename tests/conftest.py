@@ -20,7 +20,7 @@ import pytest
 import servers
 import whisper
 
-from whisperbackup import defaults
+from whisperbackup.runtime import defaults
 
 EFFORT = float(os.environ.get("EFFORT", "1"))
 """How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""
@@ -37,6 +37,8 @@ hypothesis.settings.load_profile("ci")
 SCHEMAS = ([(60, 60)], [(1, 120), (60, 120)], [(10, 60), (60, 60), (300, 48)])
 TIME_LIMIT = 300  # seconds for a test, and for what its fixtures prepare
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+MARKER = ".whisper-backup-store"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -164,11 +166,24 @@ class Program:
         return [str(word) for word in [*words, *(options or ["disk"])]]
 
     def start(self, command: str, *options: object, **settings: object) -> subprocess.Popen[str]:
-        """The program, running; it ends with the test, if not before."""
+        """The program, running: it hears signals as from a terminal, and ends with the test if not before."""
+        return self.start_words(self.words(command, *options), **settings)
+
+    def start_words(self, words: list[str], **settings: object) -> subprocess.Popen[str]:
+        """The same with a command line that need not begin with the program."""
+        prepare = settings.pop("preexec_fn", None)
+        assert prepare is None or callable(prepare)
+
+        def begin() -> None:
+            servers.die_with_parent()
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)  # they are ignored in whatever runs in the background
+            if prepare:
+                prepare()
+
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
-        settings = {"preexec_fn": servers.die_with_parent, **settings}
         settings["env"] = {**os.environ, **self.environment}
-        started.append(subprocess.Popen(self.words(command, *options), **settings))  # type: ignore[call-overload]
+        started.append(subprocess.Popen(words, preexec_fn=begin, **settings))  # type: ignore[call-overload]
         return started[-1]
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
@@ -195,7 +210,8 @@ class Program:
 
     def objects(self) -> dict[str, bytes]:
         """Everything in the directory store."""
-        return {str(p.relative_to(self.store)): p.read_bytes() for p in sorted(self.store.rglob("*")) if p.is_file()}
+        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name != MARKER]
+        return {str(path.relative_to(self.store)): path.read_bytes() for path in paths}
 
     def stamps(self, metric: str) -> list[str]:
         """The stamps of a metric's complete backups, the oldest first."""

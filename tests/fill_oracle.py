@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import whisper
 
-from whisperbackup.wsp import Archive, parse_header
+from whisperbackup.whisper.format import Archive, parse_header
 
 Points = dict[int, float]
 
@@ -88,7 +88,7 @@ class Oracle:
     def __init__(self, live: bytes, backup: bytes, now: int) -> None:
         self.live, self.now = live, now
         self.header, other = parse_header(live), parse_header(backup)
-        self.method = whisper.aggregationTypeToMethod.get(self.header.aggregation, "average")
+        self.method = whisper.aggregationTypeToMethod.get(self.header.aggregation, "unknown")
         self.differs = [(a.step, a.points) for a in self.header.archives] != [
             (a.step, a.points) for a in other.archives
         ]
@@ -148,8 +148,11 @@ class Oracle:
         return None if math.isnan(value) else value
 
     def combine(self, values: list[float], total: int) -> float:
-        if self.method == "avg_zero":
-            return sum(values) / total
+        if self.method == "unknown":
+            return math.nan
+        if self.method == "avg_zero":  # or go-whisper's "first", with the same number: a value only where both agree
+            value = sum(values) / total
+            return value if math.isclose(value, values[0]) else math.nan
         return float(whisper.aggregate(self.method, values))
 
     def fill(self, level: Level) -> None:
@@ -229,7 +232,7 @@ class Oracle:
             return
         own = self.has_own_below(len(self.levels) - 1, t, end)
         if t not in level.held:
-            if t in level.copies and not own and level.ring.stamp_at(t) != t:
+            if t in level.copies and not own:
                 return
         else:
             stored = level.held[t]
@@ -237,34 +240,15 @@ class Oracle:
                 return
             total = -(-end // finer.step) - -(-t // finer.step)
             if sum(u in finer.after for u in below) < total and not self.is_explained(
-                stored, value, below, changed, finer, total
+                stored, value, [finer.held[u] for u in sorted(below) if u in finer.held]
             ):
                 return
         level.after[t] = value
         level.aggregated.add(t)
 
-    def is_explained(
-        self, stored: float, value: float, below: list[int], changed: list[int], finer: Level, total: int
-    ) -> bool:
-        state = {u: finer.held[u] for u in below if u in finer.held}
-        before = self.combine([state[u] for u in sorted(state)], total) if state else math.nan
-        if self.method == "max":
-            return stored <= value or stored <= before
-        if self.method == "min":
-            return stored >= value or stored >= before
-        if self.method == "absmax":
-            return abs(stored) <= abs(value) or abs(stored) <= abs(before)
-        if self.method == "absmin":
-            return abs(stored) >= abs(value) or abs(stored) >= abs(before)
-        if self.method == "last":
-            last = max((u for u in state if u not in changed), default=0)
-            candidates = [points[u] for points in (finer.held, finer.after) for u in below if u in points and u >= last]
-            return any(math.isclose(stored, candidate) for candidate in candidates)
-        sums = [before] if state else []
-        for u in sorted(changed, key=finer.ring.slot_of):
-            state.pop(u, None)
-            if state:
-                sums.append(self.combine([state[w] for w in sorted(state)], total))
-            state[u] = finer.after[u]
-            sums.append(self.combine([state[w] for w in sorted(state)], total))
-        return any(math.isclose(stored, one) or not math.isfinite(one) for one in sums)
+    def is_explained(self, stored: float, value: float, held: list[float]) -> bool:
+        if self.method in ("max", "min"):
+            return stored <= value if self.method == "max" else stored >= value
+        if self.method in ("absmax", "absmin"):
+            return abs(stored) <= abs(value) if self.method == "absmax" else abs(stored) >= abs(value)
+        return self.method != "avg_zero" and bool(held) and math.isclose(stored, self.combine(held, 0))

@@ -690,9 +690,11 @@ KINDS = [
 class TroubleProxy:
     """An HTTP proxy before one server, in a thread of the test: adds delay, breaks requests, counts them by kind.
 
-    `delay` is in seconds for each request; `refuse` and `cut` are the shares of requests that are answered
-    503, and whose connection is closed without an answer; `silent` takes requests and never answers.  All can be
-    changed at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
+    `delay` is in seconds for each request, `drip` for each byte of an answer; `refuse` and `cut` are the shares of
+    requests that are answered 503, and whose connection is closed without an answer; `lose` counts requests to come
+    that the server answers, and whose answer is thrown away; `silent` takes requests and never answers; `lie` is given
+    the head of each request, and its answer, unless None, is sent instead of the server's.  All can be changed
+    at any time.  `requests` counts what arrived: LIST, BULKDELETE, AUTH, EXPECT, or the method's name.
     """
 
     def __init__(self, target: int) -> None:
@@ -700,6 +702,10 @@ class TroubleProxy:
         self.port = free_port()
         self.delay = self.refuse = self.cut = 0.0
         self.silent = False
+        self.lose = 0
+        self.drip = 0.0
+        self.lie: Callable[[bytes], bytes | None] = lambda head: None
+        self.alter: Callable[[bytes, bytes], bytes] = lambda head, answer: answer  # the heads of both
         self.requests: Counter[str] = Counter()
         self.troubles = 0
         self._dice = random.Random(1)
@@ -778,12 +784,26 @@ class TroubleProxy:
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
             await writer.drain()
             return True
+        if (lie := self.lie(head)) is not None:
+            self.troubles += 1
+            writer.write(lie)
+            await writer.drain()
+            return b"connection: close" not in lie.lower()
         upstream.write(head + body)
         await upstream.drain()
-        answer = await answers.readuntil(b"\r\n\r\n")
+        answer = self.alter(head, await answers.readuntil(b"\r\n\r\n"))
         status = int(answer.split(b" ", 2)[1])
+        if self.lose:
+            self.lose -= 1
+            return False
         has_body = not head.startswith(b"HEAD") and status not in (204, 304)
-        writer.write(answer + (await read_body(answers, answer) if has_body else b""))
+        whole = answer + (await read_body(answers, answer) if has_body else b"")
+        for byte in range(len(whole) if self.drip else 0):
+            writer.write(whole[byte : byte + 1])
+            await writer.drain()
+            await asyncio.sleep(self.drip)
+        if not self.drip:
+            writer.write(whole)
         await writer.drain()
         return b"connection: close" not in answer.lower()
 

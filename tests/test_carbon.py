@@ -19,7 +19,7 @@ import snappy
 import zstandard
 from conftest import Program, contents, wait_for
 
-from whisperbackup.tree import metric_name
+from whisperbackup.tree.names import metric_name
 
 METRICS = [f"servers.web{number}.cpu" for number in range(20)] + ["disk.used;dc=a;host=b"]
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import Catalog, Debris, Disordered, Metric, newest_at, next_stamp
-from whisperbackup.merge import Pair, join
-from whisperbackup.selection import select
+from whisperbackup.repository.catalog import Catalog, Debris, Metric, UnsortedListing, newest_at
+from whisperbackup.repository.join import Pair, join
+from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
-from whisperbackup.tree import Found, Unseen
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import LocalFile, Skipped
 
 A, B, C = (f"2026-11-2{day}T00:00:00+00:00" for day in (1, 2, 3))
 
@@ -96,7 +97,7 @@ def test_only_the_literal_heads_are_listed() -> None:
 
 @pytest.mark.parametrize("keys", [["b/x", "a/x"], ["a/x", "a/x"]])
 def test_a_listing_out_of_order_ends_the_run(keys: list[str]) -> None:
-    with pytest.raises(Disordered, match="does not sort"):
+    with pytest.raises(UnsortedListing, match="does not sort"):
         read(keys)
 
 
@@ -126,20 +127,22 @@ def test_join_pairs_every_metric_once_and_knows_what_is_unseen(
 ) -> None:
     here = {name for name in here if not any((name + "/").startswith(cover) for cover in covers)}
     covers = {c for c in covers if not any(c != o and c.startswith(o) for o in covers)}
-    walk: list[Found | Unseen] = [Found(name + "/", b"") for name in here]
-    walk += [Unseen(cover, b"", "", False) for cover in covers]
+    walk: list[LocalFile | Skipped] = [LocalFile(name + "/", b"") for name in here]
+    walk += [Skipped(cover, b"", "", False) for cover in covers]
     walk.sort(key=lambda item: item.key)
     catalog = [Metric(name, (), (), (), "") for name in sorted(there, key=lambda name: name + "/")]
     pairs = list(join(walk, catalog))
     assert [pair.metric for pair in pairs if pair.metric] == catalog
-    assert [pair.local for pair in pairs if isinstance(pair.local, Found)] == [i for i in walk if isinstance(i, Found)]
+    assert [pair.local for pair in pairs if isinstance(pair.local, LocalFile)] == [
+        i for i in walk if isinstance(i, LocalFile)
+    ]
     for local, metric in pairs:
         if metric is not None:
             covered = [cover for cover in covers if metric.key.startswith(cover)]
             if covered:
-                assert isinstance(local, Unseen)
+                assert isinstance(local, Skipped)
             elif metric.name in here:
-                assert local == Found(metric.key, b"")
+                assert local == LocalFile(metric.key, b"")
             else:
                 assert local is None
     assert Pair(None, None) not in pairs

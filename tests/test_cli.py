@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Program, unprivileged
+from conftest import MARKER, Program, unprivileged
 
-from whisperbackup import defaults
-from whisperbackup.options import make_parser, parse, parse_date
+from whisperbackup.options import COMMANDS, make_parser, parse, parse_date
+from whisperbackup.runtime import defaults
 from whisperbackup.util import Keep
 
 
@@ -67,6 +67,7 @@ def test_usage_errors_are_one_line_and_status_2(program: Program, words: list[st
 )
 def test_what_cannot_run_says_why_with_status_1(program: Program, words: list[str], says: str) -> None:
     program.store.mkdir()
+    (program.store / MARKER).touch()
     command, *options = words
     told = program(command, "-q", *options, status=1)
     assert says in told
@@ -79,7 +80,7 @@ def test_an_unwritable_store_is_told_in_one_line(program: Program) -> None:
     program.store.mkdir(mode=0o555)
     ran = subprocess.run([*unprivileged(), *program.words("backup", "disk", "-q")], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert "may not write" in ran.stderr
+    assert "not allowed to write" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
 
 
@@ -152,6 +153,35 @@ def test_help_fits_a_terminal_and_every_option_is_in_a_group(monkeypatch: pytest
     assert not [option for group in parser.option_groups for option in group.option_list if not option.help]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_after_a_command_shows_its_options_and_no_others(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        parse(["-q", command, "disk", "--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"[options] {command} " in shown
+    assert max(len(line) for line in shown.splitlines()) < 80
+    assert ("--overwrite" in shown) == (command == "restore")
+    assert ("--retention" in shown) == (command == "backup")
+    assert ("--purge-anyway" in shown) == (command in ("backup", "purge"))
+    assert ("--lockfile" in shown) == (command in ("backup", "restore", "purge"))
+    assert "--bucket" in shown
+
+
+def test_options_of_the_older_tool_are_accepted_with_every_command() -> None:
+    for command in COMMANDS:
+        parse(
+            [
+                command,
+                "disk",
+                *["-r", "3", "-x", "9", "-a", "gz", "-f", "2", "-p", "/x", "-m", "a", "--splay", "1", "-n", "-q"],
+            ]
+        )
+
+
 def test_version_is_printed() -> None:
     from whisperbackup import __version__
 
@@ -169,7 +199,7 @@ def test_a_default_log_that_cannot_be_opened_is_one_warning(program: Program) ->
     log.touch(mode=0o444)
     ran = subprocess.run([*unprivileged(), *words[:at], *words[at + 2 :]], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("WARNING") == 1
+    assert ran.stderr.count("WARNING: cannot open the log file") == 1
     assert f"cannot open the log file {log}: Permission denied" in ran.stderr
     assert log.read_bytes() == b""
 

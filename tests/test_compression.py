@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
+from whisperbackup.repository.compression import CODECS, CorruptPayload, Expansion, compressor
 
 CONTENT = bytes(range(256)) * 5000
 TOOLS = {"gz": ["gunzip", "-c"], "sz": [sys.executable, "-m", "snappy", "-d"], "zst": ["zstd", "-dc"]}

@@ -58,6 +58,8 @@ def test_bash_completes_options_commands_stores_and_files(tmp_path: Path) -> Non
     assert completions("backup", "") == list(storage.BUILT_IN)
     assert completions("-b", "store", "--logfile", "=", "x", "list", "s") == ["s3", "swift"]
     assert completions("backup", "disk", "") == []
+    assert completions("-r", "3", "backup", "disk", "--over") == []
+    assert completions("restore", "disk", "--over") == ["--overwrite"]
     assert completions("-a", "") == ["gz", "sz", "zst"]
     assert completions("-r", "") == []
     assert sorted(completions("--logfile", "lo", folder=tmp_path)) == ["log.txt", "logs"]

@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, add_point, children, contents, install_driver, started, unprivileged, wait_for
+from conftest import MARKER, Program, add_point, children, contents, install_driver, unprivileged, wait_for
 from servers import TroubleProxy
 
-from whisperbackup import state, wsp
-from whisperbackup.selection import select
+from whisperbackup.repository import state
+from whisperbackup.tree.selection import select
+from whisperbackup.whisper import format
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +58,9 @@ class Hanging(disk.Disk):
     def list(self, prefix):
         self.hang("list")
         yield from super().list(prefix)
-    def put_all(self, objects):
+    def create_all(self, objects):
         self.hang("put")
-        super().put_all(objects)
+        return super().create_all(objects)
 def open(bucket, create, arguments):
     disk.open(bucket, create, arguments)
     driver = Hanging(os.fsencode(bucket))
@@ -77,10 +78,10 @@ def hanging(program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     sign = program.home / "hangs"
 
     def start(call: str, closed: str = "") -> subprocess.Popen[str]:
-        environment = {**os.environ, "HANGS_IN": call, "HANGS": str(sign)}
-        words = ["bash", "-c", f'exec "$@" {closed}', "bash", *program.words("backup", "shelf", "-f", "2")]
-        run = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(run)
+        program.environment |= {"HANGS_IN": call, "HANGS": str(sign)}
+        run = program.start_words(
+            ["bash", "-c", f'exec "$@" {closed}', "bash", *program.words("backup", "shelf", "-f", "2")]
+        )
         wait_for(sign.exists)
         return run
 
@@ -179,7 +180,7 @@ def test_a_long_list_into_head_is_silent(program: Program, option: str) -> None:
     for number in range(400):
         folder = program.store / f"{'long.' * 40}m{number}"  # all together more than a pipe holds
         folder.mkdir(parents=True)
-        for end in ("sha1", "wsp.gz"):
+        for end in ("sha1", "reader.gz"):
             (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
     words = words_of(program, "list", f"{option} | head -1; echo ${{PIPESTATUS[0]}}")
     ran = subprocess.run(words, capture_output=True, text=True)
@@ -220,7 +221,7 @@ def open(bucket, create, arguments):
 
 MISBEHAVING = """
 import os, signal, sys, time
-from whisperbackup import workers
+from whisperbackup.runtime import pool
 from whisperbackup.storage import disk
 
 class Textless(Exception):
@@ -249,10 +250,10 @@ def misbehave(how):
 
 class Driver(disk.Disk):
     parent = os.getppid()
-    def put_all(self, objects):
+    def create_all(self, objects):
         if objects[0][0].startswith("m7/"):
             misbehave(os.environ["HOW"])
-        super().put_all(objects)
+        return super().create_all(objects)
     def list(self, prefix):
         if os.environ["WHERE"] == "list":
             misbehave(os.environ["HOW"])
@@ -260,7 +261,7 @@ class Driver(disk.Disk):
 
 def open(bucket, create, arguments):
     if os.environ["HOW"] in ("hang", "stop"):
-        workers.HANG_LIMIT = 2.0  # an hour for everybody else
+        pool.HANG_LIMIT = 2.0  # an hour for everybody else
     disk.open(bucket, create, arguments)
     if os.environ["WHERE"] == "open":
         misbehave(os.environ["HOW"])
@@ -368,6 +369,8 @@ def test_a_full_store_ends_a_long_run_early(program: Program, small_disk: Path) 
     first = program.write("m0")
     for number in range(1, 200):
         shutil.copy(first, first.with_name(f"m{number}.wsp"))
+    program.store.mkdir()
+    (program.store / MARKER).touch()
     fill(small_disk)
     said = program("backup", status=1)
     assert 20 <= said.count("No space left") < 60
@@ -412,7 +415,7 @@ def test_healing_a_sparse_file_on_a_full_disk_leaves_it_valid_and_is_completed_l
     said = program("restore", "disk", "-p", small_disk, status=3)
     assert re.search("ERROR: a: .*No space left on device", said)
     assert not program.stamp.exists()
-    wsp.check(live.read_bytes())
+    format.check(live.read_bytes())
     assert whisper.fetch(str(live), now - 86400, now)[1][-1] == 7.0
     filler.unlink()
     assert "1 healed" in program("restore", "disk", "-p", small_disk)
@@ -520,7 +523,7 @@ def test_read_only_file_systems_are_named(program: Program, read_only: Callable[
     program("backup", "disk", "-p", frozen / "live")  # the tree may well be
     program.stamp.unlink()
     assert "1 good" in program("verify", "disk", "-b", frozen / "store")
-    assert "may not write" in program("backup", "disk", "-b", frozen / "store", status=1)
+    assert "not allowed to write" in program("backup", "disk", "-b", frozen / "store", status=1)
     for tree in ("tree", "live"):
         said = program("restore", "disk", "-p", frozen / tree, status=3)
         assert re.search(r"ERROR: a\.b: .*Read-only file system", said)
@@ -599,7 +602,7 @@ def test_closed_streams_break_nothing_and_no_file_of_ours_takes_their_place(prog
     assert b"DEBUG" not in b"".join([*program.objects().values(), program.lock.read_bytes()])
     assert "5 good" in program("verify")
     assert len(program.lock.read_text().splitlines()) == 1
-    wsp.check((program.prefix / "a/m1.wsp").read_bytes())
+    format.check((program.prefix / "a/m1.wsp").read_bytes())
 
 
 def test_no_file_of_ours_is_the_standard_error_of_a_run_that_has_none(
@@ -768,7 +771,7 @@ def open(bucket, create, arguments):
 
 
 @pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])
-@pytest.mark.parametrize("call", ["preadv", "fdatasync", "rename", "fsync"])
+@pytest.mark.parametrize("call", ["preadv", "fdatasync", "link", "fsync"])
 def test_a_sick_disk_fails_the_metric_and_leaves_nothing_half_written(
     program: Program, monkeypatch: pytest.MonkeyPatch, call: str, sickness: str
 ) -> None:

@@ -16,7 +16,7 @@ import whisper
 from conftest import Program, wait_for
 from test_carbon import Carbon
 
-from whisperbackup.carbon import Receiver, node_name, parse_receiver
+from whisperbackup.report.carbon import Receiver, node_name, parse_receiver
 
 NODE = node_name(socket.gethostname())
 
@@ -105,6 +105,14 @@ def test_a_stopped_run_is_told(two: Program, carbon: Carbon) -> None:
     assert not list(carbon.prefix.rglob("success_time.wsp"))
 
 
+def test_a_store_that_keeps_nothing_is_no_success(two: Program, carbon: Carbon) -> None:
+    two("backup", "noop", "--carbon", f"127.0.0.1:{carbon.port}")
+    wait_for(lambda: list(carbon.prefix.rglob("status.wsp")))
+    carbon.stop()  # which writes what it still holds
+    assert not two.stamp.exists()
+    assert not list(carbon.prefix.rglob("success_time.wsp"))
+
+
 def test_noop_tells_nothing_and_a_prefix_goes_before(two: Program, carbon: Carbon) -> None:
     report(carbon, two, "backup", "-n")
     report(carbon, two, "backup", "--carbon-prefix", "ops.backup-1")
@@ -186,7 +194,7 @@ def test_an_ipv6_address_is_reached(program: Program) -> None:
         connection, _ = listener.accept()
         with connection, connection.makefile() as file:
             lines = file.read().splitlines()
-    assert "WARNING" not in said
+    assert said.count("WARNING") == 1  # the new store
     assert all(re.fullmatch(rf"whisper-backup\.{re.escape(NODE)}\.backup\.\w+ [\d.]+ \d{{10}}", line) for line in lines)
     assert len({line.split()[2] for line in lines}) == 1
 

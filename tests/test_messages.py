@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Program, unprivileged
+from conftest import MARKER, Program, install_driver, unprivileged
 
 
 @pytest.fixture
@@ -25,17 +26,16 @@ def test_a_glob_that_names_a_folder_is_told_its_star(backed_up: Program) -> None
         assert "say -m 'servers.web1.*'" in said, command
 
 
-def test_a_wrong_storage_path_is_answered_with_a_key_that_is_there(backed_up: Program) -> None:
-    for command in ("restore", "verify"):
+def test_a_wrong_storage_path_is_answered_with_one_that_is_there(backed_up: Program) -> None:
+    for command in ("restore", "verify", "list"):
         said = backed_up(command, "disk", "--storage-path", "node2", status=1)
-        assert "below the storage path 'node2/' matches; the first object there is 'node1/servers.web1.cpu/" in said
-        assert "--storage-path" in said
-    assert "'node1/servers.web1.cpu/" in backed_up("list", "disk", "--storage-path", "node2")
-    assert "'node1/servers.web1.cpu/" in backed_up("list", "disk")
+        assert "below the storage path 'node2/' matches; it holds backups of 1 node: --storage-path node1" in said
 
 
-def test_an_empty_store_lists_nothing_without_a_warning(program: Program) -> None:
+def test_an_empty_store_lists_nothing_and_is_no_warning_where_it_is_marked(program: Program) -> None:
     program.store.mkdir()
+    assert "holds no objects at all; is its disk mounted?" in program("list", "disk")
+    (program.store / MARKER).touch()
     assert program("list", "disk") == "0 metrics, 0 backups, 0 bytes\n"
     assert "holds no objects at all" in program("restore", "disk", status=1)
 
@@ -81,7 +81,7 @@ def test_options_that_would_be_misunderstood_are_refused(program: Program) -> No
         ["purge", "disk", "--debris"],
         ["backup", "disk", "--overwrite"],
     ):
-        assert f"means nothing to {words[0]}" in program(*words, status=2)
+        assert f"is not an option of {words[0]}" in program(*words, status=2)
 
 
 def test_a_date_for_backup_is_a_warning(program: Program) -> None:
@@ -97,7 +97,9 @@ def test_a_forgotten_bucket_is_told_with_its_whole_path(program: Program) -> Non
         [*words[:at], *words[at + 2 :]], capture_output=True, text=True, check=True, cwd=program.home,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
-    assert f"made the directory {program.home}/graphite-backups" in ran.stderr
+    assert (
+        f"WARNING: the directory {program.home}/graphite-backups does not exist: a new store begins there" in ran.stderr
+    )
     assert f"disk '{program.home}/graphite-backups'" in program.log.read_text()
 
 
@@ -127,3 +129,48 @@ def test_what_may_not_be_read_or_written_is_told_with_its_path(backed_up: Progra
     folder.chmod(0o755)
     assert ran.returncode == 3
     assert f"ERROR: servers.web1.load: {folder}/load.wsp: Permission denied; run as" in ran.stderr
+
+
+UNCLEAN = """
+from whisperbackup.storage import disk
+from whisperbackup.storage.base import StorageError
+
+class Driver(disk.Disk):
+    def create_all(self, objects):
+        try:
+            raise RuntimeError("not to http://user:hunter2@proxy:1/\\n2026-01-01T00:00:00+0000 1 ERROR forged\\x1b[2J")
+        except RuntimeError as error:
+            raise StorageError("no way") from error
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Driver(bucket.encode())
+"""
+
+
+def test_a_traceback_forges_no_message_and_tells_no_password(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, UNCLEAN)
+    program.write("a.b")
+    run = program.start("backup", "shelf", "-d")
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 3, said
+    for text in (said, program.log.read_text()):
+        assert "Traceback" in text
+        assert "forged" in text
+        assert "\x1b" not in text
+        assert "hunter2" not in text
+        assert re.search(r"^ +2026-01-01T00:00:00", text, re.MULTILINE)
+        assert not re.search(r"^2026-01-01", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", ["-b", "-p"])
+def test_a_relative_path_in_a_working_directory_that_is_gone_is_one_line(program: Program, option: str) -> None:
+    program.write("a.b")
+    words = [*program.words("backup", "disk"), option, "relative"]
+    script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
+    run = program.start_words(["sh", "-c", script, str(program.home / "gone"), *words])
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 2, said
+    assert f"{option} relative: the working directory cannot be found" in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1

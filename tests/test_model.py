@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -18,11 +19,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from whisperbackup import backups, main, util
-from whisperbackup.catalog import Catalog, Metric, stamp_of
-from whisperbackup.selection import select
+from whisperbackup import main
+from whisperbackup.repository import backups
+from whisperbackup.repository.catalog import Catalog, Metric
+from whisperbackup.repository.future_stamps import horizon, misdated
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import Budget
 from whisperbackup.storage import disk
-from whisperbackup.workers import Budget
+from whisperbackup.tree.selection import select
 
 KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
@@ -138,6 +143,24 @@ class Store(RuleBasedStateMachine):
         Clock.now += timedelta(days=2)
         self.backup(-1)
 
+    @rule(metrics=st.sets(METRICS), nights=st.integers(1, 2), is_killed=st.booleans(), writes=st.integers(0, 8))
+    def a_clock_is_years_ahead_for_a_run_or_two(
+        self, metrics: set[str], nights: int, is_killed: bool, writes: int
+    ) -> None:
+        began = Clock.now
+        Clock.now += timedelta(days=3650)
+        for _ in range(nights):
+            Clock.now += timedelta(days=1)
+            for metric in sorted(metrics):
+                self.write(metric)
+            self.backup(-1)
+        Clock.now = began + timedelta(days=nights + 1)
+        if is_killed:
+            self.killed_backup(writes)
+        self.backup(-1)
+        stored = self.catalog()
+        assert not any(misdated(stored[metric].backups, Clock.now) for metric in self.files if metric in stored)
+
     @rule(days=DAYS)
     def backup(self, days: int) -> None:
         if self.run("backup", days) == 0:
@@ -179,6 +202,7 @@ class Store(RuleBasedStateMachine):
         """Which backups the run made; one that was not completed may have made some, but none that is wrong."""
         stored = self.catalog()
         for metric, content in self.files.items():
+            self.note_new_stamps(metric, stored.get(metric))
             known = self.history.setdefault(metric, [])
             made = stored[metric].backups[-1].stamp if metric in stored and stored[metric].backups else ""
             if not known or known[-1][1] != content:
@@ -187,9 +211,31 @@ class Store(RuleBasedStateMachine):
                 else:
                     assert not is_complete, f"{metric} was not backed up"
                 if is_complete:
-                    del known[:-KEEP]
+                    groups = [list(same) for _, same in itertools.groupby(known, lambda pair: pair[1])]
+                    known[:] = itertools.chain(*groups[-KEEP:])  # a copy that a kill left beside its original
             elif made:
                 assert made == known[-1][0], f"{metric} was backed up again"
+
+    def note_new_stamps(self, metric: str, stored: Metric | None) -> None:
+        """Which backups of a clock that was far ahead have stamps of the present now: contents and order stay."""
+        known = self.history.get(metric, [])
+        there = {backup.stamp: backup for backup in stored.backups} if stored else {}
+        driver = disk.open(str(self.store), False, []) if there else None
+        contents = {content for stamp, content in known if stamp > horizon(Clock.now)}
+        last = max((stamp for stamp, _ in known if stamp <= horizon(Clock.now)), default="")
+        copies = []
+        for stamp, backup in there.items():
+            if last < stamp <= horizon(Clock.now) and driver:
+                content = backups.load(driver, f"{metric}/", backup, 1 << 20, Budget(), 1, bytes)
+                if content in contents:
+                    copies.append((stamp, content))
+        copied = {content for _, content in copies}
+        moved = [pair for pair in known if pair[0] > horizon(Clock.now) and pair[0] not in there and pair[1] in copied]
+        before = [content for _, content in known]
+        self.history[metric] = sorted({*known, *copies} - set(moved))
+        assert [content for content, _ in itertools.groupby(content for _, content in self.history[metric])] == [
+            content for content, _ in itertools.groupby(before)
+        ]
 
     def note_purge(self, days: int) -> None:
         stored = self.catalog()
@@ -219,7 +265,9 @@ class Store(RuleBasedStateMachine):
 
     def objects(self) -> dict[str, bytes]:
         return {
-            str(path.relative_to(self.store)): path.read_bytes() for path in self.store.rglob("*") if path.is_file()
+            str(path.relative_to(self.store)): path.read_bytes()
+            for path in self.store.rglob("*")
+            if path.is_file() and path.name != disk.MARKER
         }
 
     @invariant()
@@ -247,7 +295,7 @@ class Store(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(util, "utc_now", lambda: Clock.now)
+    monkeypatch.setattr(clock, "utc_now", lambda: Clock.now)
     monkeypatch.setattr(disk, "_temporary_name", lambda: _temporary(Clock.now))
     monkeypatch.setattr(disk.Disk, "_write", Kill.killing_write)
 

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from whisperbackup.catalog import parse_suffix
-from whisperbackup.selection import select
-from whisperbackup.tree import ForeignName, Found, Unseen, encode, is_canonical, metric_name, metric_path, walk
+from whisperbackup.repository.catalog import parse_suffix
+from whisperbackup.tree.names import ForeignName, encode, is_canonical, metric_name, metric_path
+from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import LocalFile, Skipped, walk
 
 ALL = select(["*"])
 ordinary = st.sampled_from(
     [b"web1", b"cpu", b"a", b"a-b", b"a b", b"a.b", b"50%", b"%41", b"x;dc=a", b"..", b"...", b"A", b"~", b"+"]
-    + ["é".encode(), "日本".encode(), "\U0001f600".encode(), b"\xff\xfe", b"a\x01"]
+    + ["é".encode(), "日本".encode(), "\U0001f600".encode(), b"\xff\xfe", b"a\x01", "a\ufffe\uffff".encode()]
 )
 anything = st.binary(min_size=1, max_size=8).filter(
     lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
@@ -37,6 +38,15 @@ def test_path_to_name_to_path_is_the_identity(path: bytes) -> None:
     name.encode()  # no surrogates: it can be a key
 
 
+def test_no_name_holds_what_xml_cannot() -> None:
+    name = metric_name("a\ufffe/\uffffb.wsp".encode())
+    assert name == "a%EF%BF%BE.%EF%BF%BFb"
+    assert is_canonical(name)
+    old = "a\ufffe.\uffffb"  # as versions before this one wrote it
+    assert not is_canonical(old)
+    assert metric_path(old) == metric_path(name)
+
+
 @given(st.sets(path, max_size=12))
 def test_walk_order_is_key_order(paths: set[bytes]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,7 +59,7 @@ def test_walk_order_is_key_order(paths: set[bytes]) -> None:
             except OSError:
                 continue  # a file where another path needs a folder
             written.add(path)
-        found = [item for item in walk(os.fsencode(scratch), ALL) if isinstance(item, Found)]
+        found = [item for item in walk(os.fsencode(scratch), ALL) if isinstance(item, LocalFile)]
         keys = [item.key for item in found]
         assert keys == sorted(keys, key=str.encode)
         assert {os.path.relpath(item.path, os.fsencode(scratch)) for item in found} == written
@@ -113,11 +123,11 @@ def test_links_and_strange_files_are_unseen_and_lost_found_is_not_entered(tmp_pa
     (tmp_path / ".wsp").touch()
     os.mkfifo(tmp_path / "pipe.wsp")
     items = list(walk(os.fsencode(tmp_path), ALL))
-    assert [item.key for item in items if isinstance(item, Found)] == ["real.a/"]
-    unseen = {item.key: item.reason for item in items if isinstance(item, Unseen)}
+    assert [item.key for item in items if isinstance(item, LocalFile)] == ["real.a/"]
+    unseen = {item.key: item.reason for item in items if isinstance(item, Skipped)}
     assert set(unseen) == {"linked.", "dangling.", "alias/", "lost+found.", "pipe/"}
     assert "symbolic link" in unseen["linked."]
-    assert not any(item.is_error for item in items if isinstance(item, Unseen))
+    assert not any(item.is_error for item in items if isinstance(item, Skipped))
 
 
 def test_the_prefix_itself_may_be_a_link(tmp_path: Path) -> None:

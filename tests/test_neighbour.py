@@ -1,4 +1,4 @@
-"""A good neighbour: bandwidth, priorities, and a page cache that is left as it was."""
+"""Reading beside carbon: bandwidth, priorities, and a page cache that is left as it was."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import Program, children, wait_for
 
-from whisperbackup import wsp
-from whisperbackup.neighbour import Neighbour, absent_pages, give_back
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.throttle import Throttle
 
 pytestmark = pytest.mark.alone
 
@@ -52,8 +53,8 @@ def touch_pages(path: Path) -> None:
             os.pread(file.fileno(), 1, page * mmap.PAGESIZE)
 
 
-def read(path: Path, neighbour: Neighbour | None = None) -> wsp.Reading:
-    return wsp.read(os.fsencode(path), 1 << 30, neighbour or Neighbour())
+def read(path: Path, throttle: Throttle | None = None) -> reader.Reading:
+    return reader.read(os.fsencode(path), 1 << 30, throttle or Throttle())
 
 
 def test_a_cold_file_is_cold_again_after_its_reading(path: Path) -> None:
@@ -69,7 +70,7 @@ def test_pages_that_were_hot_stay_hot(path: Path, bandwidth: float | None) -> No
     before = absent(path)
     assert before
     assert before != WHOLE
-    read(path, Neighbour(bandwidth))
+    read(path, Throttle(bandwidth))
     assert absent(path) == before
 
 
@@ -95,15 +96,15 @@ def test_a_backup_leaves_the_page_cache_as_it_was(program: Program, path: Path) 
 
 def test_bandwidth_is_kept_for_files_hot_and_cold(path: Path) -> None:
     began = time.monotonic()
-    neighbour = Neighbour(SIZE / 0.2)  # 0.2 s a reading
+    throttle = Throttle(SIZE / 0.2)  # 0.2 s a reading
     for _ in range(3):
-        read(path, neighbour)
+        read(path, throttle)
     assert 0.55 < time.monotonic() - began < 5
 
 
 def test_bandwidth_is_shared_by_the_threads_of_a_worker(path: Path) -> None:
-    neighbour = Neighbour(SIZE / 0.2)
-    threads = [threading.Thread(target=read, args=(path, neighbour)) for _ in range(3)]
+    throttle = Throttle(SIZE / 0.2)
+    threads = [threading.Thread(target=read, args=(path, throttle)) for _ in range(3)]
     began = time.monotonic()
     for thread in threads:
         thread.start()
@@ -113,7 +114,7 @@ def test_bandwidth_is_shared_by_the_threads_of_a_worker(path: Path) -> None:
 
 
 def test_no_lock_is_held_while_reading_slowly(path: Path) -> None:
-    reader = threading.Thread(target=read, args=(path, Neighbour(SIZE / 1.0)))
+    reader = threading.Thread(target=read, args=(path, Throttle(SIZE / 1.0)))
     reader.start()
     tries = 0
     with path.open("r+b") as file:
@@ -139,7 +140,7 @@ def test_bwlimit_holds_for_all_processes_together(program: Program) -> None:
 def whole_file(size: int) -> bytes:
     """A whisper file of about `size` bytes, without points."""
     points = (size - 28) // 12
-    head = wsp.METADATA.pack(1, points, 0.5, 1) + wsp.ARCHIVE_INFO.pack(28, 1, points)
+    head = format.METADATA.pack(1, points, 0.5, 1) + format.ARCHIVE_INFO.pack(28, 1, points)
     return head + bytes(12 * points)
 
 
@@ -172,9 +173,9 @@ def test_the_holder_of_a_lock_is_not_nice() -> None:
     seen: list[int] = []
 
     def attempt() -> None:
-        neighbour = Neighbour(is_nice=True)
+        throttle = Throttle(is_nice=True)
         seen.append(os.getpriority(os.PRIO_PROCESS, 0))
-        with neighbour.hurrying():
+        with throttle.normal_priority():
             seen.append(os.getpriority(os.PRIO_PROCESS, 0))
         seen.append(os.getpriority(os.PRIO_PROCESS, 0))
 
@@ -191,3 +192,31 @@ def test_who_may_not_raise_a_priority_again_does_not_lower_it(program: Program) 
     run = subprocess.Popen(["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice", "--", *words])
     wait_for(lambda: any(priorities(child) == {(0, "idle")} for child in children(run.pid)))
     assert run.wait(60) == 0
+
+
+@pytest.mark.parametrize("rest", [0, 10, 100])
+def test_a_file_that_shrinks_while_it_is_looked_at_is_being_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: int
+) -> None:
+    """whisper.create opens an existing file for writing, which empties it, at the very moment of our look."""
+    path = tmp_path / "a.wsp"
+    whole = whole_file(SIZE)
+    path.write_bytes(whole)
+
+    def shrink_then_look(fd: int, size: int) -> list[tuple[int, int]]:
+        path.write_bytes(whole[:rest])
+        return absent_pages(fd, size)
+
+    monkeypatch.setattr(reader, "absent_pages", shrink_then_look)
+    with pytest.raises(reader.TooNew):
+        read(path)
+
+    def shrink_once(fd: int, size: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(reader, "absent_pages", absent_pages)
+        path.write_bytes(whole[:rest])
+        threading.Timer(0.1, path.write_bytes, [whole]).start()
+        return absent_pages(fd, size)
+
+    path.write_bytes(whole)
+    monkeypatch.setattr(reader, "absent_pages", shrink_once)
+    assert read(path).content == whole

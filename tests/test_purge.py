@@ -6,14 +6,16 @@ import os
 import re
 import shutil
 import subprocess
+import types
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Program, add_point, contents, install_driver, unprivileged
+from conftest import MARKER, Program, add_point, contents, install_driver, unprivileged
 
-from whisperbackup.catalog import Backup, Metric, Payload, stamp_of
-from whisperbackup.commands.purge import Plan, keys_of, plan
+from whisperbackup.repository.catalog import Backup, Metric, Payload
+from whisperbackup.repository.purge import Plan, plan
+from whisperbackup.repository.stamps import stamp_of
 
 NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
 
@@ -48,11 +50,6 @@ def test_plan(what: Metric, days: int, expected: Plan) -> None:
     assert plan(what, days, NOW) == expected
 
 
-def test_keys_go_mark_before_payload_and_tombstone_last() -> None:
-    keys = keys_of(metric(days_ago(3), days_ago(2)), NOW)
-    assert [key.partition(".")[2] for key in keys] == ["sha1", "wsp.gz", "missing"]
-
-
 # -- end to end --------------------------------------------------------------------------------------
 
 
@@ -70,7 +67,7 @@ def remove(program: Program, name: str) -> None:
 
 def age(program: Program, days: float, pattern: str = "*") -> None:
     """Make what is in the store older, as time would have."""
-    for path in [path for path in program.store.rglob(pattern) if path.is_file()]:
+    for path in [path for path in sorted(program.store.rglob(pattern)) if path.is_file() and path.name != MARKER]:
         stamp = re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", path.name)
         assert stamp
         older = stamp_of(datetime.fromisoformat(stamp.group()) - timedelta(days=days))
@@ -206,15 +203,21 @@ def many(program: Program) -> Program:
 
 
 def test_half_of_everything_is_taken_for_a_mistake(many: Program) -> None:
-    for number in range(130):
+    for number in range(120):
         remove(many, f"m.m{number}")
     before = many.objects()
     said = many("purge", "disk", "-x", "0", status=3)
-    assert "130 of 240" in said
+    assert "120 of 240 metrics in the store" in said
     assert "--purge-anyway" in said
     assert many.objects() == before
-    assert "130 purged" in many("purge", "disk", "-x", "0", "--purge-anyway")
-    assert len(many.objects()) == 2 * 110
+    assert "120 purged" in many("purge", "disk", "-x", "0", "--purge-anyway")
+    assert len(many.objects()) == 2 * 120
+
+
+def test_less_than_half_of_the_store_is_purged(many: Program) -> None:
+    for number in range(119):
+        remove(many, f"m.m{number}")
+    assert "119 purged" in many("purge", "disk", "-x", "0")
 
 
 @pytest.mark.slow
@@ -223,11 +226,82 @@ def test_tombstones_are_no_mistake_but_the_day_they_fall_due_is(many: Program) -
     for number in range(130):
         remove(many, f"m.m{number}")
     said = many("backup", "disk", "-q")
-    assert said.startswith("WARNING: 130 of 240 metrics are not in the tree")
+    assert said.startswith("WARNING: 130 of 240 metrics in the store are not in the tree")
     assert len(tombstones(many)) == 130
     age(many, 50, "*.missing")
     assert "--purge-anyway" in many("backup", status=3)
     assert len(many.objects()) == 2 * 240 + 130
+
+
+def other_tree(program: Program, count: int, name: str = "other") -> None:
+    """Put a tree of `count` metrics that the store does not know in the place of the one that was backed up."""
+    shutil.move(program.prefix, program.home / "aside")
+    first = program.write(f"{name}.n0")
+    for number in range(1, count):
+        shutil.copy(first, first.with_name(f"n{number}.wsp"))
+
+
+@pytest.mark.parametrize("command", ["backup", "purge"])
+def test_metrics_of_another_tree_are_no_evidence(many: Program, command: str) -> None:
+    other_tree(many, 240)
+    before = many.objects()
+    said = many(command, "disk", "-x", "0", status=3)
+    assert "none of 240 metrics in the store is in the tree" in said
+    assert before.items() <= many.objects().items()
+
+
+def test_a_renamed_top_folder_is_warned_of_every_night_and_not_purged(many: Program) -> None:
+    age(many, 100)
+    (many.prefix / "m").rename(many.prefix / "renamed")
+    assert "WARNING: 240 of 240 metrics in the store are not in the tree" in many("backup")
+    assert "WARNING: 240 of 480 metrics in the store are not in the tree" in many("backup")
+    age(many, 50, "*.missing")
+    before = many.objects()
+    assert "240 of 480 metrics in the store" in many("backup", status=3)
+    assert before.items() <= many.objects().items()
+
+
+def test_halves_of_backups_are_not_counted_as_metrics(many: Program) -> None:
+    """A killed first run leaves many; they neither dilute a mistake nor look like one."""
+    for path in sorted(many.store.rglob("*.sha1"))[:200]:
+        path.unlink()
+    age(many, 2)
+    assert "200 debris removed" in many("purge", "disk")
+    assert len(many.objects()) == 80
+    for number in range(300):
+        half = many.store / f"half{number}/2026-01-01T00:00:00+00:00.wsp.gz"
+        half.parent.mkdir()
+        half.write_bytes(b"half")
+    for name in sorted(path.name for path in many.store.iterdir() if path.name.startswith("m."))[:30]:
+        remove(many, name)
+    assert "30 of 40 metrics in the store" in many("purge", "disk", "-x", "0", status=3)
+
+
+def test_a_small_store_is_protected_and_a_tiny_one_is_not(program: Program) -> None:
+    paths = [program.write(f"m.m{number}") for number in range(19)]
+    program("backup")
+    for path in paths[:10]:
+        path.unlink()
+    assert "10 of 19 metrics in the store" in program("purge", "disk", "-x", "0", status=3)
+    shutil.copy(paths[18], paths[0])
+    assert "9 purged" in program("purge", "disk", "-x", "0"), "fewer than ten can be made again by hand"
+
+
+def test_a_tree_that_has_nothing_of_the_store_purges_not_even_a_few(program: Program) -> None:
+    for number in range(12):
+        program.write(f"m.m{number}")
+    program("backup")
+    age(program, 100)
+    for number in range(3):
+        remove(program, f"m.m{number}")
+    program("backup")
+    age(program, 50, "*.missing")
+    other_tree(program, 1)
+    before = program.objects()
+    said = program("purge", status=3)
+    assert "none of 12 metrics in the store is in the tree" in said
+    assert f"{program.prefix}" in said
+    assert before.items() <= program.objects().items()
 
 
 @pytest.mark.slow
@@ -263,15 +337,15 @@ def test_young_debris_of_a_metric_that_is_due_is_left_to_the_run_that_may_be_at_
 
 def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) -> None:
     """A listing that lags behind: the driver lists no mark, but has it."""
-    from whisperbackup.catalog import Debris
-    from whisperbackup.commands.purge import Sweep, work_on
+    from whisperbackup.repository.catalog import Debris
+    from whisperbackup.repository.purge import RemoveOrphan
     from whisperbackup.storage import disk
 
-    driver = disk.open(str(backed_up.store), False, [])
+    context = types.SimpleNamespace(driver=disk.open(str(backed_up.store), False, []), noop=False)
     (stamp,) = backed_up.stamps("top")
     for suffix in (f"{stamp}.wsp.gz", f"{stamp}.sha1"):
-        assert work_on(Sweep("top", "top/", Debris(stamp, (suffix,), 1)), driver).surplus == ()
-        assert work_on(Sweep("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)), driver).surplus
+        assert RemoveOrphan("top", "top/", Debris(stamp, (suffix,), 1)).run(context).deletes == ()
+        assert RemoveOrphan("top", "top/", Debris("2026-01-01T00:00:00+00:00", (suffix,), 1)).run(context).deletes
 
 
 @pytest.mark.slow
@@ -286,17 +360,48 @@ def test_noop_says_the_same_and_does_nothing(many: Program) -> None:
     add_point(many.prefix / "m/m60.wsp")
     before = many.objects()
 
-    def lines(said: str) -> list[str]:
-        return sorted(re.sub(r", [\d.]+ s$", "", line) for line in said.splitlines() if "processes" not in line)
+    def last_line(said: str) -> str:
+        return re.sub(r", [\d.]+ s$", "", said.splitlines()[-1])
 
-    would = lines(many("backup", "disk", "-n").replace("noop: ", ""))
+    would = many("backup", "disk", "-n")
     assert many.objects() == before
-    did = lines(many("backup"))
-    assert did == would
-    (last,) = [line for line in did if "complete" in line]
+    did = many("backup")
+    last = last_line(did)
+    assert last_line(would) == f"noop: {last}"
     assert "190 examined, 189 unchanged, 1 backed up" in last
     assert "30 purged" in last
     assert "20 marked missing" in last
+    for number in range(30):
+        assert f"noop: m.m{number}: would be deleted, " in would
+        assert f"m.m{number}: purged, " in did
+    for number in range(30, 50):
+        assert f"noop: m.m{number}: not in the tree, would be marked as missing" in would
+        assert f"m.m{number}: not in the tree, marked as missing" in did
+    assert "noop: m.m60: would be backed up" in would
+    assert "m.m60" not in did, "one line a metric is too many every night"
+    assert not re.search(r": (purged|removed|stored|marked)", would)
+
+
+def test_noop_names_what_retention_and_the_sweep_would_delete_and_what_came_back(program: Program) -> None:
+    path = program.write("a.b")
+    for number in range(2):
+        add_point(path, number)
+        program("backup", "disk")
+    oldest, newest = program.stamps("a.b")
+    folder = program.store / "a.b"
+    (folder / "2026-01-01T00:00:00+00:00.wsp.gz").write_bytes(b"half")
+    (folder / f"{stamp_of(datetime.fromisoformat(newest) + timedelta(seconds=1))}.missing").touch()
+    before = program.objects()
+    said = program("backup", "disk", "-r", "1", "-n")
+    assert f"noop: a.b: would delete the backups of {oldest}, which retention does not keep" in said
+    assert "noop: a.b: would remove what an interrupted run left of 2026-01-01" in said
+    assert "noop: a.b: is in the tree again, would no longer be marked as missing" in said
+    assert "noop: a.b: is in the tree again, would no longer be marked as missing" in program("purge", "disk", "-n")
+    assert program.objects() == before
+    said = program("backup", "disk", "-r", "1")
+    assert "a.b: is in the tree again, no longer marked as missing" in said
+    assert program.stamps("a.b") == [newest]
+    assert len(program.objects()) == 2
 
 
 @pytest.mark.slow

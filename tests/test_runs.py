@@ -9,12 +9,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import whisper
 from conftest import Program, children, contents, wait_for
 
-from whisperbackup.workers import Budget, Outcome, Pool, WorkerLost
+from whisperbackup.repository.outcome import Outcome, failed
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.pool import Pool, WorkerLost
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +141,28 @@ def test_ctrl_c_in_a_terminals_process_group_is_one_stop(big: Program) -> None:
     assert "was killed" not in said
 
 
+@pytest.mark.parametrize(
+    ("before", "number"),
+    [(["nohup"], signal.SIGHUP), (["sh", "-c", 'trap "" INT; exec "$@"', "sh"], signal.SIGINT)],
+    ids=["nohup", "in the background of a script"],
+)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    big: Program, before: list[str], number: signal.Signals
+) -> None:
+    with big.lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        run = big.start_words([*before, *big.words("backup", "disk", "-f", "2")], start_new_session=True)
+        wait_for(big.log.exists)
+        os.killpg(run.pid, number)
+        time.sleep(0.3)
+        assert run.poll() is None  # waits for the lock
+    wait_for(lambda: begun(big))
+    os.killpg(run.pid, number)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 0, said
+    assert "150 backed up" in said
+
+
 def test_concurrent_restores_without_a_lock_make_one_whole_tree(big: Program) -> None:
     big("backup")
     target = big.home / "target"
@@ -151,30 +176,35 @@ def test_concurrent_restores_without_a_lock_make_one_whole_tree(big: Program) ->
 # -- the pool on its own ---------------------------------------------------------------------------
 
 
-def prepare_echo():  # type: ignore[no-untyped-def]
-    def work(job: tuple[str, str]) -> Outcome:
-        name, wish = job
-        if wish == "raise":
+class Echo(NamedTuple):
+    name: str
+    wish: str = ""
+    examines: bool = False
+
+    def run(self, context: dict[str, int]) -> Outcome:
+        if self.wish == "raise":
             raise ValueError("no such luck")
-        if wish == "unpicklable":
+        if self.wish == "unpicklable":
 
             class Local(Exception):
                 pass
 
             raise Local(lambda: None)
-        if wish == "exit":
+        if self.wish == "exit":
             os._exit(7)
-        return Outcome(name, {"done": 1})
+        return Outcome(self.name, context)
 
-    return work
+
+def prepare_echo() -> dict[str, int]:
+    return {"done": 1}
 
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_every_job_has_one_outcome_and_failures_come_back(threads: int) -> None:
-    jobs = [(f"m{number}", {3: "raise", 500: "unpicklable"}.get(number, "")) for number in range(1000)]
-    with Pool(3, threads, prepare_echo) as pool:
-        outcomes = {outcome.metric: outcome for outcome in pool.run(jobs)}
-        again = list(pool.run([("x", "")]))
+    jobs = [Echo(f"m{number}", {3: "raise", 500: "unpicklable"}.get(number, "")) for number in range(1000)]
+    with Pool(3, threads, prepare_echo, failed) as pool:
+        outcomes = {done.result.name: done.result for done in pool.run(jobs)}
+        again = list(pool.run([Echo("x")]))
     assert len(outcomes) == 1000
     assert {name for name, outcome in outcomes.items() if outcome.errors} == {"m3", "m500"}
     assert outcomes["m3"].errors == ("no such luck",)
@@ -182,16 +212,16 @@ def test_every_job_has_one_outcome_and_failures_come_back(threads: int) -> None:
 
 
 def test_a_worker_that_exits_is_a_lost_worker_not_a_hang() -> None:
-    with Pool(2, 1, prepare_echo) as pool, pytest.raises(WorkerLost, match="status 7"):
-        list(pool.run([("a", ""), ("b", "exit")]))
+    with Pool(2, 1, prepare_echo, failed) as pool, pytest.raises(WorkerLost, match="status 7"):
+        list(pool.run([Echo("a"), Echo("b", "exit")]))
 
 
 def test_a_worker_that_cannot_prepare_fails_its_jobs() -> None:
     def prepare():  # type: ignore[no-untyped-def]
         raise RuntimeError("no driver today")
 
-    with Pool(1, 1, prepare) as pool:
-        assert [outcome.errors for outcome in pool.run([("a", "")])] == [("no driver today",)]
+    with Pool(1, 1, prepare, failed) as pool:
+        assert [done.result.errors for done in pool.run([Echo("a")])] == [("no driver today",)]
 
 
 def test_the_budget_lets_one_big_file_through_alone() -> None:

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from whisperbackup.selection import BadGlob, expand_braces, select
+from whisperbackup.tree.selection import BadGlob, expand_braces, select
 
 
 @pytest.mark.parametrize(

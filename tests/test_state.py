@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import json
 import mmap
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Program, add_point, install_driver
+from conftest import MARKER, Program, add_point, install_driver, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup import defaults, state
-from whisperbackup.catalog import Backup, Payload, mark_md5
-from whisperbackup.selection import select
-from whisperbackup.state import Record, State, fingerprint, is_settled
+from whisperbackup.repository import state
+from whisperbackup.repository.catalog import Backup, Payload, mark_md5
+from whisperbackup.repository.state import Record, State, fingerprint, is_settled
+from whisperbackup.runtime import defaults
+from whisperbackup.tree.selection import select
 
 METRICS = ("a.one", "a.two", "b.one", "b.two")
 
@@ -353,6 +356,96 @@ def test_where_listings_prove_nothing_each_mark_is_asked_for_once(
     assert len(gets.read_text().splitlines()) == 4
 
 
+# -- a run that does not come to its end -------------------------------------------------------------
+
+SLOW = """
+import os, time
+import whisperbackup.repository.state
+from whisperbackup.storage import disk
+
+whisperbackup.repository.state.SAVE_INTERVAL = float(os.environ["SAVE_INTERVAL"])
+
+class Slow(disk.Disk):
+    def create_all(self, objects):
+        time.sleep(0.05)
+        if any("m" + os.environ["BREAKS_AT"] + "/" in key for key, _ in objects):
+            os.kill(os.getpid(), 9)
+        return super().create_all(objects)
+
+def open(bucket, create, arguments):
+    if create:
+        os.makedirs(bucket, exist_ok=True)
+    return Slow(os.fsencode(bucket))
+"""
+FILES = 60
+
+
+@pytest.fixture
+def slow(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Sixty files at rest, and a store that takes its time."""
+    install_driver(program, monkeypatch, SLOW)
+    monkeypatch.setenv("SAVE_INTERVAL", "600")
+    monkeypatch.setenv("BREAKS_AT", "none")
+    for number in range(FILES):
+        program.write(f"m{number:02}")
+    program.store.mkdir()
+    (program.store / MARKER).touch()
+    come_to_rest()
+    return program
+
+
+def read_again(program: Program) -> int:
+    """How many files the next run reads."""
+    said = program("backup", "shelf", "--json", "-q")
+    return int(json.loads(said.splitlines()[-1])["read_bytes"] // path_of(program, "m00").stat().st_size)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_stopped_run_did_is_not_read_again(slow: Program, number: int) -> None:
+    run = slow.start("backup", "shelf", "-f", "1", "--threads", "2")
+    wait_for(lambda: len(list(slow.store.rglob("*.sha1"))) > 10)
+    run.send_signal(number)
+    run.communicate(timeout=20)
+    assert run.returncode == 128 + number
+    done = sorted(path.parent.name for path in slow.store.rglob("*.sha1"))
+    assert 10 < len(done) < FILES
+    assert lines(slow) == done
+    assert read_again(slow) == FILES - len(done)
+    assert_all_is_stored(slow)
+
+
+def test_what_a_run_that_ended_early_did_is_not_read_again(slow: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREAKS_AT", "30")
+    slow("backup", "shelf", "-f", "1", "--threads", "2", status=1)
+    noted = lines(slow)
+    assert noted
+    assert set(noted) <= {path.parent.name for path in slow.store.rglob("*.sha1")}
+    monkeypatch.setenv("BREAKS_AT", "none")
+    assert read_again(slow) == FILES - len(noted)
+    assert_all_is_stored(slow)
+
+
+def test_what_a_killed_run_had_done_by_its_last_saving_is_not_read_again(
+    slow: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_INTERVAL", "0")
+    run = slow.start("backup", "shelf", "-f", "1", "--threads", "2")
+    wait_for(lambda: slow.state.exists() and len(lines(slow)) >= 10)
+    run.kill()
+    run.communicate()
+    noted = lines(slow)
+    assert 10 <= len(noted) < FILES
+    monkeypatch.setenv("SAVE_INTERVAL", "600")
+    assert read_again(slow) == FILES - len(noted)
+    assert_all_is_stored(slow)
+
+
+def test_a_dry_run_that_is_stopped_notes_nothing(slow: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAVE_INTERVAL", "0")
+    slow("backup", "shelf", "-n")
+    assert not slow.state.exists()
+
+
 # -- without a run -----------------------------------------------------------------------------------
 
 
@@ -412,3 +505,35 @@ def test_what_is_noted_or_was_not_looked_for_is_in_the_new_file(
     kept = {name + "/": "old" for name in known if name not in selection}
     assert written == kept | {name + "/": "new" for name in noted & found}
     assert list(written) == sorted(written)
+
+
+@given(known=st.sets(names), noted=st.lists(names, max_size=8), cut=st.integers(0, 40))
+def test_what_is_saved_in_the_middle_is_what_was_noted_and_of_the_rest_what_was_known(
+    tmp_path_factory: pytest.TempPathFactory, known: set[str], noted: list[str], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("state") / "state"
+    first = State(str(path), (), select(["*"]))
+    for name in known:
+        first.note(Record(name + "/", "old", "", "", ""))
+    first.write()
+    second = State(str(path), (), select(["*"]))
+    expected = {name + "/": "old" for name in known}
+    for name in sorted(set(noted), key=lambda name: name + "/"):
+        second.recall(name + "/")
+        second.note(Record(name + "/", "new", "", "", ""))
+        second.save()  # again and again
+        expected[name + "/"] = "new"
+        with gzip.open(path, "rt") as file:
+            written = [line.rstrip("\n").split("\t")[:2] for line in list(file)[1:]]
+        assert dict(map(tuple, written)) == expected
+        assert [key for key, _ in written] == sorted(expected)
+    second.write()
+    with gzip.open(path, "rt") as file:
+        assert {line.split("\t")[0] for line in list(file)[1:]} == {name + "/" for name in noted}
+    content = path.read_bytes()
+    path.write_bytes(content[: max(0, len(content) - cut)])  # whatever is left of it, saving goes on
+    third = State(str(path), (), select(["*"]))
+    third.note(Record("a/", "third", "", "", ""))
+    third.save()
+    assert (recalled := State(str(path), (), select(["*"])).recall("a/"))
+    assert recalled.fingerprint == "third"

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -22,9 +23,12 @@ import swiftclient
 from servers import Store, TroubleProxy
 
 from whisperbackup import storage
+from whisperbackup.storage import windows
 from whisperbackup.storage.base import (
     AccessDenied,
+    CreatingDriver,
     Driver,
+    Exists,
     NotFound,
     RangedDriver,
     StorageError,
@@ -169,8 +173,7 @@ def test_a_prefix_is_a_string_and_no_folder(full: tuple[Driver, dict[str, bytes]
 
 def test_a_range_of_a_listing_is_that_part_of_it(full: tuple[Driver, dict[str, bytes]]) -> None:
     driver, contents = full
-    if not isinstance(driver, RangedDriver) or not driver.is_ranged:
-        return  # a directory has no requests to do at once
+    assert isinstance(driver, RangedDriver)
     every = sorted(contents, key=str.encode)
     cuts = ["", *every[:: len(every) // 7], every[-1] + "x", ""]
     for after, until in itertools.pairwise(cuts):
@@ -228,6 +231,30 @@ def test_a_put_replaces(driver: Driver) -> None:
     assert [(found.key, found.size) for found in driver.list("")] == [("a/b", 5)]
 
 
+def test_what_is_created_replaces_nothing(store: Store, driver: Driver) -> None:
+    if store.arguments == servers.store("s3-rclone").arguments:
+        return  # it takes no notice of conditions, as test_create.py shows
+    assert isinstance(driver, CreatingDriver)
+    driver.create_all([("a/1", b"first"), ("a/2", b"second")])
+    with pytest.raises(Exists) as caught:
+        driver.create_all([("a/3", b"third"), ("a/2", b"another"), ("a/4", b"fourth")])
+    assert caught.value.key == "a/2"
+    assert {key: driver.get(key) for key in keys(driver)} == {"a/1": b"first", "a/2": b"second", "a/3": b"third"}
+    driver.create_all([("a/1", b"first"), ("a/5", b"")])  # what is there already is as good as stored
+    assert keys(driver) == ["a/1", "a/2", "a/3", "a/5"]
+
+
+def test_a_create_whose_answer_was_lost_is_no_conflict(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    with TroubleProxy(network_store.port) as proxy:
+        driver = open_store(network_store.through(proxy.port), new_name(network_store), create=True)
+        assert isinstance(driver, CreatingDriver)
+        driver.create_all([("first", b"x")])
+        proxy.lose = 1
+        driver.create_all([("a", b"1"), ("b", b"2")])
+        assert proxy.lose == 0
+        assert {key: driver.get(key) for key in keys(driver)} == {"a": b"1", "b": b"2", "first": b"x"}
+
+
 def test_an_object_may_be_empty(driver: Driver) -> None:
     driver.put("a/empty", b"")
     assert driver.get("a/empty") == b""
@@ -272,6 +299,13 @@ def test_deleting_awkward_keys(driver: Driver) -> None:
     assert keys(driver) == ["stays"]
 
 
+def test_a_key_that_xml_cannot_hold_stops_no_deletion(driver: Driver) -> None:
+    there = ["a\ufffeb", "b\uffff", "c", "d"]
+    put_all(driver, dict.fromkeys([*there, "stays"], b"x"))
+    driver.delete([*there, "missing\ufffe"])
+    assert keys(driver) == ["stays"]
+
+
 @pytest.mark.soak
 def test_deleting_more_than_a_thousand_keys_at_once(driver: Driver) -> None:
     there = [f"k{n:05}" for n in range(0, 1010, 10)]
@@ -298,6 +332,19 @@ def test_a_bucket_is_created_once_and_opened_ever_after(store: Store, bucket: st
     assert open_store(store, bucket).get("key") == b"x"
 
 
+def test_a_bucket_that_was_made_since_we_looked_is_no_error(
+    network_store: Store, new_name: Callable[[Store], str]
+) -> None:
+    bucket = new_name(network_store)
+    open_store(network_store, bucket, create=True)
+    absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    with TroubleProxy(network_store.port) as proxy:
+        lies = iter([absent])
+        proxy.lie = lambda head: None if b"/auth/" in head else next(lies, None)
+        driver = open_store(network_store.through(proxy.port), bucket, create=True)
+        assert keys(driver) == []
+
+
 @pytest.mark.parametrize("word", ["colour=red", "region=a=b=c colour", "=", "endpoint2=http://x"])
 def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -> None:
     with pytest.raises(UsageError):
@@ -309,6 +356,14 @@ def test_an_unknown_storage_argument_is_a_usage_error(store: Store, word: str) -
 def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(UsageError, match=words[0].split("=")[0]):
         open_store(servers.store("s3-rclone"), "bucket", arguments=words)
+
+
+@pytest.mark.parametrize("bucket", ["/backup/graphite", "a/b", "a b", "a\nb"])
+def test_a_path_as_bucket_is_one_line_with_a_remedy(bucket: str) -> None:
+    with pytest.raises(UsageError, match="--storage-path") as caught:
+        open_store(servers.store("s3-rclone"), bucket)
+    assert "regex" not in str(caught.value)
+    assert len(str(caught.value)) < 150
 
 
 @pytest.mark.servers
@@ -373,6 +428,20 @@ def renew_tokens(store: Store, bucket: str) -> None:
     servers.expire_tokens(store.port)
     driver.delete(f"k{n}" for n in range(20))
     assert keys(driver) == []
+
+
+def test_a_listing_of_a_hundred_windows_takes_few_connections(
+    network_store: Store, new_name: Callable[[Store], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "START_WIDTH", 1)
+    monkeypatch.setattr(windows, "MAX_WIDTH", 1)
+    driver = open_store(network_store, new_name(network_store), create=True)
+    put_all(driver, {"k000": b"x", "k099": b"x"})
+    before = len(os.listdir("/proc/self/fd"))
+    listed = [found.key for found in windows.list_in_windows(driver, "", [f"k{n:03}" for n in range(100)])]
+    assert listed == ["k000", "k099"]
+    assert len(os.listdir("/proc/self/fd")) <= before + windows.AT_ONCE
+    driver.close()
 
 
 # --- Errors -------------------------------------------------------------------------------------------------------
@@ -594,6 +663,19 @@ def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
     assert seconds < 75
     assert "key" in text
     assert ("TLS" if gone == "without TLS" else "check") in text
+
+
+# --- Directories ---------------------------------------------------------------------------------------------------
+
+
+def test_links_in_a_directory_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    driver = open_store(servers.store("disk"), str(tmp_path / "store"), create=True)
+    driver.put("a/x", b"1")
+    (tmp_path / "store/b").symlink_to("a")
+    (tmp_path / "store/a/y").symlink_to("x")
+    assert [keys(driver), keys(driver)] == [["a/x"], ["a/x"]]
+    (warning,) = caplog.records
+    assert re.search(r"store/\S+ is a symbolic link.*\(2 in all\)", warning.getMessage())
 
 
 # --- noop, and what --noop wraps around every driver --------------------------------------------------------------

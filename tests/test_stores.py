@@ -138,7 +138,8 @@ def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy],
     proxy.requests.clear()
     assert f"{changed} backed up" in run("backup", "-r", "1")
     requests = proxy.requests
-    assert requests["PUT"] + requests["POST"] <= 2 * changed, requests
+    trials = 4  # whether an S3 service knows conditions is tried once by each worker
+    assert requests["PUT"] + requests["POST"] <= 2 * changed + trials, requests
     assert requests["GET"] <= changed + 1  # Swift is asked once what it can delete at a time
     assert requests["DELETE"] == 0
     assert requests["BULKDELETE"] <= 2
@@ -158,7 +159,7 @@ def test_ten_thousand_purged_objects_take_ten_requests(program: Program) -> None
                 (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
         program.bucket = "planted"
         run = connect(program, Store("s3", [f"endpoint={proxy.url}"], server.environment, 1000, proxy.port))
-        assert "5000 of 5001" in run("backup", "-x", "0", status=3)
+        assert "none of 5000 metrics in the store" in run("backup", "-x", "0", status=3)
         assert proxy.requests["BULKDELETE"] == 0
         assert "5000 purged" in run("purge", "-x", "0", "--purge-anyway")
         assert proxy.requests["BULKDELETE"] == 10

@@ -13,8 +13,8 @@ import pytest
 import whisper
 from conftest import wait_for
 
-from whisperbackup import wsp
-from whisperbackup.neighbour import Neighbour
+from whisperbackup.whisper import cwhisper, format, reader
+from whisperbackup.whisper.throttle import Throttle
 
 CEILING = 1 << 30
 
@@ -28,8 +28,8 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def read(path: Path) -> wsp.Reading:
-    return wsp.read(os.fsencode(path), CEILING, Neighbour())
+def read(path: Path) -> reader.Reading:
+    return reader.read(os.fsencode(path), CEILING, Throttle())
 
 
 def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_quiet_file_is_read_as_it_is(path: Path) -> None:
 
 
 def test_header_is_what_whisper_says(path: Path) -> None:
-    header = wsp.parse_header(path.read_bytes())
+    header = format.parse_header(path.read_bytes())
     theirs = whisper.info(str(path))
     assert [archive.step for archive in header.archives] == [a["secondsPerPoint"] for a in theirs["archives"]]
     assert [archive.offset for archive in header.archives] == [a["offset"] for a in theirs["archives"]]
@@ -62,13 +62,13 @@ def test_what_is_no_whisper_file_is_refused_with_a_reason(path: Path, damage: st
     }[damage]
     path.write_bytes(bad)
     os.utime(path, (time.time() - 3600,) * 2)
-    with pytest.raises(wsp.CorruptFile):
+    with pytest.raises(format.CorruptFile):
         read(path)
 
 
 def test_a_short_young_file_is_too_new(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(wsp.TooNew):
+    with pytest.raises(reader.TooNew):
         read(path)
 
 
@@ -81,14 +81,14 @@ def test_a_file_being_created_is_read_again(path: Path) -> None:
 
 def test_random_content_is_not_excused_by_its_youth(path: Path) -> None:
     path.write_bytes(b"\xff" * 5000)
-    with pytest.raises(wsp.CorruptFile):
+    with pytest.raises(format.CorruptFile):
         read(path)
 
 
 def test_a_compressed_file_passes_as_opaque(path: Path) -> None:
-    path.write_bytes(wsp.COMPRESSED_MAGIC + b"anything at all")
+    path.write_bytes(cwhisper.MAGIC + b"anything at all")
     os.utime(path, (time.time() - 3600,) * 2)
-    assert read(path).content == wsp.COMPRESSED_MAGIC + b"anything at all"
+    assert read(path).content == cwhisper.MAGIC + b"anything at all"
 
 
 def test_a_locked_file_is_waited_for(path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_file_that_stays_locked_is_an_error(path: Path, monkeypatch: pytest.Mo
     with path.open("r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         fd = os.open(path, os.O_RDONLY)
-        with pytest.raises(wsp.Locked, match="locked"):
-            wsp.acquire(fd, fcntl.LOCK_SH, timeout=0.2)
+        with pytest.raises(reader.Locked, match="locked"):
+            reader.acquire(fd, fcntl.LOCK_SH, timeout=0.2)
         os.close(fd)
 
 
@@ -140,5 +140,5 @@ def test_links_fifos_and_oversized_files_are_refused(path: Path, tmp_path: Path)
     for name in ("link.wsp", "fifo.wsp"):
         with pytest.raises(OSError):
             read(tmp_path / name)
-    with pytest.raises(wsp.CorruptFile, match="max-file-size"):
-        wsp.read(os.fsencode(path), 100, Neighbour())
+    with pytest.raises(format.CorruptFile, match="max-file-size"):
+        reader.read(os.fsencode(path), 100, Throttle())

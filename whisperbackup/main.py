@@ -9,17 +9,18 @@ import logging
 import os
 import sys
 
-from whisperbackup import __version__, carbon, options, signals, util
-from whisperbackup.figures import key_of
+from whisperbackup import __version__, options, storage, util
+from whisperbackup.errors import CannotRun, StorageError, UsageError
 from whisperbackup.options import Options
-from whisperbackup.progress import Tally
-from whisperbackup.storage.base import StorageError, UsageError
-from whisperbackup.tree import NoTree
+from whisperbackup.report import carbon
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock, files, logs, signals
 
 logger = logging.getLogger(__name__)
 
-WRITING = ("backup", "restore", "purge")
-"""The commands that take the lock, write the default log and touch the stamp."""
+NO_STORE = "noop"
+"""The driver that keeps nothing: no run with it is a success that anybody should rely on."""
 
 
 def run() -> None:
@@ -29,17 +30,17 @@ def run() -> None:
 
 def main(words: list[str]) -> int:
     """Do what the command line says; the exit status (0 done, 1 could not run, 2 usage, 3 failures, 128+N signal)."""
-    util.occupy_standard_streams()
+    files.occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # metrics have names that not every terminal can show
     settings = options.parse(words)
     signals.install()
-    tally = Tally(_name(settings), settings.json) if settings.command != "list" else None
+    stats = RunStats(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
     try:
-        status, error = _attempt(settings, tally)
+        status, error = _attempt(settings, stats)
         signals.disregard()
-        if tally:
-            _tell_programs(settings, tally, status, error)
+        if stats:
+            _report(settings, stats, status, error)
         return status
     finally:
         logging.shutdown()
@@ -50,11 +51,11 @@ def _name(settings: Options) -> str:
     return "verify --tree" if settings.compares_tree else settings.command
 
 
-def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
+def _attempt(settings: Options, stats: RunStats | None) -> tuple[int, str | None]:
     """The exit status, and why the run could not go on to its end if it could not."""
     try:
-        return _run(settings, tally), None
-    except (util.CannotRun, StorageError, NoTree) as error:
+        return _run(settings, stats), None
+    except (CannotRun, StorageError) as error:
         status, reason = 1, str(error)
     except UsageError as error:
         status, reason = 2, f"{error}; see whisper-backup --help"
@@ -70,45 +71,62 @@ def _attempt(settings: Options, tally: Tally | None) -> tuple[int, str | None]:
     return status, reason
 
 
-def _tell_programs(settings: Options, tally: Tally, status: int, error: str | None) -> None:
+def _report(settings: Options, stats: RunStats, status: int, error: str | None) -> None:
     """How the run ended, for --json and --carbon."""
-    figures = tally.figures_by_key()
-    name = key_of(tally.command)
-    tally.tell({"command": name, "status": status, "error": error, "noop": settings.noop, **figures})
+    counters = stats.by_key()
+    stats.emit({"command": stats.key, "status": status, "error": error, "noop": settings.noop, **counters})
     if settings.carbon and not settings.noop:
-        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{name}"
-        text = carbon.lines(path, figures, status, int(util.utc_now().timestamp()))
+        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{stats.key}"
+        is_success = status == 0 and settings.driver != NO_STORE
+        text = carbon.lines(path, counters, status, is_success, int(clock.utc_now().timestamp()))
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
-def _run(settings: Options, tally: Tally | None) -> int:
-    writes = settings.command in WRITING
-    logfile = settings.logfile if writes or not settings.logfile_is_default else None
-    util.configure_logging(
-        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop
-    )
-    if writes:
-        logger.info(
-            "whisper-backup %s: %s, %s, %s '%s', %d processes%s",
-            __version__, settings.command, os.fsdecode(settings.prefix), settings.driver, settings.bucket,
-            settings.processes, ", nothing will be changed" if settings.noop else "",
-        )  # fmt: skip
+def _about(settings: Options) -> str:
+    """What the run works on, so that the logs of two nodes are told apart."""
+    reads_tree = settings.command in options.LOCKING or settings.compares_tree
+    endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
+    parts = [
+        _name(settings),
+        os.fsdecode(settings.prefix) if reads_tree else "",
+        f"{settings.driver} '{settings.bucket}'",
+        f"storage path '{settings.storage_path}'" if settings.storage_path else "",
+        f"at {endpoint}" if endpoint else "",
+        f"{settings.processes} processes",
+        "nothing will be changed" if settings.noop else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _run(settings: Options, stats: RunStats | None) -> int:
+    writes = settings.command in options.LOCKING
+    is_logged = settings.command in options.WORKING
+    logfile = settings.logfile if is_logged or not settings.logfile_is_default else None
+    logs.configure_logging(
+        settings.debug, settings.quiet, logfile, settings.logfile_is_default, settings.syslog, settings.noop,
+        # Anybody may verify; to a user who has no right to the log stderr is enough.
+        needs_logfile=writes,
+    )  # fmt: skip
+    if is_logged:
+        logger.info("whisper-backup %s: %s", __version__, _about(settings))
     if settings.date and settings.command == "backup":
         logger.warning("-c means nothing to backup, which stores the files as they are now")
     elif settings.date:
         logger.info("as of %s", settings.date)
+        if settings.date > stamp_of(clock.utc_now()):
+            logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:
         if writes:
-            util.splay(settings.splay)
+            clock.splay(settings.splay)
             if settings.lockfile:
                 held.enter_context(util.run_lock(settings.lockfile, settings.lock_timeout))
         status: int
-        if tally is None:
+        if stats is None:
             status = verb.run(settings)
         else:
-            tally.start()
-            status = verb.run(settings, tally)
-        if status == 0 and writes and settings.stampfile and not settings.noop:
+            stats.start()
+            status = verb.run(settings, stats)
+        if status == 0 and writes and settings.stampfile and not settings.noop and settings.driver != NO_STORE:
             util.touch_stamp(settings.stampfile)
     return status

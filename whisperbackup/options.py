@@ -1,7 +1,8 @@
-"""The command line: what may be said, its defaults, and its checks."""
+"""The command line: one table of options, from which parsing, help, completion, manual page and checks are made."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import optparse
 import os
@@ -11,26 +12,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, carbon, compression, storage
-from whisperbackup.catalog import stamp_of
-from whisperbackup.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
-from whisperbackup.selection import BadGlob, Selection, select
+from whisperbackup import __version__, storage
+from whisperbackup.report import carbon
+from whisperbackup.repository import compression
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
+from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
 USAGE = """whisper-backup [options] backup|restore|purge|list|verify
                       disk|gcs|noop|s3|swift [storage args]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
-    "restore": "create what is missing in the tree, fill the gaps of what is there",
-    "purge": "delete what has been gone from the tree for -x days",
+    "restore": "create missing files, fill the gaps of existing ones",
+    "purge": "delete the backups of metrics missing from the tree for -x days",
     "list": "show the metrics in the store and their backups",
-    "verify": "read backups back and check them",
+    "verify": "read backups and check them",
 }
 STORES = {
     "disk": "a directory",
     "gcs": "Google Cloud Storage",
-    "noop": "none: what a first backup would cost on this machine alone",
-    "s3": "Amazon S3, and what speaks S3",
+    "noop": "stores nothing: what a first backup would cost on this machine alone",
+    "s3": "Amazon S3 and S3-compatible stores (MinIO, Ceph RGW)",
     "swift": "OpenStack Swift",
 }
 STORAGE_ARGS = "name=value, or one bare value, a region"
@@ -43,14 +46,17 @@ EXAMPLES = """\
 STATUS = {
     "0": "all done",
     "1": "could not run: no store, credentials or tree, no match, lock busy",
-    "2": "usage",
+    "2": "wrong command line",
     "3": "ran, but some metrics failed; each is named on stderr",
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
+LOCKING = ("backup", "restore", "purge")
+"""The commands that take the lock and touch the stamp file."""
+WORKING = (*LOCKING, "verify")
+"""The commands that have worker processes, counters and the default log."""
 MAX_DAYS = 36500
 MAX_SECONDS = 10_000_000
-MIN_BANDWIDTH, MAX_BANDWIDTH = 0.01, 1e6  # MB/s
 MAX_SHARES = 1000
 MAX_THREADS = 64  # what the drivers keep connections for
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -65,10 +71,11 @@ class Options:
     storage_arguments: list[str]
     prefix: bytes
     processes: int
-    threads: int | None  # None: what the driver likes
+    threads: int | None  # None: the driver's preference
     keep: Keep
     purge_days: int
     purge_anyway: bool
+    new_store: bool
     noop: bool
     bucket: str  # for disk an absolute path
     selection: Selection
@@ -78,7 +85,7 @@ class Options:
     max_file_size: int  # bytes
     overwrite: bool
     every_backup: bool
-    shares: int  # verify one of so many, today's
+    shares: int  # verify one of this many shares of the metrics, today's
     compares_tree: bool
     json: bool
     carbon: carbon.Receiver | None
@@ -98,26 +105,34 @@ class Options:
     nice: bool
 
 
-class _Parser(optparse.OptionParser):
-    def error(self, msg: str) -> NoReturn:
-        self.exit(2, f"whisper-backup: {msg}; see whisper-backup --help\n")
-
-    def format_help(self, formatter: optparse.HelpFormatter | None = None) -> str:
-        """As optparse's, with tables around the options."""
-        parts = [
-            f"Usage: {USAGE}\n",
-            _table("Commands", ABOUT),
-            _table("Stores", STORES),
-            f"Storage args: {STORAGE_ARGS}\n",
-            self.format_option_help(formatter),
-            f"Examples:\n{EXAMPLES}",
-            _table("Exit status", STATUS),
-        ]
-        return "\n".join(parts)
+# -- what an option's value may be: text in, value out, ValueError with the reason for anything else
 
 
-def _table(title: str, rows: dict[str, str]) -> str:
-    return f"{title}:\n" + "".join(f"  {name:<8} {text}\n" for name, text in rows.items())
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+def _number(kind: type[int] | type[float], low: float, high: float, what: str, text: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(what) from None
+    if not low <= value <= high:
+        raise ValueError(what)
+    return value
+
+
+def _integer(low: int, high: int, what: str) -> Callable[[str], float]:
+    return functools.partial(_number, int, low, high, what)
+
+
+def _decimal(low: float, high: float, what: str) -> Callable[[str], float]:
+    return functools.partial(_number, float, low, high, what)
+
+
+_seconds = _decimal(0, MAX_SECONDS, f"a number of seconds from 0 to {MAX_SECONDS}")
 
 
 def parse_date(text: str) -> str:
@@ -127,233 +142,312 @@ def parse_date(text: str) -> str:
     return stamp_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
-def _parse_size(text: str) -> int:
+def _date(text: str) -> str:
+    try:
+        return parse_date(text)
+    except (ValueError, OverflowError):
+        raise ValueError("a date in ISO 8601, for example 2026-11-23 or 2026-11-23T18:00:00+01:00") from None
+
+
+def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text, re.I)
     if not match or int(match[1]) == 0:
-        raise ValueError
+        raise ValueError("a number of bytes, for example 500M or 2G")
     return int(match[1]) * SIZE_UNITS[match[2].upper()]
 
 
-def _parse_shares(parser: optparse.OptionParser, values: optparse.Values, command: str) -> int:
-    """The N of --sample 1/N, 1 if not given; complains of what does not go together with verify's options."""
-    for name in ("all", "sample", "tree"):
-        if getattr(values, name) and command != "verify":
-            parser.error(f"--{name} is an option of verify")
-    if values.tree and (values.all or values.date is not None):
-        parser.error("--tree compares with the newest backups; neither --all nor -c goes with it")
-    if values.sample is None:
-        return 1
-    match = re.fullmatch(r"1/(\d{1,4})", values.sample, re.ASCII)
+def _shares(text: str) -> int:
+    match = re.fullmatch(r"1/(\d{1,4})", text, re.ASCII)
     if not match or not 1 <= int(match[1]) <= MAX_SHARES:
-        parser.error(f"--sample '{values.sample}': 1/N, with an N from 1 to {MAX_SHARES}")
+        raise ValueError(f"1/N, with an N from 1 to {MAX_SHARES}")
     return int(match[1])
 
 
-def make_parser() -> optparse.OptionParser:
-    """The parser of the whole command line; also what the manual page and the completion are made from."""
-    parser = _Parser(
-        usage=USAGE,
-        version=f"whisper-backup {__version__}",
-        add_help_option=False,
-        formatter=optparse.IndentedHelpFormatter(max_help_position=30),
-    )
-    parser.remove_option("--version")
+def _bandwidth(text: str) -> float:
+    return 1e6 * _number(float, 0.01, 1e6, "MB/s, from 0.01 to 1e+06", text)
 
-    def add(group: optparse.OptionGroup, *names: str, text: str, **settings: Any) -> None:
-        shown = f"{text} [%default]" if settings.get("default", "") != "" else text
-        group.add_option(*names, help=shown, **settings)
 
-    def group(title: str) -> Callable[..., None]:
-        return functools.partial(add, parser.add_option_group(optparse.OptionGroup(parser, title)))
+def _storage_path(text: str) -> str:
+    if not text.isprintable():  # also what argv holds that is not UTF-8
+        raise ValueError("printable UTF-8 only")
+    return text if not text or text.endswith("/") else text + "/"
 
-    where = group("Where")
-    where("-p", "--prefix", default="/opt/graphite/storage/whisper", metavar="DIR", text="the tree of whisper files")
-    where("-b", "--bucket", default="graphite-backups", metavar="NAME",
-        text="bucket, container, or (disk) directory")  # fmt: skip
-    where("--storage-path", default="", metavar="PATH", text="what every key in the bucket begins with [none]")
 
-    what = group("What")
-    what("-m", "--metrics", action="append", metavar="GLOB",
-        text="metrics to work on, as 'servers.web1.*' or 'a.{b,c}'; * crosses dots; may be repeated [*]")  # fmt: skip
-    what("--exclude", action="append", metavar="GLOB", text="metrics to leave out; may be repeated")
-    what("-c", "--date", metavar="DATE",
-        text="restore, list, verify: as of this moment, ISO 8601; no zone is UTC, a date alone 00:00 "
-        "[the newest]")  # fmt: skip
-    what("-n", "--noop", action="store_true", text="read and report everything, change nothing")
-    what("--overwrite", action="store_true", text="restore: replace files instead of filling their gaps")
-    what("--all", action="store_true", text="verify: every backup of every metric, or those up to -c")
-    what("--sample", metavar="1/N",
-        text="verify: another share of the metrics each day (UTC), so that N days in a row take all")  # fmt: skip
-    what("--tree", action="store_true",
-        text="verify: compare the tree with the newest backups, of which only the marks are read")  # fmt: skip
-    what("--debris", action="store_true", text="list: what interrupted runs left, instead")
+def _codec(text: str) -> str:
+    if text not in compression.installed():
+        raise ValueError(f"this machine has {', '.join(compression.installed())}")
+    return text
 
-    keep = group("Retention and purge")
-    keep("-r", "--retention", type="int", default=5, metavar="N", text="backups to keep of each metric")
-    for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month")):
-        keep(f"--keep-{period}", type="int", default=0, metavar="N",
-            text=f"beside -r, keep the newest backup of each of N {unit}s (UTC)")  # fmt: skip
-    keep("-x", "--purge", type="int", default=45, metavar="DAYS",
-        text="days after which the backups of a metric that is gone are deleted; 0: at once, -1: never")  # fmt: skip
-    keep("--purge-anyway", action="store_true", text="purge even where it looks like a mistake")
 
-    tune = group("Tuning")
-    tune("-a", "--algorithm", default="gz", metavar="CODEC",
-        text=f"how backup compresses: {', '.join(compression.installed())}")  # fmt: skip
-    tune("-f", "--processes", type="int", default=4, metavar="N", text="worker processes")
-    tune("--threads", type="int", metavar="N", text="requests in flight in each process [what the store likes]")
-    tune("--bwlimit", type="float", metavar="MB/s",
-        text="backup, verify --tree: read whisper files no faster than this [no limit]")  # fmt: skip
-    tune("--nice", action="store_true",
-        text="backup, verify --tree: lowest CPU and I/O priority, but while holding a file's lock")  # fmt: skip
-    tune("--max-file-size", default="1G", metavar="SIZE",
-        text="refuse larger files, in the tree and in the store")  # fmt: skip
-    tune("--statefile", metavar="FILE",
-        text="backup: where to note which files need not be read again [one for each prefix and store, "
-        f"in {STATE_FOLDER}, or in the cache folder of a user who is not root]")  # fmt: skip
-    tune("--nostate", action="store_true", text="backup: read every file, touched or not, and keep no state file")
+# -- the table
 
-    when = group("When")
-    when("--splay", type="float", default=0, metavar="SECONDS", text="sleep for a random time up to this, first")
-    when("--lockfile", metavar="FILE", text=f"lock file [{LOCKFILE}]")
-    when("--locktimeout", type="float", default=90, metavar="SECONDS", text="how long to wait for the lock")
-    when("--nolock", action="store_true", text="do not exclude other runs on this machine")
 
-    log = group("Logging and monitoring")
-    log("-q", "--quiet", action="store_true", text="only warnings and errors on stderr")
-    log("-d", "--debug", action="store_true", text="log what a developer wants to know, too")
-    log("--logfile", metavar="FILE", text=f"log file; it rotates itself [{LOGFILE}]")
-    log("--nolog", action="store_true", text="no log file")
-    log("--syslog", action="store_true", text="log to syslog, too")
-    log("--stampfile", metavar="FILE", text=f"touched after a run that did all its work [{STAMPFILE}]")
-    log("--nostamp", action="store_true", text="no stamp file")
-    log("--json", action="store_true", text="JSON on stdout: failures and, last of all, figures and status")
-    log("--carbon", metavar="HOST[:PORT]",
-        text=f"send the figures of the run to this carbon's line receiver [port {carbon.PORT}]")  # fmt: skip
-    log("--carbon-prefix", default="whisper-backup", metavar="PREFIX",
-        text="they are PREFIX.<node>.<command>.<figure>")  # fmt: skip
+class _Option(optparse.Option):
+    """One row of the table.
 
-    more = group("Help")
-    more("-h", "--help", action="help", text="show this and exit")
-    more("--version", action="version", text="show the version and exit")
-    return parser
+    `commands` are those where it has an effect; the help of the others does not show it.  `ignored_by` are those that
+    accept it all the same: the older tool took every option with every command, and command lines share options.
+    """
+
+    check: Callable[[str], Any] | None = None
+    commands: tuple[str, ...] = COMMANDS
+    ignored_by: tuple[str, ...] = COMMANDS
+
+    def check_value(self, opt: str, value: str) -> Any:
+        """What `check` makes of the text `value`; its ValueError becomes one clear line."""
+        if self.check is None:
+            return value
+        try:
+            return self.check(value)
+        except ValueError as error:
+            shown = value if value.isprintable() else ascii(value)
+            raise optparse.OptionValueError(f"{opt} {shown}: {error}" if value else f"{opt} is empty") from None
+
+    def process(self, opt: str, value: Any, values: optparse.Values, parser: optparse.OptionParser) -> int:
+        """As optparse's; notes that the option was given."""
+        assert isinstance(parser, _Parser)
+        parser.given[self] = opt
+        return super().process(opt, value, values, parser)
+
+
+def _row(
+    *names: str,
+    text: str,
+    check: Callable[[str], Any] | None = None,
+    commands: tuple[str, ...] = COMMANDS,
+    ignored_by: tuple[str, ...] = COMMANDS,
+    **settings: Any,
+) -> _Option:
+    if "action" not in settings and "metavar" not in settings:
+        settings |= {"action": "store_true", "default": False}
+    shown = f"{text} [%default]" if settings.get("default") and settings["metavar"] else text
+    row = _Option(*names, help=shown, **settings)
+    row.check, row.commands, row.ignored_by = check, commands, ignored_by
+    return row
+
+
+def _table() -> dict[str, list[_Option]]:
+    """Every option, in the groups of the help."""
+    count = _integer(0, 10**9, "a number of backups, 0 or more")
+    return {
+        "Where": [
+            _row("-p", "--prefix", dest="prefix", default="/opt/graphite/storage/whisper", metavar="DIR",
+                check=_not_empty, commands=WORKING, text="the tree of whisper files"),
+            _row("-b", "--bucket", dest="bucket", default="graphite-backups", metavar="NAME", check=_not_empty,
+                text="bucket, container, or (disk) directory"),
+            _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
+                text="first part of every key in the bucket [none]"),
+            _row("--new-store", dest="new_store", commands=("backup",), ignored_by=(),
+                text="begin a new store where the one of earlier runs is absent or empty (not for cron)"),
+        ],
+        "What": [
+            _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB",
+                text="metrics to work on, for example 'servers.web1.*' or 'a.{b,c}'; * crosses dots; "
+                "may be repeated [*]"),
+            _row("--exclude", dest="exclude", action="append", metavar="GLOB",
+                text="metrics to leave out; may be repeated"),
+            _row("-c", "--date", dest="date", metavar="DATE", check=_date, commands=("restore", "list", "verify"),
+                ignored_by=("backup",),  # the older tool takes it there
+                text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
+            _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
+            _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
+                text="replace existing files instead of filling their gaps"),
+            _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
+                text="check every backup of every metric, or those up to -c"),
+            _row("--sample", dest="shares", default=None, metavar="1/N", check=_shares, commands=("verify",),
+                ignored_by=(), text="check another share of the metrics each day (UTC); N days in a row cover all"),
+            _row("--tree", dest="compares_tree", commands=("verify",), ignored_by=(),
+                text="compare local files with the newest backups' checksums"),
+            _row("--debris", dest="debris", commands=("list",), ignored_by=(),
+                text="show what interrupted runs left, instead"),
+        ],
+        "Retention and purge": [
+            _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup",),
+                check=_integer(1, 10**9, "at least one backup must be kept"), text="backups to keep of each metric"),
+            *(
+                _row(f"--keep-{period}", dest=f"keep_{period}", default="0", metavar="N", check=count,
+                    commands=("backup",),
+                    text=f"also keep the newest backup from each of the last N {unit}s (UTC) that have one")
+                for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month"))
+            ),
+            _row("-x", "--purge", dest="purge_days", default="45", metavar="DAYS", commands=("backup", "purge"),
+                check=_integer(-1, MAX_DAYS, f"days up to {MAX_DAYS}, 0 for at once, or -1 for never"),
+                text="days after which the backups of a missing metric are deleted; 0: at once, -1: never"),
+            _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge"),
+                text="purge even if more than half of all metrics would go"),
+        ],
+        "Tuning": [
+            _row("-a", "--algorithm", dest="algorithm", default="gz", metavar="CODEC", check=_codec,
+                commands=("backup",), text=f"compression: {', '.join(compression.installed())}"),
+            _row("-f", "--processes", dest="processes", default="4", metavar="N",
+                check=_integer(1, 10**6, "at least one process is needed"),
+                commands=WORKING, text="worker processes"),
+            _row("--threads", dest="threads", default=None, metavar="N",
+                check=_integer(1, MAX_THREADS, f"from 1 to {MAX_THREADS}"), commands=WORKING,
+                text="requests in flight in each process [the store's preference]"),
+            _row("--bwlimit", dest="bandwidth", default=None, metavar="MB/s", check=_bandwidth,
+                commands=("backup", "verify"), text="read whisper files no faster than this [no limit]"),
+            _row("--nice", dest="nice", commands=("backup", "verify"),
+                text="lowest CPU and I/O priority, except while holding a file lock"),
+            _row("--max-file-size", dest="max_file_size", default="1G", metavar="SIZE", check=_size,
+                commands=("backup", "restore", "verify"), text="refuse larger files, in the tree and in the store"),
+            _row("--statefile", dest="statefile", default="", metavar="FILE", commands=("backup",),
+                text="where to record which files need not be read again [one for each prefix and store, in "
+                f"{STATE_FOLDER}, or in the cache folder of a user other than root]"),
+            _row("--nostate", dest="statefile", action="store_const", const=None, commands=("backup",),
+                text="read every file, modified or not, and keep no state file"),
+        ],
+        "When": [
+            _row("--splay", dest="splay", default="0", metavar="SECONDS", check=_seconds, commands=LOCKING,
+                text="first sleep for a random time up to this; not at a terminal"),
+            _row("--lockfile", dest="lockfile", default=LOCKFILE, metavar="FILE", commands=LOCKING, text="lock file"),
+            _row("--locktimeout", dest="lock_timeout", default="90", metavar="SECONDS", check=_seconds,
+                commands=LOCKING, text="how long to wait for the lock"),
+            _row("--nolock", dest="lockfile", action="store_const", const=None, commands=LOCKING,
+                text="run without the lock"),
+        ],
+        "Logging and monitoring": [
+            _row("-q", "--quiet", dest="quiet", text="only warnings and errors on stderr"),
+            _row("-d", "--debug", dest="debug", text="debug messages; names every metric"),
+            _row("--logfile", dest="logfile", default=LOGFILE, metavar="FILE", text="log file; it rotates itself"),
+            _row("--nolog", dest="logfile", action="store_const", const=None, text="no log file"),
+            _row("--syslog", dest="syslog", text="also log to syslog"),
+            _row("--stampfile", dest="stampfile", default=STAMPFILE, metavar="FILE", commands=LOCKING,
+                text="touched after a fully successful run"),
+            _row("--nostamp", dest="stampfile", action="store_const", const=None, commands=LOCKING,
+                text="no stamp file"),
+            _row("--json", dest="json", text="JSON on stdout: failures and, last of all, counters and status"),
+            _row("--carbon", dest="carbon", default=None, metavar="HOST[:PORT]", check=carbon.parse_receiver,
+                commands=WORKING,
+                text=f"send the run's counters to this carbon's line receiver [port {carbon.PORT}]"),
+            _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
+                check=carbon.parse_prefix, commands=WORKING,
+                text="their names are PREFIX.<node>.<command>.<counter>"),
+        ],
+        "Help": [
+            _row("-h", "--help", action="help", text="show this and exit; after a command: its options"),
+            _row("--version", action="version", text="show the version and exit"),
+        ],
+    }  # fmt: skip
+
+
+class _Parser(optparse.OptionParser):
+    def __init__(self, command: str | None) -> None:
+        """A parser of every option, or of those that have an effect on `command`."""
+        super().__init__(
+            usage=USAGE,
+            version=f"whisper-backup {__version__}",
+            add_help_option=False,
+            formatter=optparse.IndentedHelpFormatter(max_help_position=30),
+            option_class=_Option,
+        )
+        self.remove_option("--version")
+        self.command = command
+        self.given: dict[_Option, str] = {}
+        for title, rows in _table().items():
+            if chosen := [row for row in rows if command is None or command in row.commands]:
+                self.add_option_group(optparse.OptionGroup(self, title)).add_options(chosen)
+
+    def error(self, msg: str) -> NoReturn:
+        self.exit(2, f"whisper-backup: {msg}; see whisper-backup --help\n")
+
+    def print_help(self, file: Any = None) -> None:
+        words = [*(self.largs or ()), *(self.rargs or ())]
+        command = next((word for word in words if word in COMMANDS), None)
+        print(make_parser(command).format_help(), end="", file=file)
+
+    def format_help(self, formatter: optparse.HelpFormatter | None = None) -> str:
+        """As optparse's, with tables around the options; for one command its own options alone."""
+        if self.command:
+            usage = f"Usage: whisper-backup [options] {self.command} {'|'.join(STORES)} [storage args]\n"
+            return "\n".join([usage, f"{ABOUT[self.command]}\n", self.format_option_help(formatter)])
+        parts = [
+            f"Usage: {USAGE}\n",
+            _shown("Commands", ABOUT),
+            _shown("Stores", STORES),
+            f"Storage args: {STORAGE_ARGS}\n",
+            self.format_option_help(formatter),
+            f"Examples:\n{EXAMPLES}",
+            _shown("Exit status", STATUS),
+        ]
+        return "\n".join(parts)
+
+
+def _shown(title: str, rows: dict[str, str]) -> str:
+    return f"{title}:\n" + "".join(f"  {name:<8} {text}\n" for name, text in rows.items())
+
+
+def make_parser(command: str | None = None) -> _Parser:
+    """The parser of the whole command line, or of one command's part; help, completion and manual are made from it."""
+    return _Parser(command)
+
+
+# -- parsing
+
+
+def parse(words: list[str]) -> Options:
+    """The checked command line; exits with status 2 and one line for one that is not valid."""
+    parser = make_parser()
+    values, arguments = parser.parse_args(words)
+    command, driver = _positionals(parser, arguments)
+    for option, name in parser.given.items():
+        if command not in option.commands and command not in option.ignored_by:
+            hint = "; it uses -x DAYS" if name in ("-c", "--date") else f"; it is one of {', '.join(option.commands)}"
+            parser.error(f"{name} is not an option of {command}{hint}")
+    if values.compares_tree and (values.every_backup or values.date is not None):
+        parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    try:
+        selection = select(values.metrics or ["*"], values.exclude or [])
+    except BadGlob as error:
+        parser.error(str(error))
+    prefix = _absolute(parser, "-p", values.prefix)
+    bucket = values.bucket
+    if driver == "disk":
+        bucket = _absolute(parser, "-b", bucket)
+        if command in ("backup", "purge") and _lies_in(bucket, prefix):
+            parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
+    given = {option.dest for option in parser.given}
+    made = {
+        "command": command,
+        "driver": driver,
+        "storage_arguments": arguments[2:],
+        "prefix": os.fsencode(prefix),
+        "keep": Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
+        "bucket": bucket,
+        "selection": selection,
+        "shares": values.shares or 1,
+        "logfile_is_default": "logfile" not in given,
+        **{
+            name: on_this_machine(getattr(values, name))
+            for name in ("logfile", "lockfile", "stampfile")
+            if name not in given
+        },
+    }
+    fields = (field.name for field in dataclasses.fields(Options))
+    return Options(**{name: made[name] if name in made else getattr(values, name) for name in fields})
+
+
+def _positionals(parser: _Parser, arguments: list[str]) -> tuple[str, str]:
+    """Command and driver."""
+    if not arguments:
+        parser.error(f"no command; one of {', '.join(COMMANDS)}")
+    if arguments[0] not in COMMANDS:
+        parser.error(f"unknown command '{arguments[0]}'; one of {', '.join(COMMANDS)}")
+    if len(arguments) == 1:
+        parser.error(f"no storage driver; one of {', '.join(storage.names())}")
+    if not storage.is_known(arguments[1]):
+        parser.error(f"unknown storage driver '{arguments[1]}'; one of {', '.join(storage.names())}")
+    return arguments[0], arguments[1]
+
+
+def _absolute(parser: _Parser, option: str, path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        parser.error(f"{option} {path}: the working directory cannot be found ({error.strerror}); give a whole path")
 
 
 def _lies_in(path: str, folder: str) -> bool:
     """Whether `path` is `folder` or below it, links resolved; neither needs to exist."""
     folder = os.path.realpath(folder)
     return os.path.commonpath([folder, os.path.realpath(path)]) == folder
-
-
-def parse(words: list[str]) -> Options:
-    """The checked command line; exits with status 2 and one line for one that cannot be meant."""
-    parser = make_parser()
-    values, arguments = parser.parse_args(words)
-    if not arguments:
-        parser.error(f"no command; one of {', '.join(COMMANDS)}")
-    command, *arguments = arguments
-    if command not in COMMANDS:
-        parser.error(f"unknown command '{command}'; one of {', '.join(COMMANDS)}")
-    if not arguments:
-        parser.error(f"no storage driver; one of {', '.join(storage.names())}")
-    driver, *arguments = arguments
-    if not storage.is_known(driver):
-        parser.error(f"unknown storage driver '{driver}'; one of {', '.join(storage.names())}")
-    if values.processes < 1:
-        parser.error(f"-f {values.processes}: at least one process is needed")
-    if values.threads is not None and not 1 <= values.threads <= MAX_THREADS:
-        parser.error(f"--threads {values.threads}: from 1 to {MAX_THREADS}")
-    if values.retention < 1:
-        parser.error(f"-r {values.retention}: at least one backup must be kept")
-    for name in ("keep_daily", "keep_weekly", "keep_monthly"):
-        if getattr(values, name) < 0:
-            parser.error(f"--{name.replace('_', '-')} {getattr(values, name)}: a number of backups, 0 or more")
-    if not -1 <= values.purge <= MAX_DAYS:
-        parser.error(f"-x {values.purge}: days up to {MAX_DAYS}, 0 for at once, or -1 for never")
-    for letter, value in (("-p", values.prefix), ("-b", values.bucket)):
-        if not value:
-            parser.error(f"{letter} is empty")
-    if values.algorithm not in compression.installed():
-        parser.error(f"-a {values.algorithm}: this machine has {', '.join(compression.installed())}")
-    for name in ("splay", "locktimeout"):
-        if not 0 <= getattr(values, name) <= MAX_SECONDS:
-            parser.error(f"--{name} {getattr(values, name):g}: a number of seconds from 0 to {MAX_SECONDS}")
-    if values.bwlimit is not None and not MIN_BANDWIDTH <= values.bwlimit <= MAX_BANDWIDTH:
-        parser.error(f"--bwlimit {values.bwlimit:g}: MB/s, from {MIN_BANDWIDTH:g} to {MAX_BANDWIDTH:g}")
-    date = None
-    if values.date is not None:
-        try:
-            date = parse_date(values.date)
-        except (ValueError, OverflowError):
-            parser.error(f"-c '{values.date}' is no date in ISO 8601, as 2026-11-23 or 2026-11-23T18:00:00+01:00")
-    shares = _parse_shares(parser, values, command)
-    receiver = None
-    if values.carbon is not None:
-        try:
-            receiver = carbon.parse_receiver(values.carbon)
-        except ValueError:
-            parser.error(f"--carbon '{values.carbon}': HOST or HOST:PORT, an IPv6 address in brackets")
-    if not carbon.is_prefix(values.carbon_prefix):
-        parser.error(f"--carbon-prefix '{values.carbon_prefix}': letters, digits, '_' and '-', in parts joined by dots")
-    try:
-        max_file_size = _parse_size(values.max_file_size)
-    except ValueError:
-        parser.error(f"--max-file-size '{values.max_file_size}': a number of bytes, as 500M or 2G")
-    try:
-        selection = select(values.metrics or ["*"], values.exclude or [])
-    except BadGlob as error:
-        parser.error(str(error))
-    for name, value, commands in (
-        ("--overwrite", values.overwrite, ("restore",)),
-        ("--debris", values.debris, ("list",)),
-        ("-c", values.date, ("backup", "restore", "list", "verify")),  # of backup the older tool takes it, too
-    ):
-        if value and command not in commands:
-            known_by = ", which goes by -x DAYS" if command == "purge" else ""
-            parser.error(f"{name} means nothing to {command}{known_by}")
-    bucket = values.bucket
-    if driver == "disk":
-        bucket = os.path.abspath(bucket)
-        if command in ("backup", "purge") and _lies_in(bucket, values.prefix):
-            parser.error(f"-b {values.bucket}: the store must not lie in the tree, {values.prefix} (-p)")
-    path = values.storage_path
-    if not path.isprintable():  # also what argv holds that is not UTF-8
-        parser.error(f"--storage-path {path!a}: printable UTF-8 only")
-    return Options(
-        command=command,
-        driver=driver,
-        storage_arguments=arguments,
-        prefix=os.fsencode(os.path.abspath(values.prefix)),
-        processes=values.processes,
-        threads=values.threads,
-        keep=Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
-        purge_days=values.purge,
-        purge_anyway=bool(values.purge_anyway),
-        noop=bool(values.noop),
-        bucket=bucket,
-        selection=selection,
-        date=date,
-        algorithm=values.algorithm,
-        storage_path=path if not path or path.endswith("/") else path + "/",
-        max_file_size=max_file_size,
-        overwrite=bool(values.overwrite),
-        every_backup=bool(values.all),
-        shares=shares,
-        compares_tree=bool(values.tree),
-        json=bool(values.json),
-        carbon=receiver,
-        carbon_prefix=values.carbon_prefix,
-        debris=bool(values.debris),
-        debug=bool(values.debug),
-        quiet=bool(values.quiet),
-        logfile=None if values.nolog else values.logfile or on_this_machine(LOGFILE),
-        logfile_is_default=values.logfile is None,
-        syslog=bool(values.syslog),
-        lockfile=None if values.nolock else values.lockfile or on_this_machine(LOCKFILE),
-        lock_timeout=values.locktimeout,
-        splay=values.splay,
-        stampfile=None if values.nostamp else values.stampfile or on_this_machine(STAMPFILE),
-        statefile=None if values.nostate else values.statefile or "",
-        bandwidth=None if values.bwlimit is None else values.bwlimit * 1e6,
-        nice=bool(values.nice),
-    )

@@ -1,61 +1,19 @@
-"""What every command shares: the run lock, the stamp file, splay, logging, retention."""
+"""What every command shares: lock file, stamp file and retention."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import random
-import stat
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import NamedTuple
 
+from whisperbackup.errors import CannotRun
+from whisperbackup.runtime.clock import utc_now
+from whisperbackup.runtime.files import open_plainly
+
 logger = logging.getLogger(__name__)
-
-
-class CannotRun(Exception):
-    """The command could not do its job at all; the text names the thing and the remedy."""
-
-
-def occupy_standard_streams() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed, lest the next file that is opened become one of them."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (lives as long as the process)
-
-
-# -- files in folders that others may write to ---------------------------------------------------
-
-
-def open_plainly(path: str, flags: int) -> int:
-    """A descriptor of the file `path`, created when absent, which nobody can have planted.  Raises OSError.
-
-    No symbolic link is followed, and no hard link or FIFO taken; nor, where everybody may write to the folder,
-    a file of a user who is neither this one nor the folder's owner.  The kernel's fs.protected_* may be off.
-    """
-    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if reason := _why_planted(os.fstat(fd), os.stat(os.path.dirname(os.path.abspath(path)))):
-        os.close(fd)
-        raise OSError(errno.EPERM, reason, path)
-    return fd
-
-
-def _why_planted(file: os.stat_result, folder: os.stat_result) -> str:
-    if stat.S_ISCHR(file.st_mode):
-        return ""  # /dev/null
-    if not stat.S_ISREG(file.st_mode):
-        return "it is not a regular file"
-    if file.st_nlink > 1:
-        return "it is a hard link"
-    if folder.st_mode & stat.S_IWOTH and file.st_uid not in (os.geteuid(), folder.st_uid):
-        return f"it belongs to another user (uid {file.st_uid}), and everybody may write to its folder"
-    return ""
 
 
 @contextlib.contextmanager
@@ -66,7 +24,7 @@ def run_lock(path: str, timeout: float) -> Iterator[None]:
     """
     import filelock
 
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):  # which filelock would make
+    if not os.path.isdir(os.path.dirname(path) or "."):  # which filelock would make
         raise CannotRun(f"cannot lock {path}: its folder does not exist; name another file with --lockfile")
     # Readable to this user alone: whoever can open it can hold it, and keep every run waiting.
     lock = filelock.FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False)
@@ -121,84 +79,6 @@ def touch_stamp(path: str) -> None:
         ) from error
 
 
-# -- time and logging ---------------------------------------------------------------------------
-
-
-def utc_now() -> datetime:
-    """The time of day, at the edge where it is read."""
-    return datetime.now(UTC)
-
-
-def splay(seconds: float) -> None:
-    """Sleep for a random time up to `seconds`, so that a fleet's cron jobs do not start together."""
-    if seconds > 0:
-        pause = random.uniform(0, seconds)
-        logger.info("starting in %.0f seconds (--splay %g)", pause, seconds)
-        time.sleep(pause)
-
-
-def configure_logging(
-    debug: bool, quiet: bool, logfile: str | None, is_default: bool, syslog: bool, noop: bool = False
-) -> None:
-    """Send the run's story to stderr, `logfile` (None: nowhere) and syslog; with `noop` each line says so.
-
-    Raises CannotRun if a log file that was asked for cannot be opened; for the default one that is a warning.
-    """
-    logging.raiseExceptions = False  # a full disk under the log is no reason for a traceback a line
-    root = logging.getLogger()
-    root.handlers[:] = []
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.getLogger("filelock").setLevel(logging.INFO)
-    console = logging.StreamHandler(sys.stderr)
-    console.setLevel(logging.WARNING if quiet else logging.DEBUG)
-    story = "noop: %(message)s" if noop else "%(message)s"
-    console.setFormatter(_ConsoleFormatter(story))
-    root.addHandler(console)
-    if syslog:
-        from logging.handlers import SysLogHandler
-
-        address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
-        to_syslog = SysLogHandler(address, SysLogHandler.LOG_DAEMON)
-        to_syslog.setFormatter(_Formatter(f"whisper-backup[%(process)d]: %(levelname)s {story}"))
-        root.addHandler(to_syslog)
-    if logfile:
-        from whisperbackup.logfile import LogFile
-
-        try:
-            to_file = LogFile(logfile)
-        except OSError as error:
-            if not is_default:
-                raise CannotRun(
-                    f"cannot open the log file {logfile}: {error.strerror}; name another with --logfile"
-                ) from error
-            logger.warning("cannot open the log file %s: %s; see --logfile", logfile, error.strerror)
-        else:
-            formatter = _Formatter(f"%(asctime)s %(process)d %(levelname)s {story}", "%Y-%m-%dT%H:%M:%S%z")
-            to_file.setFormatter(formatter)
-            root.addHandler(to_file)
-
-
-def printable(text: str) -> str:
-    """`text` without what would move a terminal's cursor or forge a line of the log: a store may hold any name."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-class _Formatter(logging.Formatter):
-    """Makes one line of each message."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-
-class _ConsoleFormatter(_Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
-
-
 # -- retention -------------------------------------------------------------------------------------
 
 
@@ -243,7 +123,7 @@ def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
     for index, generation in enumerate(generations):
         if generation.stamp not in kept:
-            is_guarded = _dwarfs(generation, generations[index + 1 :])
+            is_guarded = dwarfs(generation, generations[index + 1 :])
             (result.guarded if is_guarded else result.dropped).append(generation.stamp)
     return result
 
@@ -268,7 +148,7 @@ def _newest_of_each(generations: Sequence[Generation], count: int, period: Calla
     return set(list(newest.values())[:count])
 
 
-def _dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
+def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     """Whether every newer one of the same codec is stored in less than half the size.
 
     Where there is none of the same codec, all newer ones must have less than an eighth: codecs differ by

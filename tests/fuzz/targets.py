@@ -21,17 +21,19 @@ from pathlib import Path
 import cramjam
 import numpy as np
 from pieces import Pieces
-from test_fill import apply, check_against_oracle, interrupted, make_file
+from test_fill import apply, check_against_oracle, check_interrupted, interrupted, make_file
 
-from whisperbackup import fill, options, wsp
-from whisperbackup.catalog import Catalog, Disordered, newest_at, next_stamp, parse_suffix
-from whisperbackup.compression import CODECS, CorruptPayload, Expansion, compressor
-from whisperbackup.selection import BadGlob, expand_braces, select
-from whisperbackup.state import Record, State
+from whisperbackup import options
+from whisperbackup.repository.catalog import Catalog, UnsortedListing, newest_at, parse_suffix
+from whisperbackup.repository.compression import CODECS, CorruptPayload, Expansion, compressor
+from whisperbackup.repository.stamps import next_stamp
+from whisperbackup.repository.state import Record, State
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
-from whisperbackup.tree import ForeignName, encode, is_canonical, metric_name, metric_path
-from whisperbackup.wsp import CorruptFile
+from whisperbackup.tree.names import ForeignName, encode, is_canonical, metric_name, metric_path
+from whisperbackup.tree.selection import BadGlob, expand_braces, select
+from whisperbackup.whisper import cwhisper, format, healing
+from whisperbackup.whisper.format import CorruptFile
 
 SECONDS = 5.0
 CEILING = 1 << 30
@@ -43,29 +45,29 @@ NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
 def header(content: bytes) -> None:
     """A header is refused or consistent; what passes the check has the size that it declares."""
     try:
-        found = wsp.parse_header(content)
+        found = format.parse_header(content)
     except CorruptFile:
         found = None
     if found is not None:
-        assert 1 <= len(found.archives) <= wsp.MAX_ARCHIVES
-        assert found.file_size == wsp.header_size(content) + 12 * sum(a.points for a in found.archives)
+        assert 1 <= len(found.archives) <= format.MAX_ARCHIVES
+        assert found.file_size == format.header_size(content) + 12 * sum(a.points for a in found.archives)
         assert all(archive.points > 0 for archive in found.archives)
         steps = [archive.step for archive in found.archives]
         assert steps == sorted(set(steps)) and steps[0] > 0
         assert 0 <= found.x_files_factor <= 1
     try:
-        size = wsp.declared_size(content, CEILING)
+        size = format.declared_size(content, CEILING)
     except CorruptFile:
         assert found is None or found.file_size > CEILING
     else:
-        assert size <= CEILING
-        assert wsp.is_compressed(content) or (found is not None and size == found.file_size)
+        assert size is None or size <= CEILING
+        assert cwhisper.is_compressed(content) or (found is not None and size == found.file_size)
     try:
-        wsp.check(content)
+        format.check(content)
     except CorruptFile:
-        assert not wsp.is_compressed(content)
+        assert not cwhisper.is_compressed(content) or cwhisper.damage(content)
     else:
-        assert wsp.is_compressed(content) or (found is not None and found.file_size == len(content))
+        assert cwhisper.is_compressed(content) or (found is not None and found.file_size == len(content))
 
 
 VALUES = [1.0, 0.0, 2.0, 3.0, 5.0, -0.0, -1.0, 0.5, 1 / 3, float("nan"), float("inf"), -float("inf"), 1e300, 5e-324]
@@ -135,33 +137,33 @@ def heal(content: bytes) -> None:
 
 @contextlib.contextmanager
 def page_size(size: int) -> Iterator[None]:
-    usual, fill.PAGE = fill.PAGE, size
+    usual, healing.PAGE = healing.PAGE, size
     try:
         yield
     finally:
-        fill.PAGE = usual
+        healing.PAGE = usual
 
 
 def check_heal(live: bytes, backup: bytes, now: int, pieces: Pieces) -> None:
     try:
-        healing = fill.heal(live, backup, now)
+        result = healing.heal(live, backup, now)
     except CorruptFile:
         for one in (live, backup):
             try:
-                wsp.parse_header(one)
-                wsp.check(one)
+                format.parse_header(one)
+                format.check(one)
             except CorruptFile:
                 return
         raise
-    assert all(offset in range(len(live) - len(piece) + 1) for offset, piece in healing.writes)
-    healed = apply(live, healing)
-    wsp.check(healed)
-    check_against_oracle(live, backup, now, healing, healed)
-    assert fill.heal(healed, backup, now) == ([], 0)
-    states = interrupted(live, healing, fill.PAGE)
+    assert all(offset in range(len(live) - len(piece) + 1) for offset, piece in result.writes)
+    healed = apply(live, result)
+    format.check(healed)
+    check_against_oracle(live, backup, now, result, healed)
+    assert healing.heal(healed, backup, now) == ([], 0)
+    states = interrupted(live, result, healing.PAGE)
     if states:
         state = states[pieces.between(0, len(states) - 1)]
-        assert apply(state, fill.heal(state, backup, now)) == healed
+        check_interrupted(live, backup, now, healed, state)
 
 
 def heal_many_archives(content: bytes) -> None:
@@ -171,26 +173,26 @@ def heal_many_archives(content: bytes) -> None:
     files = []
     for _ in range(2):
         step, archives = 0, []
-        for _ in range(pieces.between(1, wsp.MAX_ARCHIVES) if pieces.number(1) > 240 else pieces.between(1, 8)):
-            step = min(step + 1 + pieces.number(pieces.number(1) % 4), 2**32 - wsp.MAX_ARCHIVES + len(archives))
+        for _ in range(pieces.between(1, format.MAX_ARCHIVES) if pieces.number(1) > 240 else pieces.between(1, 8)):
+            step = min(step + 1 + pieces.number(pieces.number(1) % 4), 2**32 - format.MAX_ARCHIVES + len(archives))
             archives.append((step, 1 + (pieces.number(2) % 4096 if pieces.number(1) > 250 else pieces.number(1) % 32)))
         pattern = pieces.short()
         files.append(make_file(archives, [ring(pieces, s, n, now, pattern) for s, n in archives]))
     live, backup = files
-    healing = fill.heal(live, backup, now)
-    healed = apply(live, healing)
-    wsp.check(healed)
+    result = healing.heal(live, backup, now)
+    healed = apply(live, result)
+    format.check(healed)
     assert healed[: 16 + 12] == live[: 16 + 12]
-    finest = wsp.parse_header(live).archives[0]
-    before, after = (np.frombuffer(f, fill.RECORD, finest.points, finest.offset) for f in (live, healed))
+    finest = format.parse_header(live).archives[0]
+    before, after = (np.frombuffer(f, healing.RECORD, finest.points, finest.offset) for f in (live, healed))
     stamps = before["t"].astype(np.int64)
-    base = fill.base_of(stamps, finest, now)
+    base = healing.base_of(stamps, finest, now)
     if base is not None:
         span = finest.step * finest.points
         held = (stamps > now - span) & (stamps <= now + span) & ~np.isnan(before["v"]) & (stamps % finest.step == 0)
         held &= (stamps > 0) & ((stamps - base) // finest.step % finest.points == np.arange(finest.points))
         assert before[held].tobytes() == after[held].tobytes()
-    assert fill.heal(healed, backup, now) == ([], 0)
+    assert healing.heal(healed, backup, now) == ([], 0)
 
 
 # -- payloads ----------------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def listing(content: bytes) -> None:
     catalog = Catalog(Listing(keys), path, selection)
     try:
         metrics = list(catalog)
-    except Disordered:
+    except UnsortedListing:
         assert meant != sorted(set(meant))
         return
     assert meant == sorted(set(meant))

@@ -1,101 +1,121 @@
-"""backup: store every metric whose file changed since its newest backup, then purge what is gone."""
+"""backup: store every metric whose file changed since its newest backup, then purge what is missing."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, compression, util, wsp
-from whisperbackup.catalog import Backup, Metric, mark_md5, next_stamp
-from whisperbackup.commands import nothing_to_back_up, open_driver, open_store
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.commands.purge import Purge, Sweep, Tombstone, check_tree, work_on
-from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, doom, portions
-from whisperbackup.merge import Pair
-from whisperbackup.neighbour import Neighbour
+from whisperbackup.commands import nothing_to_back_up
+from whisperbackup.commands.context import Context, MetricJob, open_pool
+from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
+from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, tick, told, work_through
-from whisperbackup.state import Record, State, fingerprint, is_settled
-from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.tree import Found
+from whisperbackup.report.counters import Count
+from whisperbackup.report.progress import reporting, tick
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository import backups, future_stamps, keys
+from whisperbackup.repository.catalog import Backup, Metric, mark_md5
+from whisperbackup.repository.deleter import Deleter
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.known_bad import KnownBad
+from whisperbackup.repository.outcome import Outcome, PendingDelete
+from whisperbackup.repository.purge import Purge, log_return
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.runtime import clock
+from whisperbackup.storage.base import is_marked
+from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import Generation, Keep, retain
-from whisperbackup.workers import Budget, Pool, Work, failure
+from whisperbackup.whisper import format, reader
 
 logger = logging.getLogger(__name__)
 
 
-class Job(NamedTuple):
-    """A file to back up if it changed; `metric` is what the store holds of it.
-
-    `known` is there for a file that was not touched since its content was known.
-    """
-
-    name: str
-    path: bytes
-    metric: Metric | None
-    known: Record | None
-
-
-def run(options: Options, tally: Tally) -> int:
+def run(options: Options, stats: RunStats) -> int:
     """Back up what changed; the exit status."""
-    with open_store(options, create=True) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
-        with (
-            Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
-            told(tally, options.quiet),
-        ):
-            catalog, pairs = tree_and_store(options, driver)
-            store = (options.prefix, options.driver, options.bucket, options.storage_path, options.storage_arguments)
-            state = State(options.statefile, store, options.selection)
-            surplus: list[Doomed] = []
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+            catalog, pairs = tree_and_store(options, driver, state)
+            deleter = Deleter()
+            purge = Purge(purge_rules(options), stats, clock.utc_now())
+            known_bad = known_bad_of(options)
+            still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
+            filled = MARKED if is_marked(driver) else FILLED
 
-            def take(outcome: Outcome) -> None:
-                surplus.extend(outcome.surplus)
+            def on_outcome(outcome: Outcome) -> None:
+                deleter.add(*outcome.deletes)
+                if Count.BACKED_UP in outcome.counts:
+                    still_bad.pop(outcome.name, None)
+                if Count.BACKED_UP in outcome.counts or Count.UNCHANGED in outcome.counts:
+                    state.store = filled
                 if outcome.record:
                     state.note(outcome.record)
 
-            purge = Purge(options, tally)
-            changed = _touched(purge.watch(pairs), state, options.keep, tally)
-            work_through(pool, _with_deletions(changed, surplus), tally, take)
-            purge.carry_out(pool, surplus)
-            catalog.report_foreign()
+            pairs = _find_bad(purge.watch(pairs), known_bad, still_bad)
+            changed = _modified(pairs, still_bad, state, options.keep, stats)
+            try:
+                run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
+                finish_purge(pool, purge, deleter, stats)
+                catalog.report_foreign()
+            except BaseException:
+                state.save()  # what is done is done, and need not be read again
+                raise
+            if purge.deletes_any and holds_nothing(driver, options):
+                state.store = EMPTY
+            state.write()
             if not options.noop:
-                state.write()
-    if not tally.figures["examined"] and not tally.failed and not purge.saw_any:
+                known_bad.keep(still_bad)
+    if not purge.saw_any and not stats.failed:
         raise nothing_to_back_up(options)
-    return tally.finish()
+    return stats.finish()
 
 
-def _touched(pairs: Iterable[Pair], state: State, keep: Keep, tally: Tally) -> Iterator[Job]:
-    """A job for each file that is there, but for those that are known to be in the store as they are."""
+def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, str]) -> Iterator[Pair]:
+    """Pass `pairs` on; adds to `still_bad` the known damaged backups that are a metric's newest."""
+    for pair in pairs:
+        metric = pair.metric
+        if metric and metric.backups and metric.backups[-1].stamp == known_bad.stamps.get(metric.name):
+            still_bad[metric.name] = metric.backups[-1].stamp
+        yield pair
+
+
+def _modified(
+    pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, stats: RunStats
+) -> Iterator[MetricJob]:
+    """A job for each file, except those that are known to be in the store as they are."""
+    now = clock.utc_now()
     for local, metric in pairs:
-        if not isinstance(local, Found):
+        if not isinstance(local, LocalFile):
             continue
         known = state.recall(local.key)
+        if local.name in bad:
+            yield BackupMetric(local.name, local.path, metric, None, is_bad=True)
+            continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, keep):
-            tally.figures["examined"] += 1
-            tally.figures["unchanged"] += 1
-            tick(tally)
+        if known and metric and _is_done(metric, known, keep) and not future_stamps.misdated(metric.backups, now):
+            stats.count(Count.EXAMINED)
+            stats.count(Count.UNCHANGED)
+            tick(stats)
             state.note(known)
         else:
-            yield Job(local.name, local.path, metric, known)
+            yield BackupMetric(local.name, local.path, metric, known)
 
 
 def _fingerprint(path: bytes) -> str:
     try:
         return fingerprint(os.lstat(path))
     except OSError:
-        return ""  # reading it will tell why
+        return ""  # reading it will show why
 
 
 def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
-    """Whether there is nothing to do about a metric whose file is the one that `known` was noted of."""
+    """Whether there is nothing to do about a metric whose file is the one that `known` was recorded for."""
     if not metric.backups or metric.tombstones or not known.is_of(metric.backups[-1]):
         return False
     if len(metric.backups) <= keep.last:
@@ -104,118 +124,134 @@ def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
     return not kept.dropped and not kept.guarded
 
 
-def _with_deletions(jobs: Iterable[Job], surplus: list[Doomed]) -> Iterator[Job | Deletion]:
-    """`jobs`, and between them deletions, as soon as `surplus` is worth a request."""
+def _with_deletions(jobs: Iterable[MetricJob], deleter: Deleter) -> Iterator[MetricJob]:
+    """`jobs`, and between them deletions, as soon as there are enough keys for a request."""
     for job in jobs:
         yield job
-        yield from portions(surplus, KEYS_AT_ONCE)
+        yield from deleter.full_jobs()
 
 
-def prepare(options: Options) -> Work:
-    """What a worker does with a job, with a driver of its own."""
-    # The parent has created the bucket by now; only under --noop may it be absent still.
-    driver = open_driver(options, create=options.noop)
-    compress = compression.compressor(options.algorithm)
-    budget = Budget()
-    neighbour = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
+class BackupMetric(NamedTuple):
+    """Back up one file if it changed; `metric` is what the store holds of it.
 
-    def work(job: Job | Deletion | Tombstone | Sweep) -> Outcome:
-        if not isinstance(job, Job):
-            return work_on(job, driver)
-        try:
-            with budget.take(_size(job.path)):
-                return backup_metric(job, options, driver, compress, neighbour)
-        except (OSError, ValueError, StorageError) as error:
-            return failure(job.name, error, examined=1)
+    `known` is set for a file that was not modified since its content was recorded.
+    """
 
-    return work
+    name: str
+    path: bytes
+    metric: Metric | None
+    known: Record | None
+    is_bad: bool = False  # its newest backup is known to be damaged
+    examines: bool = True
+
+    def run(self, context: Context) -> Outcome:
+        """Back up the file unless its newest backup holds the same content, then see what retention drops.
+
+        Raises OSError, StorageError, and ValueError where no later stamp can be made.
+        """
+        with context.budget.take(_size(self.path)):
+            key = keys.metric_key(context.options.storage_path, self.name)
+            counts = {Count.EXAMINED: 1}
+            if self.metric and self.metric.tombstones:  # first: if it disappeared again tomorrow, its days start anew
+                log_return(self.name, context.noop)
+                context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
+                counts[Count.CAME_BACK] = 1
+            metric = _with_true_stamps(self.metric, key, context, counts)
+            existing = metric.backups if metric else ()
+            if self.known and existing and backups.has_digest(context.driver, key, existing[-1], self.known.sha1):
+                counts[Count.UNCHANGED] = 1
+                record = self.known.seen_in(existing[-1])
+                return _outcome(self.name, context, existing, counts, _generations(existing), record)
+            try:
+                reading = reader.read(self.path, context.options.max_file_size, context.throttle)
+            except FileNotFoundError:
+                return Outcome(self.name, counts | {Count.VANISHED: 1})
+            except (reader.TooNew, format.CorruptFile) as error:
+                # A file that has backups and is short now was cut off, however recent its last write.
+                if not isinstance(error, reader.TooNew) or existing:
+                    return Outcome(self.name, counts, (f"not a whisper file, not backed up: {error}",))
+                logger.warning("%s: too new: %s", self.name, error)
+                return Outcome(self.name, counts | {Count.TOO_NEW: 1})
+            return self._store_reading(reading, metric, key, context, counts)
+
+    def _store_reading(
+        self, reading: reader.Reading, metric: Metric | None, key: str, context: Context, counts: dict[Count, int]
+    ) -> Outcome:
+        """Store the content unless the newest backup holds it."""
+        existing = metric.backups if metric else ()
+        counts[Count.READ_BYTES] = len(reading.content)
+        if reading.is_torn:
+            counts[Count.TORN] = 1
+        sha1 = backups.sha1_of(reading.content)
+        generations = _generations(existing)
+        if existing and not self.is_bad and backups.has_digest(context.driver, key, existing[-1], sha1):
+            counts[Count.UNCHANGED] = 1
+            stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
+        else:
+            codec, payload = context.options.algorithm, context.compress(reading.content)
+            now = clock.utc_now()
+            if metric is None:
+                backups.check_form(context.driver, key, now)
+            stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None
+            stamp = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
+            did = "would be backed up" if context.noop else f"stored {stamp}"
+            _log(context, "%s: %s, %d bytes of %s", self.name, did, len(payload), codec)
+            counts |= {Count.BACKED_UP: 1, Count.STORED_BYTES: len(payload)}
+            generations.append(Generation(stamp, codec, len(payload), mark_md5(sha1)))
+        record = None
+        if is_settled(reading.status, reading.began) and not reading.is_torn:
+            record = Record(self.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
+        return _outcome(self.name, context, existing, counts, generations, record)
 
 
 def _size(path: bytes) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return 0  # reading it will tell why
+        return 0  # reading it will show why
 
 
-def backup_metric(
-    job: Job, options: Options, driver: Driver, compress: compression.Compress, neighbour: Neighbour
-) -> Outcome:
-    """Back up one file unless its newest backup holds the same content, then see what retention no longer keeps.
-
-    Raises what the driver raises, and ValueError where no later stamp can be made.
-    """
-    key = f"{options.storage_path}{job.name}/"
-    existing = job.metric.backups if job.metric else ()
-    figures = {"examined": 1}
-    if job.metric and job.metric.tombstones:  # first of all: if it went again tomorrow, its days must start anew
-        driver.delete([f"{key}{stamp}.missing" for stamp in job.metric.tombstones])
-        figures["came back"] = 1
-    if job.known and existing and backups.has_digest(driver, key, existing[-1], job.known.sha1):
-        figures["unchanged"] = 1
-        return _outcome(job, options, driver, figures, _generations(existing), job.known.seen_in(existing[-1]))
-    try:
-        reading = wsp.read(job.path, options.max_file_size, neighbour)
-    except FileNotFoundError:
-        return Outcome(job.name, figures | {"vanished": 1})
-    except wsp.TooNew as error:
-        if existing:  # a file that was whole once and is short now is cut off, however young its last write
-            return Outcome(job.name, figures, (f"not a whisper file, not backed up: {error}",))
-        logger.warning("%s: too new: %s", job.name, error)
-        return Outcome(job.name, figures | {"too new": 1})
-    except wsp.CorruptFile as error:
-        return Outcome(job.name, figures, (f"not a whisper file, not backed up: {error}",))
-    now = util.utc_now()
-    figures["read bytes"] = len(reading.content)
-    if reading.is_torn:
-        figures["changing while read"] = 1
-    sha1 = backups.sha1_of(reading.content)
-    generations = _generations(existing)
-    if existing and backups.has_digest(driver, key, existing[-1], sha1):
-        figures["unchanged"] = 1
-        stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
-    else:
-        stamp, listed_md5 = next_stamp(now, job.metric.last_stamp if job.metric else ""), None
-        payload = compress(reading.content)
-        backups.store(driver, key, stamp, options.algorithm, payload, sha1)
-        logger.debug("%s: stored %s, %d bytes of %s", job.name, stamp, len(payload), options.algorithm)
-        figures |= {"backed up": 1, "stored bytes": len(payload)}
-        generations.append(Generation(stamp, options.algorithm, len(payload), mark_md5(sha1)))
-    record = None
-    if is_settled(reading.status, reading.began) and not reading.is_torn:
-        record = Record(job.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
-    return _outcome(job, options, driver, figures, generations, record)
+def _with_true_stamps(metric: Metric | None, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
+    """The metric after its backups that a clock far ahead has stamped have got new stamps."""
+    if metric is None:
+        return None
+    max_size = context.options.max_file_size
+    changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
+    if moved:
+        counts[Count.STAMPED_ANEW] = moved
+    return changed
 
 
 def _outcome(
-    job: Job,
-    options: Options,
-    driver: Driver,
-    figures: dict[str, int],
+    name: str,
+    context: Context,
+    existing: tuple[Backup, ...],
+    counts: dict[Count, int],
     generations: list[Generation],
     record: Record | None,
 ) -> Outcome:
-    """The outcome of a file that is in the store now as `generations`, with what retention no longer keeps of them."""
-    key = f"{options.storage_path}{job.name}/"
-    existing = job.metric.backups if job.metric else ()
-    kept = retain(generations, options.keep)
+    """The outcome for a metric whose backups are now `generations`, with what retention drops of `existing`."""
+    key, keep = keys.metric_key(context.options.storage_path, name), context.options.keep
+    kept = retain(generations, keep)
     if kept.dropped or kept.guarded:
-        # Told apart as if all were different, some would go; now it is worth asking which are.
-        contents = {backup.stamp: backups.content_of(driver, key, backup) for backup in existing}
-        kept = retain([g._replace(content=contents.get(g.stamp, g.content)) for g in generations], options.keep)
+        # If all were different, some would be dropped; now it is worth finding out which are.
+        contents = {backup.stamp: backups.content_of(context.driver, key, backup) for backup in existing}
+        kept = retain([g._replace(content=contents.get(g.stamp, g.content)) for g in generations], keep)
     if kept.guarded:
-        figures["kept, all newer being much smaller"] = len(kept.guarded)
-        logger.info("%s: kept, every newer backup being much smaller: %s", job.name, ", ".join(kept.guarded))
+        counts[Count.GUARDED] = len(kept.guarded)
+        logger.info("%s: kept, every newer backup being much smaller: %s", name, ", ".join(kept.guarded))
     dropped = [backup for backup in existing if backup.stamp in kept.dropped]
-    surplus = [one for backup in dropped for one in doom((key + end for end in backup.suffixes()), "removed")]
-    return Outcome(job.name, figures, (), tuple(surplus), record)
+    if dropped:
+        did, stamps = "would delete" if context.noop else "deleting", ", ".join(backup.stamp for backup in dropped)
+        _log(context, "%s: %s the backups of %s, which retention does not keep", name, did, stamps)
+    deletes = [PendingDelete(Count.REMOVED, tuple(key + end for end in backup.suffixes())) for backup in dropped]
+    return Outcome(name, counts, deletes=tuple(deletes), record=record)
+
+
+def _log(context: Context, text: str, *arguments: object) -> None:
+    """Log what is done to one metric: of interest in a dry run, and to a developer."""
+    logger.log(logging.INFO if context.noop else logging.DEBUG, text, *arguments)
 
 
 def _generations(existing: Iterable[Backup]) -> list[Generation]:
-    return [_generation(backup) for backup in existing]
-
-
-def _generation(backup: Backup) -> Generation:
-    """A backup as retention sees it, its content taken for different from every other's."""
-    largest = max(backup.payloads, key=lambda payload: payload.size)
-    return Generation(backup.stamp, largest.codec, largest.size, backup.stamp)
+    return [backups.generation_of(backup) for backup in existing]

@@ -7,13 +7,14 @@ import os
 import sys
 from typing import NamedTuple
 
-from whisperbackup import jsonlines
-from whisperbackup.catalog import Catalog, Metric, newest_at
-from whisperbackup.commands import nothing_matches, open_store
+from whisperbackup.commands import WrongStoragePath, nothing_matches, open_catalog, open_store
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.progress import shown_size
-from whisperbackup.storage.base import Driver
-from whisperbackup.util import CannotRun, printable
+from whisperbackup.report import json_lines
+from whisperbackup.report.run_stats import shown_size
+from whisperbackup.repository.catalog import Metric, newest_at
+from whisperbackup.runtime.logs import printable
+from whisperbackup.storage.base import Driver, is_marked
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _flush() -> None:
 def _print(options: Options) -> int:
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
-        catalog = Catalog(driver, options.storage_path, options.selection)
+        catalog = open_catalog(options, driver)
         for metric in catalog:
             seen += 1
             shown = _debris(metric) if options.debris else _backups(metric, options.date)
@@ -67,7 +68,7 @@ def _print(options: Options) -> int:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
                 kind = "debris" if options.debris else "backups"
                 fields = {"metric": metric.name, kind: objects} | ({"missing_since": since} if since else {})
-                _say(jsonlines.line(fields))
+                _say(json_lines.line(fields))
             else:
                 for item in shown:
                     _say(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
@@ -78,7 +79,7 @@ def _print(options: Options) -> int:
             count += len(shown) if options.debris else len({item.stamp for item in shown})
             total += sum(item.size for item in shown)
         catalog.report_foreign()
-        if not metrics and not options.debris:
+        if not metrics and not (options.debris and seen):
             _explain(options, driver, seen, catalog.foreign)
     if not options.json:
         what = "pieces of debris" if options.debris else "backups"
@@ -89,15 +90,15 @@ def _print(options: Options) -> int:
 
 
 def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:
-    """Say why nothing was shown.  Raises CannotRun where something was asked for by name."""
+    """Say why nothing was shown.  Raises CannotRun where something was asked for by name or is elsewhere."""
     if seen:
         date = f" as old as {options.date}" if options.date else ""
         nothing = CannotRun(f"none of the {seen} metrics has a complete backup{date}")
     else:
         nothing = nothing_matches(options, driver)
-    if options.selection.wanted is not None:
+    if options.selection.wanted is not None or isinstance(nothing, WrongStoragePath):
         raise nothing
-    if seen or foreign or options.storage_path:  # an empty bucket explains itself
+    if seen or foreign or options.storage_path or not is_marked(driver):  # an empty bucket explains itself
         logger.warning("%s", nothing)
 
 

@@ -1,300 +1,57 @@
-"""purge: delete what has been gone from the tree for long enough, and what interrupted runs left.
-
-A metric without a file gets a tombstone, loses it when the file is seen again, and is deleted when the
-tombstone is old enough.  What one pass over tree and store finds is spooled, and carried out only when
-both came to their end without an error.
-"""
+"""purge: delete the backups of metrics that have been missing long enough, and what interrupted runs left."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import logging
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
-from typing import NamedTuple
 
-from whisperbackup import tree, util
-from whisperbackup.catalog import Debris, Metric, next_stamp, stamp_of
-from whisperbackup.commands import open_driver, open_store
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.compression import CODECS
-from whisperbackup.deletion import KEYS_AT_ONCE, Deletion, Doomed, carry_out, doom, portions
-from whisperbackup.merge import Pair
+from whisperbackup.commands import check_storage_path
+from whisperbackup.commands.context import open_pool
+from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
+from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.selection import select
-from whisperbackup.storage.base import Driver, NotFound
-from whisperbackup.tree import Found, Unseen
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Pool, Work
-
-logger = logging.getLogger(__name__)
-
-DEBRIS_AGE = timedelta(days=1)  # younger debris may be another run's work
-MANY = 100  # deletions above which half of everything is taken for a mistake
+from whisperbackup.report.counters import Count
+from whisperbackup.report.progress import reporting
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository import keys
+from whisperbackup.repository.deleter import DeleteObjects, Deleter
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.outcome import PendingDelete
+from whisperbackup.repository.purge import Purge, log_return
+from whisperbackup.runtime import clock
+from whisperbackup.tree.walk import LocalFile, check_tree
 
 
-class Tombstone(NamedTuple):
-    """The mark that the metric `name` is missing, to be put at `key`."""
-
-    name: str
-    key: str
-
-
-class Sweep(NamedTuple):
-    """Half a backup of the metric `name`, to go if its other half is really not there."""
-
-    name: str
-    key: str  # the metric's
-    debris: Debris
-
-
-class Farewell(NamedTuple):
-    """All keys of the metric `name`, which is due."""
-
-    name: str
-    keys: list[str]
-
-
-class Plan(NamedTuple):
-    """What is to be done about one metric: a tombstone to set (its stamp), or everything to delete."""
-
-    tombstone: str | None
-    is_due: bool
-
-
-def plan(metric: Metric, days: int, now: datetime) -> Plan:
-    """What becomes of a metric that is surely not in the tree, with `days` of grace (0: none, -1: for ever).
-
-    A tombstone that is not later than the newest backup is void; of several the newest counts.
-    """
-    if days < 0 or not metric.is_canonical:
-        return Plan(None, False)
-    if days == 0:
-        return Plan(None, True)
-    if not metric.missing_since:
-        return Plan(next_stamp(now, metric.last_stamp), False)
-    return Plan(None, metric.missing_since <= stamp_of(now - timedelta(days=days)))
-
-
-def keys_of(metric: Metric, now: datetime) -> list[str]:
-    """The ends of all its keys, in an order in which no stop leaves a mark without payload or forgets the tombstone.
-
-    Debris younger than a day is not among them: another run may be about to complete it.
-    """
-    backups = [suffix for backup in metric.backups for suffix in backup.suffixes()]
-    debris = [suffix for half in metric.debris if is_old(half, now) for suffix in half.suffixes]
-    return [*backups, *debris, *(f"{stamp}.missing" for stamp in metric.tombstones)]
-
-
-def is_old(debris: Debris, now: datetime) -> bool:
-    """Whether no run can be at work on it any more."""
-    return debris.stamp <= stamp_of(now - DEBRIS_AGE)
-
-
-class Purge:
-    """What one pass over tree and store says about metrics that are gone, and what is done about them."""
-
-    def __init__(self, options: Options, tally: Tally) -> None:
-        self._options = options
-        self._tally = tally
-        self._now = util.utc_now()
-        self._metrics = 0  # in scope, here or in the store
-        self._due = 0
-        self._is_blind = False
-        self._root = os.stat(options.prefix)
-        self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (lives as long as this object)
-
-    @property
-    def saw_any(self) -> bool:
-        """Whether any metric was in scope, here or in the store."""
-        return self._metrics > 0
-
-    def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass `pairs` on, noting what is gone and what the walk could not see."""
-        for pair in pairs:
-            if isinstance(pair.local, Unseen):
-                if pair.metric is None:
-                    self._note_unseen(pair.local)
-            elif pair.metric is not None:
-                self._note(pair.metric, pair.local is None)
-            self._metrics += pair.metric is not None or isinstance(pair.local, Found)
-            yield pair
-
-    def _note_unseen(self, unseen: Unseen) -> None:
-        path = os.fsdecode(unseen.path)
-        if unseen.is_error:
-            self._is_blind = True
-            self._tally.fail(path, unseen.reason)
-        elif unseen.reason:
-            logger.warning("%s: neither backed up nor purged: %s", path, unseen.reason)
-
-    def _note(self, metric: Metric, is_missing: bool) -> None:
-        key = self._options.storage_path + metric.key
-        if is_missing:
-            self._tally.figures["missing"] += 1
-            try:
-                tombstone, is_due = plan(metric, self._options.purge_days, self._now)
-            except ValueError as error:
-                self._tally.fail(metric.name, str(error))
-                return
-            if tombstone:
-                self._write(Tombstone(metric.name, f"{key}{tombstone}.missing"))
-            if is_due:
-                self._write(Farewell(metric.name, [key + suffix for suffix in keys_of(metric, self._now)]))
-                return
-        if metric.debris and metric.is_canonical:
-            for half in metric.debris:
-                if is_old(half, self._now):
-                    self._write(Sweep(metric.name, key, half))
-
-    def _write(self, job: Tombstone | Farewell | Sweep) -> None:
-        self._due += not isinstance(job, Tombstone)
-        with _spooling():
-            json.dump((type(job).__name__, job), self._spool)
-            self._spool.write("\n")
-
-    def carry_out(self, pool: Pool, surplus: list[Doomed]) -> None:
-        """Do what the pass has planned, and delete what is left in `surplus`."""
-        work_through(pool, self._jobs(surplus), self._tally, lambda outcome: surplus.extend(outcome.surplus))
-        work_through(pool, portions(surplus), self._tally)
-
-    def _jobs(self, surplus: list[Doomed]) -> Iterator[Tombstone | Deletion | Sweep]:
-        """What is to be done now that the pass has come to its end: nothing, if it could not see everything."""
-        yield from portions(surplus)
-        if self._is_blind:
-            self._tally.fail(
-                "purge", "nothing was purged, since a part of the tree could not be read; run as a user who may"
-            )
-            return
-        if not self._is_still_there():
-            return
-        is_mistake = self._due > MANY and self._due * 2 > self._metrics and not self._options.purge_anyway
-        if is_mistake:
-            self._tally.fail(
-                "purge",
-                f"{self._due} of {self._metrics} metrics are due for deletion, which looks like a mistake: "
-                "nothing was deleted; if it is meant, say --purge-anyway",
-            )
-        elif (missing := self._tally.figures["missing"]) > MANY and missing * 2 > self._metrics:
-            logger.warning(
-                "%d of %d metrics are not in the tree any more; if that is a mistake, mend it while their days last",
-                missing, self._metrics,
-            )  # fmt: skip
-        with _spooling():
-            self._spool.seek(0)
-        for line in self._spool:
-            kind, fields = json.loads(line)
-            if kind == "Tombstone":
-                logger.info("%s: not in the tree, marked as missing", fields[0])
-                yield Tombstone(*fields)
-            elif is_mistake:
-                continue
-            elif kind == "Sweep":
-                name, key, half = fields
-                yield Sweep(name, key, Debris(half[0], tuple(half[1]), half[2]))
-            elif self._is_back(fields[0]):
-                logger.info("%s: came back while this run was at work", fields[0])
-            else:
-                logger.info("%s: purged, gone for long enough", fields[0])
-                surplus += doom(fields[1], "purged")
-            yield from portions(surplus, KEYS_AT_ONCE)
-
-    def _is_still_there(self) -> bool:
-        """Whether the tree is the one that the walk began with, and not what an unmounted disk leaves."""
-        try:
-            check_tree(self._options.prefix)
-            if os.path.samestat(os.stat(self._options.prefix), self._root):
-                return True
-            self._tally.fail("purge", "nothing was purged, since the prefix became another folder meanwhile")
-        except (tree.NoTree, OSError) as error:
-            self._tally.fail("purge", f"nothing was purged: {error}")
-        return False
-
-    def _is_back(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self._options.prefix, tree.metric_path(name)))
-
-
-@contextlib.contextmanager
-def _spooling() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        folder = tempfile.gettempdir()
-        raise CannotRun(
-            f"cannot note in {folder} what to purge: {error.strerror}; make room, or name another folder in TMPDIR"
-        ) from error
-
-
-def work_on(job: Deletion | Tombstone | Sweep, driver: Driver) -> Outcome:
-    """Do one of purge's jobs.  Raises StorageError."""
-    if isinstance(job, Deletion):
-        return Outcome(job.name, carry_out(job, driver))
-    if isinstance(job, Tombstone):
-        driver.put(job.key, b"")
-        return Outcome(job.name, {"marked missing": 1})
-    if not job.debris.is_temporary and _has_other_half(job, driver):
-        return Outcome(job.name, {})
-    logger.info("%s: removed what an interrupted run left of %s", job.name, job.debris.stamp)
-    return Outcome(
-        job.name, {}, (), tuple(doom((job.key + suffix for suffix in job.debris.suffixes), "debris removed"))
-    )
-
-
-def _has_other_half(job: Sweep, driver: Driver) -> bool:
-    """Whether what the listing lacks is there after all: a Swift listing can lag behind for hours."""
-    stamp = job.debris.stamp
-    is_mark = job.debris.suffixes == (f"{stamp}.sha1",)
-    for end in [f"wsp.{codec}" for codec in CODECS] if is_mark else ["sha1"]:
-        try:
-            driver.get(f"{job.key}{stamp}.{end}")
-            return True
-        except NotFound:
-            continue
-    return False
-
-
-def check_tree(prefix: bytes) -> None:
-    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
-    tree.check_prefix(prefix)
-    if not any(isinstance(item, Found) for item in tree.walk(prefix, select(["*"]))):
-        raise tree.NoTree(
-            f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?"
-        )
-
-
-def run(options: Options, tally: Tally) -> int:
+def run(options: Options, stats: RunStats) -> int:
     """Purge without backing up; the exit status."""
-    with open_store(options) as driver:
+    state = state_of(options)
+    with contextlib.closing(open_for_purge(options, state)) as driver:
         check_tree(options.prefix)
-        with (
-            Pool(options.processes, options.threads or driver.threads, functools.partial(_prepare, options)) as pool,
-            told(tally, options.quiet),
-        ):
-            catalog, pairs = tree_and_store(options, driver)
-            surplus: list[Doomed] = []
-            purge = Purge(options, tally)
-            work_through(pool, _returned(purge.watch(pairs), options.storage_path, surplus, tally), tally)
-            purge.carry_out(pool, surplus)
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+            catalog, pairs = tree_and_store(options, driver, state)
+            deleter = Deleter()
+            purge = Purge(purge_rules(options), stats, clock.utc_now())
+            run_jobs(pool, _remove_void_tombstones(purge.watch(pairs), options, deleter, stats), stats)
+            finish_purge(pool, purge, deleter, stats)
             catalog.report_foreign()
-    return tally.finish()
+        if not purge.saw_stored and not stats.failed:
+            check_storage_path(options, driver)
+        if purge.deletes_any and holds_nothing(driver, options):
+            state.forget()  # or the next backup would look for what was rightly deleted
+    return stats.finish()
 
 
-def _returned(pairs: Iterable[Pair], storage_path: str, surplus: list[Doomed], tally: Tally) -> Iterator[Deletion]:
-    """Deletions of the tombstones of metrics that are back; what is too little for a request stays in `surplus`."""
+def _remove_void_tombstones(
+    pairs: Iterable[Pair], options: Options, deleter: Deleter, stats: RunStats
+) -> Iterator[DeleteObjects]:
+    """Jobs that delete the tombstones of metrics that came back; too little for a request stays in `deleter`."""
     for local, metric in pairs:
-        tally.figures["examined"] += metric is not None
-        if metric is not None and isinstance(local, Found):
-            key = storage_path + metric.key
-            surplus += doom((f"{key}{stamp}.missing" for stamp in metric.tombstones), "came back")
-        yield from portions(surplus, KEYS_AT_ONCE)
-
-
-def _prepare(options: Options) -> Work:
-    driver = open_driver(options)
-    return lambda job: work_on(job, driver)
+        if metric is None:
+            continue
+        stats.count(Count.EXAMINED)
+        if metric.tombstones and isinstance(local, LocalFile):
+            log_return(metric.name, options.noop)
+            key = keys.metric_key(options.storage_path, metric.name)
+            tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
+            deleter.add(PendingDelete(Count.CAME_BACK, tombstones))
+        yield from deleter.full_jobs()

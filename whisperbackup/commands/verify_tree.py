@@ -8,27 +8,29 @@ less than a day old, for no backup may have seen it), one whose newest mark is b
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import backups, util, wsp
-from whisperbackup.catalog import Backup, mark_md5
-from whisperbackup.commands import open_driver, open_store
-from whisperbackup.commands.passes import tree_and_store
-from whisperbackup.commands.purge import check_tree
-from whisperbackup.merge import Pair
-from whisperbackup.neighbour import LIBC, Neighbour
+from whisperbackup.commands import check_storage_path, open_store
+from whisperbackup.commands.context import Context, open_pool
+from whisperbackup.commands.known_store import state_of
+from whisperbackup.commands.pipeline import run_jobs, tree_and_store
+from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
-from whisperbackup.outcome import Outcome
-from whisperbackup.progress import Tally, told, work_through
-from whisperbackup.storage.base import Driver, StorageError
-from whisperbackup.tree import Found, Unseen
-from whisperbackup.util import CannotRun
-from whisperbackup.workers import Budget, Pool, Work, failure
+from whisperbackup.report.counters import Count
+from whisperbackup.report.progress import reporting
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository import backups, keys
+from whisperbackup.repository.catalog import Backup, mark_md5
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.outcome import Outcome
+from whisperbackup.runtime import clock
+from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
+from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.throttle import LIBC
 
 logger = logging.getLogger(__name__)
 
@@ -38,83 +40,100 @@ AT_FDCWD, AT_SYMLINK_NOFOLLOW, STATX_BTIME = -100, 0x100, 0x800
 STATX_SIZE, BTIME = 256, struct.Struct("=I76xqI")  # stx_mask, stx_btime
 
 
-class Job(NamedTuple):
-    """A file to compare with the newest backup of its metric."""
-
-    name: str
-    path: bytes
-    backup: Backup
-
-
-def run(options: Options, tally: Tally, is_meant: Callable[[str], bool]) -> int:
-    """Compare every metric that is meant; the exit status."""
+def run(
+    options: Options,
+    stats: RunStats,
+    is_selected: Callable[[str], bool],
+    on_outcome: Callable[[Outcome], None],
+) -> int:
+    """Compare every selected metric; the exit status.  `on_outcome` is called with each outcome."""
     with open_store(options) as driver:
         check_tree(options.prefix)
-        with (
-            Pool(options.processes, options.threads or driver.threads, functools.partial(prepare, options)) as pool,
-            told(tally, options.quiet),
-        ):
-            catalog, pairs = tree_and_store(options, driver)
-            now = util.utc_now().timestamp()
-            work_through(
-                pool, _comparable(pairs, is_meant, now, tally), tally, lambda outcome: _name_change(outcome, tally)
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+            catalog, pairs = tree_and_store(options, driver, state_of(options))
+
+            def report(outcome: Outcome) -> None:
+                if Count.DIFFER in outcome.counts:
+                    _emit(stats, outcome.name, "differs", outcome.stamp)
+                on_outcome(outcome)
+
+            seen = _Seen()
+            run_jobs(
+                pool, _comparable(seen.watch(pairs), is_selected, clock.utc_now().timestamp(), stats), stats, report
             )
             catalog.report_foreign()
-    if not any(tally.figures.values()) and not tally.failed:
+        if not seen.stored:
+            check_storage_path(options, driver)
+    if not seen.any:
         raise CannotRun("no metric matches, neither in the tree nor in the store; see -m and --exclude")
-    return tally.finish()
+    return stats.finish()
 
 
-def _name_change(outcome: Outcome, tally: Tally) -> None:
-    if outcome.figures.get("differ"):
-        _tell(tally, outcome.metric, "differs", outcome.stamp)
+class _Seen:
+    """Whether any metric was selected, in the store or anywhere."""
+
+    stored = False
+    any = False
+
+    def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Pass `pairs` on."""
+        for pair in pairs:
+            self.stored |= pair.metric is not None
+            self.any |= pair.metric is not None or isinstance(pair.local, LocalFile) or _is_error(pair.local)
+            yield pair
 
 
-def _tell(tally: Tally, name: str, state: str, stamp: str | None = None) -> None:
+def _is_error(local: LocalFile | Skipped | None) -> bool:
+    return isinstance(local, Skipped) and local.is_error
+
+
+def _emit(stats: RunStats, name: str, state: str, stamp: str | None = None) -> None:
     """Name what is no failure: in the debug log, and in JSON."""
     logger.debug("%s: %s%s", name, state, f", its newest backup is of {stamp}" if stamp else "")
-    tally.tell({"metric": name, "state": state, **({"backup": stamp} if stamp else {})})
+    stats.emit({"metric": name, "state": state, **({"backup": stamp} if stamp else {})})
 
 
-def _comparable(pairs: Iterator[Pair], is_meant: Callable[[str], bool], now: float, tally: Tally) -> Iterator[Job]:
+def _comparable(
+    pairs: Iterator[Pair], is_selected: Callable[[str], bool], now: float, stats: RunStats
+) -> Iterator[CompareFile]:
     """A job for each file that has a backup; counts the others."""
     for local, metric in pairs:
-        if isinstance(local, Unseen) and metric is None:
-            _note_unseen(local, tally)
+        if isinstance(local, Skipped) and metric is None:
+            _report_skipped(local, stats)
             continue
-        name = metric.name if metric else local.name if isinstance(local, Found) else ""
-        if not is_meant(name):
+        name = metric.name if metric else local.name if isinstance(local, LocalFile) else ""
+        if not is_selected(name):
             continue
         newest = metric.backups[-1] if metric and metric.backups else None
-        if isinstance(local, Unseen):
-            tally.figures["unseen"] += 1
-        elif isinstance(local, Found) and newest:
-            yield Job(name, local.path, newest)
+        if isinstance(local, Skipped):
+            stats.count(Count.UNSEEN)
+        elif isinstance(local, LocalFile) and newest:
+            yield CompareFile(name, local.path, newest)
         elif metric and metric.debris and not newest:
-            tally.figures["not backed up"] += isinstance(local, Found)
-            tally.fail(name, "has no complete backup, only what an interrupted run left")
-        elif isinstance(local, Found):
-            _note_unstored(local, now, tally)
+            stats.count(Count.NOT_BACKED_UP, isinstance(local, LocalFile))
+            stats.fail(name, "has no complete backup, only what an interrupted run left")
+        elif isinstance(local, LocalFile):
+            _report_unstored(local, now, stats)
         elif newest:
-            tally.figures["gone"] += 1
-            _tell(tally, name, "gone", newest.stamp)
+            stats.count(Count.GONE)
+            _emit(stats, name, "gone", newest.stamp)
 
 
-def _note_unseen(unseen: Unseen, tally: Tally) -> None:
-    path = os.fsdecode(unseen.path)
-    if unseen.is_error:
-        tally.fail(path, unseen.reason)
-    elif unseen.reason:
-        logger.warning("%s: not compared: %s", path, unseen.reason)
+def _report_skipped(skipped: Skipped, stats: RunStats) -> None:
+    path = os.fsdecode(skipped.path)
+    if skipped.is_error:
+        stats.fail(path, skipped.reason)
+    elif skipped.reason:
+        logger.warning("%s: not compared: %s", path, skipped.reason)
 
 
-def _note_unstored(local: Found, now: float, tally: Tally) -> None:
+def _report_unstored(local: LocalFile, now: float, stats: RunStats) -> None:
     if is_new(local.path, now):
-        tally.figures["new"] += 1
-        _tell(tally, local.name, "new")
+        stats.count(Count.NEW)
+        _emit(stats, local.name, "new")
     else:
-        tally.figures["not backed up"] += 1
-        tally.fail(local.name, "is in the tree, and has no backup")
+        stats.count(Count.NOT_BACKED_UP)
+        stats.fail(local.name, "is in the tree, and has no backup")
 
 
 def is_new(path: bytes, now: float) -> bool:
@@ -139,38 +158,34 @@ def birth_time(path: bytes) -> float | None:
     return seconds + nanoseconds / 1e9 if not failed and mask & STATX_BTIME else None
 
 
-def prepare(options: Options) -> Work:
-    """What a worker does with a job, with a driver of its own."""
-    driver = open_driver(options)
-    budget = Budget()
-    neighbour = Neighbour(options.bandwidth and options.bandwidth / options.processes, options.nice)
+class CompareFile(NamedTuple):
+    """Compare a file with the newest backup of its metric."""
 
-    def work(job: Job) -> Outcome:
+    name: str
+    path: bytes
+    backup: Backup
+    examines: bool = True
+
+    def run(self, context: Context) -> Outcome:
+        """Compare the file's content with the backup's mark.  Raises OSError and StorageError."""
+        max_size = context.options.max_file_size
+        counts, stamp = {Count.EXAMINED: 1}, self.backup.stamp
         try:
-            with budget.take(min(os.lstat(job.path).st_size, options.max_file_size)):
-                return compare(job, options, driver, neighbour)
+            with context.budget.take(min(os.lstat(self.path).st_size, max_size)):
+                reading = reader.read(self.path, max_size, context.throttle)
+                sha1, size = backups.sha1_of(reading.content), len(reading.content)
         except FileNotFoundError:
-            return Outcome(job.name, {"vanished": 1})
-        except (OSError, StorageError) as error:
-            return failure(job.name, error, examined=1)
-
-    return work
-
-
-def compare(job: Job, options: Options, driver: Driver, neighbour: Neighbour) -> Outcome:
-    """Compare one file with its backup's mark.  Raises OSError and StorageError."""
-    figures = {"examined": 1}
-    stamp = job.backup.stamp
-    try:
-        reading = wsp.read(job.path, options.max_file_size, neighbour)
-    except (wsp.CorruptFile, wsp.TooNew) as error:  # a file that was whole once and is short now is cut off
-        return Outcome(job.name, figures, (f"not a whisper file: {error}; its newest backup is of {stamp}",))
-    sha1 = backups.sha1_of(reading.content)
-    figures["read bytes"] = len(reading.content)
-    try:
-        is_same = job.backup.mark_md5 == mark_md5(sha1) or sha1 == backups.read_mark(
-            driver, f"{options.storage_path}{job.name}/", job.backup
-        )
-    except backups.BadBackup as error:
-        return Outcome(job.name, figures, (f"the backup of {stamp} is bad: {error}",), stamp=stamp)
-    return Outcome(job.name, figures | {"same" if is_same else "differ": 1}, stamp=stamp)
+            return Outcome(self.name, {Count.VANISHED: 1})
+        except (format.CorruptFile, reader.TooNew) as error:  # a file with backups that is short now was cut off
+            return Outcome(self.name, counts, (f"not a whisper file: {error}; its newest backup is of {stamp}",))
+        counts[Count.READ_BYTES] = size
+        key = keys.metric_key(context.options.storage_path, self.name)
+        try:
+            is_same = self.backup.mark_md5 == mark_md5(sha1) or sha1 == backups.read_mark(
+                context.driver, key, self.backup
+            )
+        except backups.BadBackup as error:
+            reason = f"the backup of {stamp} is bad: {error}"
+            return Outcome(self.name, counts, (reason,), is_damaged=True, stamp=stamp)
+        counts[Count.SAME if is_same else Count.DIFFER] = 1
+        return Outcome(self.name, counts, stamp=stamp)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
 from typing import cast
+from urllib.parse import urlsplit
 
 from whisperbackup.storage.base import Driver, NotFound, Opener, StorageError
 from whisperbackup.storage.guarded import Guarded, guard
@@ -12,6 +15,12 @@ from whisperbackup.storage.readonly import ReadOnly
 
 ENTRY_POINTS = "whisperbackup.storage"
 BUILT_IN = ("disk", "gcs", "noop", "s3", "swift")
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "swift": ("ST_AUTH", "OS_AUTH_URL"),
+    "gcs": ("STORAGE_EMULATOR_HOST",),
+}
+"""Where the environment says which server to talk to."""
 
 
 class MissingLibrary(StorageError):
@@ -28,6 +37,20 @@ def names() -> list[str]:
 def is_known(name: str) -> bool:
     """Whether there is a driver of this name; looks beyond the built-in ones only if it has to."""
     return name in BUILT_IN or name in names()
+
+
+def endpoint(name: str, arguments: Sequence[str]) -> str:
+    """Host and port of the server that the storage arguments or the environment name; empty for the service's own.
+
+    Nothing of a URL that may hold a password.
+    """
+    urls = [word.removeprefix("endpoint=") for word in arguments if word.startswith("endpoint=")]
+    urls += [os.environ.get(variable, "") for variable in ENDPOINTS.get(name, ())]
+    url = next(filter(None, urls), "")
+    try:
+        return "" if "@" in url else urlsplit(url).netloc
+    except ValueError:
+        return ""  # the driver will say what is wrong with it
 
 
 def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop: bool) -> Driver:

@@ -8,9 +8,32 @@ the order of Python's strings.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from whisperbackup.errors import (  # drivers find all that they need here
+    AccessDenied as AccessDenied,
+)
+from whisperbackup.errors import (
+    Exists as Exists,
+)
+from whisperbackup.errors import (
+    NotFound as NotFound,
+)
+from whisperbackup.errors import (
+    StartAfterUnsupported as StartAfterUnsupported,
+)
+from whisperbackup.errors import (
+    StorageError as StorageError,
+)
+from whisperbackup.errors import (
+    Unavailable as Unavailable,
+)
+from whisperbackup.errors import (
+    UsageError as UsageError,
+)
 
 
 class StoredObject(NamedTuple):
@@ -19,26 +42,6 @@ class StoredObject(NamedTuple):
     key: str
     size: int
     md5: str | None
-
-
-class StorageError(Exception):
-    """The store could not do what was asked; the text names the thing and the remedy."""
-
-
-class NotFound(StorageError):
-    """The bucket or the key does not exist."""
-
-
-class AccessDenied(StorageError):
-    """The store knows who asks, or not, and refuses."""
-
-
-class Unranged(StorageError):
-    """The service does not begin a listing where it was asked to."""
-
-
-class Unavailable(StorageError):
-    """The store did not answer, or not usefully, also after the client library's retries."""
 
 
 FIRST = "\1"
@@ -75,20 +78,68 @@ class Driver(Protocol):
 
 
 @runtime_checkable
-class BatchDriver(Driver, Protocol):
-    """A driver that can make several objects durable at once for less than it costs one by one."""
+class CreatingDriver(Driver, Protocol):
+    """A driver that can store objects without replacing what another run has put there meanwhile."""
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """As `put` of each key and body, in this order; durable when it returns."""
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """Store keys and bodies in this order, durable when it returns: who sees one of them sees those before it.
+
+        Raises Exists for the first key that is there with another content; what comes before it is stored then.
+        One with the same content is as good as stored: it may be our own, by a request whose answer was lost.
+        Returns whether nothing was replaced for sure: False where the service may not know such a condition.
+        """
 
 
-def put_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> None:
-    """Store keys and bodies in this order: who sees one of them sees those before it."""
-    if isinstance(driver, BatchDriver):
-        driver.put_all(objects)
-    else:
-        for key, body in objects:
+def create_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
+    """As CreatingDriver has it; a driver that can only replace does so, and it returns False."""
+    if isinstance(driver, CreatingDriver):
+        return driver.create_all(objects)
+    return look_and_put(driver, objects)
+
+
+def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
+    """As `create_all` where nothing refuses to replace an object: another run may still come in between.  False."""
+    keys = [key for key, _ in objects]
+    there = {found.key for found in driver.list(os.path.commonprefix(keys))}  # noqa: RUF071  (keys are strings)
+    for key, body in objects:
+        if key not in there:
             driver.put(key, body)
+        elif not holds(driver, key, body):
+            raise Exists(key)
+    return False
+
+
+def holds(driver: Driver, key: str, body: bytes) -> bool:
+    """Whether `key` is there with this content."""
+    try:
+        return driver.get(key) == body
+    except NotFound:
+        return False
+
+
+@runtime_checkable
+class MarkedDriver(Driver, Protocol):
+    """A driver whose store may be absent while its place is there, as a directory on which no disk is mounted."""
+
+    def is_marked(self) -> bool:
+        """Whether the store itself is there, and not only its place."""
+
+    def mark(self) -> None:
+        """Make it known by a marker that no listing shows and nothing deletes.
+
+        Durable when it returns.  Raises StorageError, also where the marker is there and nothing can be written.
+        """
+
+
+def is_marked(driver: Driver) -> bool:
+    """Whether the store is surely there; so is each that needs no marker."""
+    return not isinstance(driver, MarkedDriver) or driver.is_marked()
+
+
+def mark(driver: Driver) -> None:
+    """Mark the store, if it is of a kind that needs it."""
+    if isinstance(driver, MarkedDriver):
+        driver.mark()
 
 
 @runtime_checkable
@@ -96,13 +147,25 @@ class RangedDriver(Driver, Protocol):
     """A driver whose service can begin and end a listing anywhere: several parts of it can be listed at once."""
 
     is_ranged: bool
-    """False for a wrapper around a driver that cannot."""
+    """Whether that is faster; False for a directory, and for a wrapper around a driver that cannot."""
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         """As `list`, but only keys greater than `after` and not greater than `until` (empty: to the end).
 
-        Raises Unranged where a service that most speak like takes no notice of `after`.
+        Raises StartAfterUnsupported where a service that most speak like takes no notice of `after`.
         """
+
+
+def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+    """As `RangedDriver.list_range`, for any driver; one that cannot is listed from the beginning."""
+    if isinstance(driver, RangedDriver):
+        yield from driver.list_range(prefix, after, until)
+        return
+    for found in driver.list(prefix):
+        if until and found.key > until:
+            return
+        if found.key > after:
+            yield found
 
 
 Opener = Callable[[str, bool, list[str]], Driver]
@@ -112,10 +175,6 @@ Opener = Callable[[str, bool, list[str]], Driver]
 `arguments` are the words after the driver's name on the command line: `name=value`, or one bare value.
 Raises UsageError for arguments that the driver does not know.
 """
-
-
-class UsageError(Exception):
-    """A storage argument that the driver does not understand."""
 
 
 def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) -> dict[str, str]:

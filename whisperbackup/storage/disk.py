@@ -4,6 +4,9 @@ A key's component of up to 254 bytes is a file's or folder's name as it stands. 
 first 254 bytes and a `+` name a folder of 255 bytes, in which a `+` and the rest of the component go on by the
 same rule.  So a name of 255 bytes, and no other, is a piece to be continued.
 
+A file `.whisper-backup-store` at the top marks the directory as a store, so that it is told from the empty folder that
+is left when its disk is not mounted.  It is no object.
+
 An object being written is a file named `.whisper-backup-<time>-<hex>` beside its final place.  One that a
 killed run left is listed under that name, so that it can be deleted.
 """
@@ -16,16 +19,18 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from whisperbackup.storage.base import (
     AccessDenied,
     Driver,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
+    holds,
     keyword_arguments,
 )
 
@@ -34,42 +39,100 @@ logger = logging.getLogger(__name__)
 PIECE = 254
 CONTINUED = b"+"
 TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
+MARKER = ".whisper-backup-store"
+MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""What link() says on a file system that has no hard links."""
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Disk:
     """One directory."""
 
+    is_ranged = False  # it can begin a listing anywhere, but several parts at once are no faster
     threads = 4  # what waits here is the disk, and a file system's journal can be written for several at once
 
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
+        self._first_link, self._links = b"", 0
+        self._has_named_links = False
+        self._status = os.stat(directory)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Files below the directory in the order of their keys; holds one folder's names a level in memory."""
+        return self.list_range(prefix, "", "")
+
+    def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
+        """The same, without entering folders that hold none of these keys."""
         if not os.path.isdir(self._directory):
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
         above = (folder + slash).encode()
-        stack = [(above, iter(_names(self._path(folder) if folder else self._directory, beginning.encode())))]
+        stack = [(above, beginning.encode(), self._names(above, beginning.encode()))]
         while stack:
-            above, names = stack[-1]
+            above, start, names = stack[-1]
             for name in names:
                 try:
                     key = (above + name).decode()
                 except UnicodeDecodeError:
                     continue  # a stranger's file: keys are UTF-8
+                if key <= after and not (key.endswith("/") and after.startswith(key)):
+                    continue
+                if until and key > until:
+                    return
                 if key.endswith("/"):
-                    stack.append((above + name, iter(_names(self._path(key[:-1]), b""))))
+                    stack.append((above + name, b"", self._names(above + name, b"")))
                     break
+                if key == MARKER:
+                    continue
                 try:
                     yield StoredObject(key, os.stat(self._path(key)).st_size, None)
                 except FileNotFoundError:
-                    continue  # deleted since its folder was read
+                    # Deleted since its folder was read: another run is at work there, and may have put a newer backup
+                    # in its place, without which the metric would look as if it had none.
+                    stack[-1] = (above, start, self._names(above, start, name))
+                    break
                 except OSError as error:
                     raise _storage_error(error, key) from error
             else:
                 stack.pop()
+        self._check_place()  # what was deleted meanwhile looks the same as what went with its disk
+        if self._links and not self._has_named_links:
+            self._has_named_links = True
+            logger.warning(
+                "%s is a symbolic link, which a store does not follow (%d in all): what is behind it counts as absent; "
+                "put the folder itself there",
+                os.fsdecode(self._first_link), self._links,
+            )  # fmt: skip
+
+    def _note_link(self, path: bytes) -> None:
+        self._first_link = self._first_link or path
+        self._links += 1
+
+    def _check_place(self) -> None:
+        """Raises Unavailable if another directory is in the place of this one: the disk was unmounted meanwhile.
+
+        One that carries the marker was mounted anew.
+        """
+        try:
+            status = os.stat(self._directory)
+        except FileNotFoundError:
+            raise _missing_directory(self._directory) from None
+        except OSError as error:
+            raise _storage_error(error, os.fsdecode(self._directory)) from error
+        if os.path.samestat(status, self._status):
+            return
+        if not self.is_marked():
+            raise Unavailable(
+                f"the directory {os.fsdecode(self._directory)} became another one during this run; "
+                "was its disk unmounted?"
+            )
+        self._status = status
+
+    def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
+        """What stands in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
+        names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning, self._note_link)
+        return (name for name in names if name > after)
 
     def get(self, key: str) -> bytes:
         """The file's content."""
@@ -83,18 +146,44 @@ class Disk:
 
     def put(self, key: str, body: bytes) -> None:
         """Write a temporary file beside the place, fsync, rename, fsync the folder."""
-        self.put_all([(key, body)])
+        self._store([(key, body)], os.rename)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """The same, with one fsync of the folder for all that it gets.
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """The same with link() instead of rename(), and with one fsync of the folder for all that it gets.
 
-        File systems with a journal keep the order of the renames; on others a power failure may leave a later
-        object without an earlier one, which the catalog takes for debris.
+        File systems with a journal keep the order of the links; on others a power failure may leave a later
+        object without an earlier one, which the catalog takes for debris.  On a file system without hard links
+        the file is renamed, if nothing is in its place just before.
         """
+        is_sure = True
+
+        def enter(temporary: bytes, path: bytes) -> None:
+            nonlocal is_sure
+            try:
+                os.link(temporary, path)
+                os.unlink(temporary)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                is_sure = False
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+                os.rename(temporary, path)
+
+        self._store(objects, enter)
+        return is_sure
+
+    def _store(self, objects: Sequence[tuple[str, bytes]], enter: Callable[[bytes, bytes], None]) -> None:
+        self._check_place()
         entered: dict[bytes, None] = {}  # folders with new entries, in order
         for key, body in objects:
             try:
-                self._write(self._path(key), body, entered)
+                self._write(self._path(key), body, entered, enter)
+            except FileExistsError:
+                if not holds(self, key, body):
+                    raise Exists(key) from None
             except OSError as error:
                 raise _storage_error(error, key) from error
         try:
@@ -103,10 +192,14 @@ class Disk:
         except OSError as error:
             raise _storage_error(error, objects[-1][0]) from error
 
-    def _write(self, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
+    def _write(
+        self, path: bytes, body: bytes, entered: dict[bytes, None], enter: Callable[[bytes, bytes], None]
+    ) -> None:
+        """Write `body` to a temporary file, which `enter` then gives its place."""
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, _temporary_name())
         fd = self._create(temporary, entered)
+        entered[folder] = None
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 view = memoryview(body)
@@ -115,11 +208,11 @@ class Disk:
                 os.fdatasync(file.fileno())
                 # Nobody will read it soon; carbon's files need the page cache more.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.rename(temporary, path)
+            enter(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
-        entered[folder] = None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Unlink the files, and the folders that they leave empty."""
@@ -136,6 +229,30 @@ class Disk:
         if stayed:
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
             raise AccessDenied(f"cannot delete {stayed[0]}{more}")
+
+    def is_marked(self) -> bool:
+        """Whether the marker is there."""
+        return os.path.lexists(self._path(MARKER))
+
+    def mark(self) -> None:
+        """Write the marker if it is not there.  Raises AccessDenied where this user may not write to the directory."""
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            shown = os.fsdecode(self._directory)
+            raise AccessDenied(
+                f"this user is not allowed to write to the directory {shown}; change that, or name another with -b"
+            )
+        if self.is_marked():
+            return
+        try:
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                fd = os.open(self._path(MARKER), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(MARKER_TEXT)
+                    file.flush()
+                    os.fsync(fd)
+            _fsync_folder(self._directory)
+        except OSError as error:
+            raise _storage_error(error, MARKER) from error
 
     def close(self) -> None:
         """Nothing: no file stays open."""
@@ -191,11 +308,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
         if create and not os.path.isdir(directory):
             os.makedirs(directory, exist_ok=True)
             _fsync_folder(os.path.dirname(directory))
-            logger.info("made the directory %s", os.fsdecode(directory))
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise NotADirectoryError
-        if create and not os.access(directory, os.W_OK | os.X_OK):
-            raise AccessDenied(f"this user may not write to the directory {bucket}; mend that, or name another with -b")
     except (FileExistsError, NotADirectoryError):
         raise Unavailable(f"{bucket} is not a directory; name one with -b") from None
     except OSError as error:
@@ -206,7 +320,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Driver:
     return Disk(directory)
 
 
-def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[bytes]:
+def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], component: bytes = b"") -> list[bytes]:
     """The components of keys that stand in `folder` and may begin with `beginning`, sorted; folders end in `/`.
 
     `component` is what the folder's own name, one to be continued, holds of them.
@@ -222,11 +336,13 @@ def _names(folder: bytes, beginning: bytes, component: bytes = b"") -> list[byte
                 if len(entry.name) > PIECE:
                     name = name[:-1]
                     if is_folder and (name.startswith(beginning) or beginning.startswith(name)):
-                        names += _names(entry.path, beginning, name)
+                        names += _names(entry.path, beginning, note_link, name)
                 elif not name.startswith(beginning):
                     continue
                 elif is_folder or entry.is_file(follow_symlinks=False):
                     names.append(name + b"/" if is_folder else name)
+                elif entry.is_symlink():
+                    note_link(entry.path)
     except (FileNotFoundError, NotADirectoryError):
         return []  # there is nothing under that prefix, or it went while the store was listed
     except OSError as error:
@@ -249,7 +365,8 @@ def _fsync_folder(folder: bytes) -> None:
 
 
 def _missing_directory(directory: bytes) -> NotFound:
-    return NotFound(f"the directory {os.fsdecode(directory)} does not exist; name one with -b, or run backup once")
+    shown = os.fsdecode(directory)
+    return NotFound(f"the directory {shown} does not exist; mount its disk, name another with -b, or run backup once")
 
 
 def _storage_error(error: OSError, name: str) -> StorageError:

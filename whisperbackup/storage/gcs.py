@@ -9,13 +9,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import email
+import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from email.message import Message
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import google.auth
+import google_crc32c
+import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud import storage
@@ -25,21 +30,29 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
+from whisperbackup.storage import deadline
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
     silence,
 )
 
+STATUS = re.compile(r"HTTP/\S+ (\d{3})\b")
 DELETE_AT_ONCE = 100
 """Calls in one batch: the service's limit."""
+NOT_GCS = (
+    "answers 200 with something that is not Google Cloud Storage: check STORAGE_EMULATOR_HOST, a proxy before it, or "
+    "whether it shows a maintenance page"
+)
 PATIENCE: dict[str, Any] = {
     # Seconds for connecting and for reading; no attempt begins later than 40 seconds after its call did, so
     # that a call to a silent store ends in about a minute.  All calls made here can be repeated: an object is
@@ -56,6 +69,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
         raise UsageError(f"bucket '{bucket}': a bucket's name has no slash in it; see --storage-path")
     # They log requests, and those for a token hold what it is given for.
     silence("google", "urllib3", "requests")
+    deadline.install()
     client = _client(given.get("project"))
     try:
         driver = GoogleCloudStorage(client, bucket, given.get("storage_class"))
@@ -83,7 +97,49 @@ def _client(project: str | None) -> storage.Client:
     # The pool's default of 10 would throw connections away with --threads above that.
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, HTTPAdapter(pool_maxsize=64))
+    client._http.hooks["response"].append(_check_answer)
     return client
+
+
+def _check_answer(response: requests.Response, **_: object) -> None:
+    """Raises Unavailable for a success that the service would not tell like this; the client believes any 200."""
+    if response.status_code != 200:
+        return
+    url = urlsplit(response.url)
+    match url.path.rpartition("/")[2], response.request.method:
+        case _, "GET" if "alt=media" in url.query:
+            is_right = "x-goog-hash" in response.headers
+        case _, "POST" if url.path.startswith("/batch/"):
+            is_right = response.headers.get("content-type", "").startswith("multipart/mixed")
+        case "o", "GET":
+            is_right = _kind_of(response) == "storage#objects"
+        case "o", "POST":
+            is_right = _kind_of(response) == "storage#object"
+        case _:
+            is_right = True
+    if not is_right:
+        raise Unavailable(f"{url.netloc} {NOT_GCS}")
+
+
+def _kind_of(response: requests.Response) -> object:
+    try:
+        answer = response.json()
+    except ValueError:
+        return None
+    return answer.get("kind") if isinstance(answer, dict) else None
+
+
+def _is_stored(blob: storage.Blob, key: str, body: bytes) -> bool:
+    """Whether a put's answer proves that this is what is stored; an object under a customer's key has no MD5."""
+    if blob.md5_hash:
+        digest, told = hashlib.md5(body, usedforsecurity=False).digest(), blob.md5_hash
+    else:
+        digest, told = google_crc32c.value(body).to_bytes(4, "big"), blob.crc32c
+    return bool(blob.name == key and blob.size == len(body) and told == base64.b64encode(digest).decode())
+
+
+def _text_of(part: object) -> str:
+    return str(part.get_payload()) if isinstance(part, Message) else ""
 
 
 class GoogleCloudStorage:
@@ -99,9 +155,7 @@ class GoogleCloudStorage:
 
     def create_if_absent(self, location: str) -> None:
         try:
-            # Listing is what every command needs the right to; looking at a bucket takes another one.
-            with self._errors("look into"):
-                next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+            self._look_into()
             return
         except NotFound:
             pass
@@ -109,19 +163,27 @@ class GoogleCloudStorage:
             try:
                 self._client.create_bucket(self._bucket, location=location, **PATIENCE)
             except api.Conflict as error:
-                raise AccessDenied(
-                    f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
-                ) from error
+                try:
+                    self._look_into()  # another run may have made it since we looked
+                except StorageError:
+                    raise AccessDenied(
+                        f"bucket '{self._bucket.name}' was made by somebody else: choose another name"
+                    ) from error
             except ValueError as error:  # there is no project to make it in
                 raise StorageError(
                     f"cannot create bucket '{self._bucket.name}': name the project with project="
                 ) from error
 
+    def _look_into(self) -> None:
+        # Listing is what every command needs the right to; looking at a bucket takes another one.
+        with self._errors("look into"):
+            next(iter(self._client.list_blobs(self._bucket, max_results=1, **PATIENCE)), None)
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        fields = "nextPageToken,items(name,size,md5Hash)"
+        fields = "kind,nextPageToken,items(name,size,md5Hash)"
         # The service's own range has its start in it, and its end not.
         start, end = (key + FIRST if key else None for key in (after, until))
         found = iter(
@@ -144,28 +206,45 @@ class GoogleCloudStorage:
             return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **PATIENCE))
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body, {})
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        for key, body in objects:
+            try:
+                self._put(key, body, {"if_generation_match": 0})
+            except StorageError as error:
+                if not isinstance(error.__cause__, api.PreconditionFailed):
+                    raise
+                if not holds(self, key, body):
+                    raise Exists(key) from None
+        return True
+
+    def _put(self, key: str, body: bytes, condition: dict[str, int]) -> None:
         blob = self._bucket.blob(key)
         if self._storage_class:
             blob.storage_class = self._storage_class
         with self._errors("write", key):
-            blob.upload_from_string(body, content_type="application/octet-stream", **PATIENCE)
+            blob.upload_from_string(body, content_type="application/octet-stream", **condition, **PATIENCE)
+            if not _is_stored(blob, key, body):
+                raise Unavailable(f"the service {NOT_GCS}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = []
+        stayed: list[tuple[str, int]] = []
         for batch in batches(keys, DELETE_AT_ONCE):
-            with self._errors("delete from"):
-                statuses = PATIENCE["retry"](self._delete_batch)(batch)
-            for key, status in zip(batch, statuses, strict=True):
-                if status == 404 or 200 <= status < 300:
-                    continue
-                try:
-                    self._delete_one(key)  # to succeed, or to tell the reason
-                except Unavailable:
-                    raise  # it would take a minute for every key
-                except StorageError as error:
-                    stayed.append(error)
+            for _ in range(2):  # what stayed is asked for once more: to succeed, or to tell the reason
+                with self._errors("delete from"):
+                    statuses = PATIENCE["retry"](self._delete_batch)(batch)
+                failed = [(k, s) for k, s in zip(batch, statuses, strict=True) if s != 404 and not 200 <= s < 300]
+                batch = [key for key, _ in failed]
+                if not batch:
+                    break
+            stayed += failed
         if stayed:
-            raise StorageError(f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted; {stayed[0]}")
+            key, status = stayed[0]
+            raise StorageError(
+                f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted, first '{key}': "
+                f"status {status}; see the README for the roles that are needed"
+            )
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[int]:
         """The HTTP status of each deletion (cloud.google.com/storage/docs/batch).
@@ -189,15 +268,10 @@ class GoogleCloudStorage:
         kind = answer.headers["Content-Type"].encode()
         parts = email.message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (kind, answer.content)).get_payload()
         # Each part is an answer to a request, in the requests' order: "HTTP/1.1 204 No Content" and so on.
-        statuses = [int(str(part.get_payload()).split(" ", 2)[1]) for part in parts if isinstance(part, Message)]
-        return statuses if len(statuses) == len(batch) else [0] * len(batch)
-
-    def _delete_one(self, key: str) -> None:
-        try:
-            with self._errors("delete", key):
-                self._bucket.delete_blob(key, **PATIENCE)
-        except NotFound:
-            pass
+        statuses = [int(said[1]) for part in parts if (said := STATUS.match(_text_of(part)))]
+        if len(statuses) != len(batch):
+            raise Unavailable(f"the service {NOT_GCS}")
+        return statuses
 
     def close(self) -> None:
         self._client.close()
@@ -208,6 +282,8 @@ class GoogleCloudStorage:
         what = f"cannot {doing} bucket '{self._bucket.name}'" if key is None else f"cannot {doing} '{key}'"
         try:
             yield
+        except Unavailable as error:
+            raise Unavailable(f"{what}: {error}") from error
         except api.RetryError as error:
             raise self._mapped(what, key, error.cause) from error
         except (api.GoogleAPIError, auth.GoogleAuthError, HTTPError, OSError) as error:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, RangedDriver, StorageError, StoredObject, UsageError, put_all
+from whisperbackup.storage.base import (
+    Driver,
+    RangedDriver,
+    StorageError,
+    StoredObject,
+    UsageError,
+    create_all,
+    is_marked,
+    list_range,
+    mark,
+)
 
 
 class Guarded:
@@ -23,10 +33,9 @@ class Guarded:
             yield from self._driver.list(prefix)
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, which must be ranged."""
-        assert isinstance(self._driver, RangedDriver)
+        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
         with guard(self._name):
-            yield from self._driver.list_range(prefix, after, until)
+            yield from list_range(self._driver, prefix, after, until)
 
     def get(self, key: str) -> bytes:
         """As the wrapped driver."""
@@ -38,15 +47,25 @@ class Guarded:
         with guard(self._name):
             self._driver.put(key, body)
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """As the wrapped driver."""
         with guard(self._name):
-            put_all(self._driver, objects)
+            return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
         """As the wrapped driver."""
         with guard(self._name):
             self._driver.delete(keys)
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            return is_marked(self._driver)
+
+    def mark(self) -> None:
+        """As the wrapped driver, if it knows markers."""
+        with guard(self._name):
+            mark(self._driver)
 
     def close(self) -> None:
         """As the wrapped driver."""

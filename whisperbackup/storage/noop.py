@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from whisperbackup.storage.base import Driver, NotFound, StoredObject, keyword_arguments
 
@@ -22,6 +22,10 @@ class Noop:
 
     def put(self, key: str, body: bytes) -> None:
         """Forget `body`."""
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        """Forget `objects`."""
+        return True
 
     def delete(self, keys: Iterable[str]) -> None:
         """Nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject
+from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, is_marked, list_range
 
 
 class ReadOnly:
@@ -28,10 +28,9 @@ class ReadOnly:
                 raise
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        """As the wrapped driver, which must be ranged."""
-        assert isinstance(self._driver, RangedDriver)
+        """As the wrapped driver, if it can begin a listing anywhere; else a part of its listing."""
         try:
-            yield from self._driver.list_range(prefix, after, until)
+            yield from list_range(self._driver, prefix, after, until)
         except NotFound:
             if not self._absent_is_empty:
                 raise
@@ -43,10 +42,18 @@ class ReadOnly:
     def put(self, key: str, body: bytes) -> None:
         """Nothing."""
 
-    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
         """Nothing."""
+        return True
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Nothing."""
+
+    def is_marked(self) -> bool:
+        """As the wrapped driver, if it knows markers."""
+        return is_marked(self._driver)
+
+    def mark(self) -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,17 +23,20 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import s3pages
+from whisperbackup.storage import deadline, s3pages
 from whisperbackup.storage.base import (
     AccessDenied,
+    Exists,
     NotFound,
+    StartAfterUnsupported,
     StorageError,
     StoredObject,
     Unavailable,
-    Unranged,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
+    look_and_put,
     silence,
 )
 
@@ -40,14 +44,25 @@ ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key",
 CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto")}
 DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request: the service's limit."""
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML 1.0 has no way to write."""
 CONNECT_SECONDS, READ_SECONDS = 5, 25
 LAST_ATTEMPT_SECONDS = 30
 """No attempt begins later than this after its call did, so that a call to a silent store ends within a minute."""
 ATTEMPTS = 6
 """With one answer in ten lost, six attempts fail together once in a million calls."""
+MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
+"""An ETag that is no MD5: of an object that a gateway has stored in parts."""
+BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What boto3 accepts: its own message is a regular expression of four lines."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
+    s3pages.NOT_S3: (
+        Unavailable,
+        "it answers 200 with something that is not S3: check endpoint=, a proxy before it, or whether it shows a "
+        "maintenance page",
+    ),
     "InvalidAccessKeyId": (AccessDenied, "it does not know this access key: check AWS_ACCESS_KEY_ID or the profile"),
     "SignatureDoesNotMatch": (AccessDenied, "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or the profile"),
     "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
@@ -72,11 +87,17 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     for name, allowed in CHOICES.items():
         if name in given and given[name] not in allowed:
             raise UsageError(f"storage argument '{name}={given[name]}': it is one of {', '.join(allowed)}")
+    if not BUCKET.fullmatch(bucket) and not bucket.startswith("arn:"):
+        raise UsageError(
+            f"bucket '{bucket}': a bucket's name is made of 3 to 63 of a-z, 0-9, . and -; "
+            "for a path in it see --storage-path"
+        )
     region, endpoint = given.get("region", "us-east-1"), given.get("endpoint")
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
     # boto3, its HTTP client and its signer log the headers of each request, and so what signs it.
     silence("boto3", "botocore", "urllib3")
+    deadline.install()
     try:
         client = boto3.Session(profile_name=given.get("profile")).client(
             "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
@@ -137,21 +158,32 @@ class S3:
         self._client = client
         self._bucket = bucket
         self._stored_as = stored_as
+        self._keeps_conditions: bool | None = None  # not known yet
+        self._learning = threading.Lock()
+        self._is_swift = False
 
     def create_if_absent(self, region: str) -> None:
         try:
-            # Listing is what every command needs the right to; HeadBucket's errors say nothing.
-            with self._errors("look into"):
-                self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+            self._look_into()
             return
         except NotFound:
             pass
         where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        with self._errors("create"):
-            try:
+        try:
+            with self._errors("create"):
                 self._client.create_bucket(Bucket=self._bucket, **where)
-            except self._client.exceptions.BucketAlreadyOwnedByYou:
-                pass  # made by another run since we looked
+        except StorageError as error:
+            if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+            try:
+                self._look_into()  # another run may have made it since we looked; not all services tell whose it is
+            except StorageError:
+                raise error from None
+
+    def _look_into(self) -> None:
+        # Listing is what every command needs the right to; HeadBucket's errors say nothing.
+        with self._errors("look into"):
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
@@ -167,9 +199,9 @@ class S3:
                 return
             if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                 raise StorageError(f"cannot list bucket '{self._bucket}': {self._endpoint} cuts the listing short")
-            objects = s3pages.objects_of(page)
+            objects: list[StoredObject] = page[s3pages.OBJECTS]
             if after and objects and objects[0].key <= after:
-                raise Unranged(f"{self._endpoint} does not know start-after")
+                raise StartAfterUnsupported(f"{self._endpoint} does not know start-after")
             if until and objects and objects[-1].key > until:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return
@@ -189,13 +221,87 @@ class S3:
             attempt += 1
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body)
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        if self._keeps_conditions is None:
+            with self._learning:
+                if self._keeps_conditions is None:
+                    look_and_put(self, objects)
+                    self._keeps_conditions = self._refuses(*objects[-1])
+                    return False
+        if not self._keeps_conditions:
+            return look_and_put(self, objects)
+        for key, body in objects:
+            if not self._create(key, body) and not holds(self, key, body):
+                raise Exists(key)
+        return not self._is_swift
+
+    def _refuses(self, key: str, body: bytes) -> bool:
+        """Whether the service refuses to create what is there already; some take no notice, and do not say so.
+
+        Others refuse the condition, each with an error of its own: the same put without it has just succeeded.
+        """
+        try:
+            return not self._create(key, body)
+        except Unavailable:
+            raise
+        except StorageError:
+            return False
+
+    def _create(self, key: str, body: bytes) -> bool:
+        """Whether the object was stored; if not, there is one already."""
+        try:
+            self._put(key, body, IfNoneMatch="*")
+        except StorageError as error:
+            if _status(error) != 412:
+                raise
+            return False
+        return True
+
+    def _put(self, key: str, body: bytes, **condition: str) -> None:
         with self._errors("write", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as)
+            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as, **condition)
+        # Of two puts under a condition at the very same time Swift accepts both, through its S3 API as well.
+        self._is_swift = "x-trans-id" in answer["ResponseMetadata"]["HTTPHeaders"]
+        self._check_etag(answer, key, body)
+
+    def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
+        """Raises Unavailable unless a put's answer, or else the object itself, proves that this is what is stored."""
+        if str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer:
+            return  # then the ETag is no MD5, though it may look the same
+        etag = answer["ETag"].strip('"')
+        if etag == hashlib.md5(body, usedforsecurity=False).hexdigest() or MULTIPART.fullmatch(etag):
+            return
+        if not holds(self, key, body):  # not all services that speak S3 have MD5s for ETags, nor tell what they encrypt
+            family, remedy = REMEDIES[s3pages.NOT_S3]
+            raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of something else; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_batch(batch)]
+        stayed = [said for batch in batches(keys, DELETE_AT_ONCE) for said in self._delete_all(batch)]
         if stayed:
             raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
+
+    def _delete_all(self, batch: Sequence[str]) -> Iterator[str]:
+        """Delete; say for each key that stayed what the store says about it.
+
+        A key that XML cannot hold would have the whole batch refused: it is deleted by a request of its own.
+        """
+        if expressible := [key for key in batch if not NOT_XML.search(key)]:
+            yield from self._delete_batch(expressible)
+        for key in batch:
+            if NOT_XML.search(key):
+                yield from self._delete_one(key)
+
+    def _delete_one(self, key: str) -> Iterator[str]:
+        try:
+            with self._errors("delete", key):
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+        except Unavailable:
+            raise
+        except StorageError as error:
+            if not isinstance(error.__cause__, self._client.exceptions.NoSuchKey):
+                yield f"'{key}': {error}"
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
         """Delete; say for each key that stayed what the store says about it."""
@@ -208,6 +314,8 @@ class S3:
             except Unavailable:
                 raise  # every further batch would take a minute
             except StorageError as error:
+                if _code(error) == "MalformedXML":  # to some a key is, at which others take no offence
+                    return [said for key in batch for said in self._delete_one(key)]
                 return [f"'{key}': {error}" for key in batch]
             errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             batch = [error["Key"] for error in errors]
@@ -257,18 +365,28 @@ class S3:
             return NotFound(f"{what}: there is no such object in bucket '{self._bucket}'")
         if code in REMEDIES:
             family, remedy = REMEDIES[code]
-            return family(f"{what}: {self._endpoint} says {code}; {remedy}")
+            return family(f"{what}: {self._endpoint}{'' if code == s3pages.NOT_S3 else f' says {code}'}; {remedy}")
         if status in (401, 403):
             return AccessDenied(f"{what}: {self._endpoint} says {code} {message}; check credentials and rights")
         if "Quota" in code or status == 507:
             return StorageError(f"{what}: {self._endpoint} says {code}; {REMEDIES['QuotaExceeded'][1]}")
-        if status >= 500 or status == 429:
+        if status > 501 or status in (429, 500):
             return Unavailable(f"{what}: {self._endpoint} still says {code} {message} after {ATTEMPTS} attempts")
         return StorageError(f"{what}: {self._endpoint} says {code} {message}")
 
     @property
     def _endpoint(self) -> str:
         return _host(self._client.meta.endpoint_url)
+
+
+def _status(error: StorageError) -> object:
+    """The HTTP status that an error was made of."""
+    return getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _code(error: StorageError) -> object:
+    """What S3 called it."""
+    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
 
 
 def _host(url: str) -> str:

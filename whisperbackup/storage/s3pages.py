@@ -1,9 +1,10 @@
-"""Pages of an S3 listing, read several times faster than botocore reads them.
+"""S3's answers, looked at before botocore believes them: its status alone makes a success of any 200.
 
-botocore turns every element of a page into Python objects by walking its model of the service; on a listing
-of millions of objects that is where the time goes.  Signing, sending, retries and errors stay botocore's:
-what is done here is one event handler that reads the body of a good answer, and puts the objects beside what
-botocore makes of the rest.  What it does not understand it leaves to botocore.
+A proxy, a maintenance page or a wrong endpoint may answer 200 to everything.  An answer that S3 would not give
+becomes the error NOT_S3, is asked for again as a transient fault is, and then ends the call.
+
+Pages of a listing are read here as well, several times faster than botocore does: it turns every element into Python
+objects by walking its model of the service.  Signing, sending, other retries and errors stay botocore's.
 """
 
 from __future__ import annotations
@@ -19,15 +20,22 @@ import botocore.handlers
 from whisperbackup.storage.base import StoredObject
 
 EVENT = "before-parse.s3.*"
+NOT_S3 = "AnswerIsNotS3"
+CONFLICT = "ConditionalRequestConflict"
+"""What S3 says to a conditional put while another one to the same key is under way: it is to be made again."""
 OBJECTS = "WhisperBackupObjects"
-"""Where a page holds its objects, if they were read here."""
-ROOT = "ListBucketResult"
-ENVELOPE = f"<{ROOT}/>".encode()
+"""Where a page holds its objects."""
+LISTING, DELETION, ERROR = "ListBucketResult", "DeleteResult", "Error"
+ENVELOPE = f"<{LISTING}/>".encode()
+REFUSAL = f"<Error><Code>{NOT_S3}</Code><Message>this is no answer of S3</Message></Error>".encode()
+REFUSED_STATUS = 502
+TRIES = 3
+PAUSE = 0.5  # seconds, more with each try
 MD5 = re.compile("[0-9a-f]{32}")
 
 
 def install(events: Any) -> None:
-    """Have the listings of the client with these `events` read here.
+    """Have the answers to the client with these `events` looked at here.
 
     botocore's own handler parses every body to see whether it holds an error: it comes after ours, which leaves
     it nothing to parse but what is no page.
@@ -35,26 +43,64 @@ def install(events: Any) -> None:
     find_error = getattr(botocore.handlers, "_handle_200_error", None)
     if find_error:
         events.unregister(EVENT, find_error)
-    events.register(EVENT, _read_page)
+    events.register(EVENT, _read_answer)
     if find_error:
         events.register(EVENT, find_error)
+    events.register("needs-retry.s3.*", _ask_again)
 
 
-def _read_page(
+def _read_answer(
     operation_model: Any, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
-    """Move what a page holds from the response's body to the customized response."""
-    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+    """Refuse a success that S3 would not tell like this; move what a page holds to the customized response."""
+    status, headers = response_dict["status_code"], response_dict["headers"]
+    if not 200 <= status < 300:
         return
+    match operation_model.name:
+        case "ListObjectsV2":
+            is_right = _read_page(response_dict, customized_response_dict)
+        case "DeleteObjects":
+            is_right = _root_name(response_dict["body"]) in (DELETION, ERROR)
+        case "PutObject" | "GetObject":
+            is_right = bool(headers.get("etag"))
+        case "DeleteObject":
+            is_right = status == 204
+        case _:
+            is_right = True
+    if not is_right:
+        response_dict["status_code"], response_dict["body"] = REFUSED_STATUS, REFUSAL
+
+
+def _ask_again(response: Any, attempts: int, **_: object) -> float | None:
+    """The seconds to wait before an answer that is not S3's is asked for again, or two creators have got apart."""
+    if response is None or attempts >= TRIES:
+        return None
+    code = response[1].get("Error", {}).get("Code")
+    return PAUSE * attempts if code in (NOT_S3, CONFLICT) else None
+
+
+def _root_name(body: bytes) -> str:
+    try:
+        return ElementTree.fromstring(body).tag.rpartition("}")[2]
+    except ElementTree.ParseError:
+        return ""
+
+
+def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any]) -> bool:
+    """Whether the body is a page, which is read, or an error, which is left to botocore."""
     try:
         root = ElementTree.fromstring(response_dict["body"])
-        if not root.tag.endswith(ROOT):
-            return
-        page = _page(root, root.tag.removesuffix(ROOT))
+        space, brace, name = root.tag.rpartition("}")
+        if name == ERROR:
+            return True
+        if name != LISTING:
+            return False
+        page = _page(root, space + brace)
     except (ElementTree.ParseError, TypeError, ValueError):
-        return
+        return False
     customized_response_dict.update(page)
     response_dict["body"] = ENVELOPE
+    return True
 
 
 def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
@@ -68,7 +114,10 @@ def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
         objects.append(
             StoredObject(_unquote(name) if is_quoted else name, int(length), md5_of(found.findtext(etag, "")))
         )
-    page: dict[str, Any] = {OBJECTS: objects, "IsTruncated": root.findtext(namespace + "IsTruncated") == "true"}
+    is_truncated = root.findtext(namespace + "IsTruncated", "")
+    if is_truncated not in ("true", "false"):
+        raise ValueError("a page that does not tell whether it is the last")
+    page: dict[str, Any] = {OBJECTS: objects, "IsTruncated": is_truncated == "true"}
     if token := root.findtext(namespace + "NextContinuationToken"):
         page["NextContinuationToken"] = token
     return page
@@ -81,13 +130,6 @@ def _unquote(key: str) -> str:
 
 
 _unquote_part = functools.lru_cache(1024)(unquote_plus)
-
-
-def objects_of(page: dict[str, Any]) -> list[StoredObject]:
-    """The objects of a page, whoever read it."""
-    if OBJECTS in page:
-        return page[OBJECTS]  # type: ignore[no-any-return]
-    return [StoredObject(o["Key"], o["Size"], md5_of(o.get("ETag", ""))) for o in page.get("Contents", ())]
 
 
 def md5_of(etag: str) -> str | None:

@@ -8,11 +8,11 @@ else OS_AUTH_TYPE names).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -27,15 +27,18 @@ from requests.adapters import HTTPAdapter
 from swiftclient import ClientException, Connection
 from swiftclient.authv1 import PasswordPlugin
 
+from whisperbackup.storage import deadline
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
+    Exists,
     NotFound,
     StorageError,
     StoredObject,
     Unavailable,
     UsageError,
     batches,
+    holds,
     keyword_arguments,
     silence,
 )
@@ -45,10 +48,19 @@ LAST_ATTEMPT_SECONDS = 32
 """After silence no attempt begins later than this after its call did, so that the call ends within a minute."""
 TOKEN_SECONDS = 15
 RETRIES = 5
+PAUSE = 0.5  # seconds before an answer that was cut, or is not Swift's, is asked for again
 DELETE_AT_ONCE = 1000
 """At most this many keys in a bulk delete, though most clusters take 10,000: it gives up after 1,000 failures."""
 
 MD5 = re.compile("[0-9a-f]{32}")
+
+
+class NotSwift(ValueError):
+    """An answer that Swift would not give: a proxy, a maintenance page or a wrong address may say 200 to all."""
+
+
+COUNT = "x-container-object-count"
+"""The header that the answer to any listing has."""
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
@@ -58,6 +70,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
         raise UsageError(f"bucket '{bucket}': a container's name has no slash in it; see --storage-path")
     # They log the headers of each request with the beginning of the token.
     silence("swiftclient", "keystoneauth", "keystoneclient", "requests", "urllib3", "stevedore")
+    deadline.install()
     driver = Swift(_connector(), bucket)
     if create:
         driver.create_if_absent()
@@ -136,6 +149,11 @@ def _option(option: Any) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), option.default)
 
 
+def _is_row(row: Any) -> bool:
+    """Whether this is what a listing tells of an object."""
+    return isinstance(row, dict) and {"name", "bytes", "hash"} <= row.keys()
+
+
 class SharedSession(Session):  # type: ignore[misc,unused-ignore]
     """A session whose token may be found expired by several threads at once."""
 
@@ -146,7 +164,7 @@ class SharedSession(Session):  # type: ignore[misc,unused-ignore]
 
 
 class TimedConnection(Connection):  # type: ignore[misc]
-    """swiftclient's connection, for one thread, with an end to its patience: it knows a number of retries only."""
+    """swiftclient's connection, for one call at a time, with a deadline for each: it only knows a number of retries."""
 
     began = 0.0
     url: str | None
@@ -189,14 +207,13 @@ class Swift:
     def __init__(self, connect: Callable[[], TimedConnection], bucket: str) -> None:
         self._connect = connect
         self._bucket = bucket
-        self._thread = threading.local()
-        self._connections: list[TimedConnection] = []
+        self._idle: list[TimedConnection] = []
         self._bulk_limit: int | None = None
 
     def create_if_absent(self) -> None:
         try:
             # Asked first, since making a container needs rights in the account, even if it is there.
-            self._call("look into", None, lambda swift: swift.get_container(self._bucket, limit=1))
+            self._page("", "", FIRST)
         except NotFound:
             self._call("create", None, lambda swift: swift.put_container(self._bucket))
 
@@ -211,28 +228,49 @@ class Swift:
                 yield StoredObject(row["name"], row["bytes"], md5 if MD5.fullmatch(md5) else None)
             marker = page[-1]["name"]
 
-    def _page(self, prefix: str, marker: str, end: str) -> Any:
+    def _page(self, prefix: str, marker: str, end: str) -> Sequence[Any]:
         # Without a limit of ours a page is as long as the cluster allows; so only an empty one is surely the last.
-        answer = self._call(
-            "list",
-            None,
-            lambda swift: swift.get_container(self._bucket, prefix=prefix, marker=marker, end_marker=end),
-        )
-        return answer[1]
+        def request(swift: TimedConnection) -> Sequence[Any]:
+            headers, rows = swift.get_container(self._bucket, prefix=prefix, marker=marker, end_marker=end)
+            if COUNT not in headers or not isinstance(rows, list) or not all(map(_is_row, rows)):
+                raise NotSwift
+            return rows
+
+        return cast(Sequence[Any], self._call("list", None, request))
 
     def get(self, key: str) -> bytes:
-        return bytes(self._call("read", key, lambda swift: swift.get_object(self._bucket, key))[1])
+        def request(swift: TimedConnection) -> bytes:
+            headers, body = swift.get_object(self._bucket, key)
+            if not headers.get("etag"):
+                raise NotSwift
+            return bytes(body)
+
+        return cast(bytes, self._call("read", key, request))
 
     def put(self, key: str, body: bytes) -> None:
+        self._put(key, body, {})
+
+    def create_all(self, objects: Sequence[tuple[str, bytes]]) -> bool:
+        for key, body in objects:
+            try:
+                self._put(key, body, {"If-None-Match": "*"})
+            except StorageError as error:
+                if getattr(error.__cause__, "http_status", None) != 412:
+                    raise
+                if not holds(self, key, body):
+                    raise Exists(key) from None
+        return False  # of two puts at the very same time a cluster accepts both, and keeps the later
+
+    def _put(self, key: str, body: bytes, condition: dict[str, str]) -> None:
         # As a file, because that is what swiftclient can rewind to try again; with its length, so that Swift refuses
         # a body that comes short.  TLS, and the SHA-1 that every backup carries, guard its content.
-        self._call(
-            "write",
-            key,
-            lambda swift: swift.put_object(
-                self._bucket, key, io.BytesIO(body) if body else None, content_length=len(body)
-            ),
-        )
+        def request(swift: TimedConnection) -> None:
+            content = io.BytesIO(body) if body else None
+            etag = swift.put_object(self._bucket, key, content, content_length=len(body), headers=condition)
+            if etag != hashlib.md5(body, usedforsecurity=False).hexdigest():
+                raise NotSwift
+
+        self._call("write", key, request)
 
     def delete(self, keys: Iterable[str]) -> None:
         stayed = []
@@ -248,8 +286,14 @@ class Swift:
             raise StorageError(f"container '{self._bucket}': {len(stayed)} objects were not deleted; {stayed[0]}")
 
     def _delete_one(self, key: str) -> None:
+        def request(swift: TimedConnection) -> None:
+            answer: dict[str, Any] = {}
+            swift.delete_object(self._bucket, key, response_dict=answer)
+            if answer["status"] != 204:
+                raise NotSwift
+
         try:
-            self._call("delete", key, lambda swift: swift.delete_object(self._bucket, key))
+            self._call("delete", key, request)
         except NotFound:
             pass
 
@@ -259,18 +303,24 @@ class Swift:
             return batch
         paths = "\n".join(quote(f"/{self._bucket}/{key}") for key in batch).encode()
         headers = {"Content-Type": "text/plain", "Accept": "application/json"}
+
+        def request(swift: TimedConnection) -> tuple[int, set[str]]:
+            _, body = swift.post_account(headers, query_string="bulk-delete", data=paths)
+            # The status is 200 whatever happened; the truth is in the body.
+            outcome = json.loads(body)
+            try:
+                failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
+                return outcome["Number Deleted"] + outcome["Number Not LocalFile"], failed
+            except (KeyError, TypeError):
+                raise NotSwift from None
+
         try:
-            answer = self._call(
-                "delete from", None, lambda swift: swift.post_account(headers, query_string="bulk-delete", data=paths)
-            )
+            done, failed = self._call("delete from", None, request)
         except Unavailable:
             raise
         except StorageError:
             return batch
-        # The status is 200 whatever happened; the truth is in the body.
-        outcome = json.loads(answer[1])
-        failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
-        if outcome["Number Deleted"] + outcome["Number Not Found"] + len(failed) < len(batch):
+        if done + len(failed) < len(batch):
             return batch  # it gave up on the way, after too many failures for one
         return [key for key in batch if key in failed]
 
@@ -287,27 +337,33 @@ class Swift:
         return self._bulk_limit
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _call(self, doing: str, key: str | None, request: Callable[[TimedConnection], Any]) -> Any:
-        """Make a request over this thread's connection; what it raises becomes the one family."""
-        connection = self._connection()
-        connection.began = time.monotonic()
-        with self._errors(doing, key):
+        """Make a request over an idle connection, or a new one; what it raises becomes the one family."""
+        with self._errors(doing, key), self._connection() as connection:
+            connection.began = time.monotonic()
             for _ in range(2):
                 try:
                     return request(connection)
-                except urllib3.exceptions.HTTPError:
-                    # An answer that was cut after its headers, which swiftclient does not try again.
+                except (urllib3.exceptions.HTTPError, ValueError):
+                    # An answer that was cut after its headers, or is not Swift's: swiftclient does not try again.
                     connection.close()
+                    time.sleep(PAUSE)
             return request(connection)
 
-    def _connection(self) -> TimedConnection:
-        if not hasattr(self._thread, "connection"):
-            self._thread.connection = self._connect()
-            self._connections.append(self._thread.connection)
-        return cast(TimedConnection, self._thread.connection)
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[TimedConnection]:
+        """A connection for one call; there are as many as calls were made at once, however many threads make them."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None) -> Iterator[None]:
@@ -347,7 +403,12 @@ class Swift:
                 f"{what}: the identity service makes no sense ({type(error).__name__}); "
                 "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
             ) from error
-        except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+        except ValueError as error:
+            raise Unavailable(
+                f"{what}: the cluster answers 200 with something that is not Swift: check ST_AUTH or OS_AUTH_URL, "
+                "a proxy before it, or whether it shows a maintenance page"
+            ) from error
+        except (OSError, urllib3.exceptions.HTTPError) as error:
             raise Unavailable(
                 f"{what}: the cluster does not answer ({type(error).__name__}); check the network"
             ) from error

@@ -1,7 +1,8 @@
 """A long listing by several threads at once: a page of a thousand keys takes a service a tenth of a second, and more.
 
-Somebody who knows about which keys are there names milestones, keys in ascending order.  What lies between
-two of them is a window; the windows next in turn are listed at the same time, and what they hold is handed on in order.
+Somebody who knows about which keys are there names milestones, keys in ascending order (others are passed over).
+What lies between two of them is a window; the windows next in turn are listed at the same time, and what they hold
+is handed on in order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
-from whisperbackup.storage.base import Driver, RangedDriver, StoredObject, Unranged
+from whisperbackup.storage.base import Driver, RangedDriver, StartAfterUnsupported, StoredObject
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,13 @@ def list_in_windows(driver: Driver, prefix: str, milestones: Iterable[str]) -> I
         for found in _in_windows(driver, prefix, milestones):
             yield found
             last = found.key
-    except Unranged as error:
+    except StartAfterUnsupported as error:
         logger.info("%s: one request at a time lists it", error)
         yield from itertools.dropwhile(lambda found: found.key <= last, driver.list(prefix))
 
 
 def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) -> Iterator[StoredObject]:
-    ahead = iter(milestones)
+    ahead = _ascending(milestones)
     windows: collections.deque[_Window] = collections.deque()
     after: str | None = ""
     width = START_WIDTH
@@ -64,6 +65,15 @@ def _in_windows(driver: RangedDriver, prefix: str, milestones: Iterable[str]) ->
     finally:
         for window in windows:
             window.abandon()
+
+
+def _ascending(keys: Iterable[str]) -> Iterator[str]:
+    """Those of `keys` that are greater than all before them: windows must cover every key once, wherever they end."""
+    last = ""
+    for key in keys:
+        if key > last:
+            yield key
+            last = key
 
 
 def is_ranged(driver: Driver) -> TypeGuard[RangedDriver]:

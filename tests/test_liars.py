@@ -1,0 +1,246 @@
+"""A server that answers 200 to everything is never a good backup, nor a good listing."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from conftest import Program
+from servers import Store, TroubleProxy
+from test_storage import open_store, put_all
+from test_stores import connect, plant
+
+from whisperbackup.storage import deadline, gcs, s3, s3pages, swift
+from whisperbackup.storage.base import Driver, Unavailable
+
+KINDS = ["s3-rclone", "swift-v1", "gcs"]
+BODIES = {
+    "nothing": b"",
+    "page": b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body>Back at nine.</body></html>',
+    "json": b"{}",
+    "xml": b'<?xml version="1.0"?><ListAllMyBucketsResult><Owner/><Buckets/></ListAllMyBucketsResult>',
+}
+CALLS: dict[str, Callable[[Driver], object]] = {
+    "list": lambda driver: list(driver.list("")),
+    "get": lambda driver: driver.get("the key"),
+    "put": lambda driver: driver.put("the key", b"body"),
+    "put nothing": lambda driver: driver.put("the key", b""),
+    "delete one": lambda driver: driver.delete(["the key"]),
+    "delete many": lambda driver: driver.delete(["the key", "b", "c"]),
+}
+
+
+def answer(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3pages, "PAUSE", 0)
+    monkeypatch.setattr(swift, "PAUSE", 0)
+
+
+@pytest.fixture(params=KINDS)
+def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Store, TroubleProxy]]:
+    """A store, behind a proxy that does not lie yet; who asks for a token gets one all the same."""
+    store = servers.store(request.param)
+    with TroubleProxy(store.port) as proxy:
+        yield store.through(proxy.port), proxy
+
+
+def lie(body: bytes, to: bytes = b".") -> Callable[[bytes], bytes | None]:
+    """Answer 200 and `body` to requests whose head matches `to`."""
+    return lambda head: answer(body) if b"/auth/" not in head and re.search(to, head.split(b"\r\n")[0]) else None
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("call", [*CALLS, "create"])
+@pytest.mark.parametrize("body", BODIES)
+def test_no_call_believes_a_server_that_says_200_to_everything(
+    proxied: tuple[Store, TroubleProxy], body: str, call: str
+) -> None:
+    store, proxy = proxied
+    proxy.lie = lie(BODIES[body])
+    with pytest.raises(Unavailable, match=r"200 with something that is not (S3|Swift|Google).*maintenance page"):
+        if call == "create":
+            open_store(store, "bucket", create=True)
+        CALLS[call](open_store(store, "bucket"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_put_believes_the_checksum_of_another_body(proxied: tuple[Store, TroubleProxy]) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    other = hashlib.md5(b"other").hexdigest().encode()
+    told = b'{"kind": "storage#object", "name": "key", "size": "4", "md5Hash": "AAAA"}'
+    proxy.lie = lambda head: answer(told).replace(b"\r\n\r\n", b'\r\nETag: "%b"\r\n\r\n' % other)
+    with pytest.raises(Unavailable, match=r"cannot write 'key'"):
+        driver.put("key", b"body")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("etag", [b"0x8DC3A1F2", b"6D3C1EF0A3C6B5D9A1B2C3D4E5F60718", b"upper", b"weak"])
+def test_a_store_whose_etags_are_no_md5_is_believed_for_what_it_gives_back(program: Program, etag: bytes) -> None:
+    """Of other services, or where all is encrypted and no header says so: its ETag proves nothing, the object does."""
+    store = servers.store("s3-rclone")
+
+    def alter(head: bytes, answer: bytes) -> bytes:
+        if not head.startswith(b"PUT"):
+            return answer
+        if etag == b"upper":
+            return re.sub(rb'(?i)(etag: )"?(\w+)"?', lambda found: found[1] + found[2].upper(), answer)
+        return re.sub(rb'(?i)(etag: )("?\w+"?)', rb"\1W/\2" if etag == b"weak" else b'\\1"%b"' % etag, answer)
+
+    with TroubleProxy(store.port) as proxy:
+        proxy.alter = alter
+        connect(program, store.through(proxy.port))
+        program.bucket = f"liars-{uuid.uuid4().hex}"
+        program.write("a")
+        words = [store.driver, *store.through(proxy.port).arguments]
+        assert "1 backed up" in program("backup", *words)
+        assert "1 good" in program("verify", *words)
+        driver = open_store(store.through(proxy.port), program.bucket)
+        proxy.lie = lambda head: answer(b"").replace(b"\r\n\r\n", b'\r\nETag: "%b"\r\n\r\n' % etag)
+        with pytest.raises(Unavailable, match=r"cannot (write|read) 'key'"):
+            driver.put("key", b"body")
+
+
+def test_an_answer_that_is_a_lie_once_is_asked_for_again(proxied: tuple[Store, TroubleProxy]) -> None:
+    store, proxy = proxied
+    if store.driver == "gcs":
+        return  # its client has no place for that: such a call fails
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    for call in (lambda: driver.put("key", b"x"), lambda: driver.get("key"), lambda: list(driver.list(""))):
+        lies = iter([answer(BODIES["page"])])
+        proxy.lie = lambda head, lies=lies: next(lies, None)  # type: ignore[misc]
+        call()  # type: ignore[no-untyped-call]
+    assert proxy.troubles == 3
+
+
+def test_a_body_shorter_than_it_was_said_to_be_is_no_object(
+    proxied: tuple[Store, TroubleProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gcs.PATIENCE, "retry", gcs.PATIENCE["retry"].with_timeout(1))
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("key", b"x" * 100)
+    head = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "%b"\r\nx-goog-hash: md5=AAAA\r\nConnection: close\r\n\r\n'
+    proxy.lie = lambda _: head % (b"0" * 32) + b"x" * 50
+    with pytest.raises(Unavailable, match="key"):
+        driver.get("key")
+
+
+def run_all(tmp_path: Path, store: Store, bucket: str, tree: Program, commands: list[str]) -> dict[str, str]:
+    """What each command says of the store, all run at once; none is a success, and none touches its stamp."""
+    runs = {}
+    for command in commands:
+        (tmp_path / command).mkdir()
+        program = Program(tmp_path / command)
+        program.bucket, program.prefix = bucket, tree.prefix
+        connect(program, store)
+        runs[command] = (program, program.start(command, store.driver, *store.arguments))
+    said = {}
+    for command, (program, run) in runs.items():
+        said[command] = "".join(run.communicate(timeout=120))
+        assert run.returncode == 1, said[command]
+        assert not program.stamp.exists()
+        assert "Traceback" not in said[command]
+    return said
+
+
+def test_no_command_believes_a_server_that_says_200_to_everything(
+    tmp_path: Path, program: Program, proxied: tuple[Store, TroubleProxy]
+) -> None:
+    store, proxy = proxied
+    plant(program, 20)
+    proxy.lie = lie(BODIES["page"])
+    said = run_all(tmp_path, store, "bucket", program, ["backup", "restore", "verify", "purge"])
+    for text in said.values():
+        assert "200 with something that is not" in text
+
+
+def test_a_backup_whose_puts_are_answered_with_a_page_ends_early(
+    program: Program, proxied: tuple[Store, TroubleProxy]
+) -> None:
+    store, proxy = proxied
+    plant(program, 200)
+    proxy.lie = lie(BODIES["page"], rb"^(PUT \S+/many\.|POST \S*/upload/)")
+    said = connect(program, store)("backup", status=1)
+    assert "the store failed 20 times in a row" in said
+    assert "200 with something that is not" in said
+    assert not program.stamp.exists()
+
+
+def test_a_deletion_that_is_answered_with_a_page_is_no_deletion(
+    program: Program, proxied: tuple[Store, TroubleProxy]
+) -> None:
+    store, proxy = proxied
+    run = connect(program, store)
+    plant(program, 5)
+    run("backup")
+    (program.prefix / "many/m1.wsp").unlink()
+    proxy.lie = lie(BODIES["page"], rb"^(DELETE|POST)")
+    said = run("purge", "-x", "0", status=3)
+    assert "1 purged" not in said
+    assert "200 with something that is not" in said
+
+
+LATER_PAGES = rb"[?&](continuation-token|marker)="
+
+
+@pytest.mark.parametrize("proxied", ["s3-swift", "swift-v1"], indirect=True)  # fake-gcs-server makes no second page
+def test_one_bad_page_of_a_listing_ends_restore_and_verify_with_1(
+    tmp_path: Path, program: Program, proxied: tuple[Store, TroubleProxy]
+) -> None:
+    store, proxy = proxied
+    program.bucket = f"liars-{uuid.uuid4().hex}"
+    content = program.write("many.m").read_bytes()
+    objects = {}
+    for number in range(store.page // 2 + 20):
+        key = f"many.m{number:04}/2026-11-20T00:00:00+00:00."
+        objects |= {key + "wsp.gz": gzip.compress(content), key + "sha1": hashlib.sha1(content).hexdigest().encode()}
+    put_all(open_store(store, program.bucket, create=True), objects)
+    proxy.lie = lie(BODIES["xml"], LATER_PAGES)
+    said = run_all(tmp_path, store, program.bucket, program, ["verify", "restore"])
+    for text in said.values():
+        assert "cannot list" in text
+        assert "200 with something that is not" in text
+
+
+@pytest.mark.parametrize("call", ["list", "get"])
+def test_an_answer_that_drips_has_a_deadline(
+    proxied: tuple[Store, TroubleProxy], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((s3, "LAST_ATTEMPT_SECONDS"), (swift, "LAST_ATTEMPT_SECONDS"), (deadline, "SECONDS")):
+        monkeypatch.setattr(module, name, 0.5)
+    monkeypatch.setitem(gcs.PATIENCE, "retry", gcs.PATIENCE["retry"].with_timeout(0.5))
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("the key", b"x" * 5000)
+    proxy.drip = 0.05
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        CALLS[call](driver)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms',
+        b'ETag: "00000000000000000000000000000000"\r\nx-amz-server-side-encryption: aws:kms:dsse',
+        b'ETag: "00000000000000000000000000000000-2"',
+    ],
+)
+def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
+    store = servers.store("s3-rclone")
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = lambda _: answer(b"").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n\r\n")
+        open_store(store.through(proxy.port), "bucket").put("key", b"body")

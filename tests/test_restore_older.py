@@ -1,0 +1,235 @@
+"""Restoring the history that only an older backup holds: a disk was replaced, and a backup ran before the restore."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+import whisper
+from conftest import Program, contents, install_driver
+from test_restore import points
+
+SCHEMA = [(60, 10_000), (3600, 500)]
+METRIC = "servers.web1.cpu"
+
+
+def make_anew(program: Program, metric: str = METRIC, newest: int = 1, schema: list[tuple[int, int]] = SCHEMA) -> Path:
+    """The file as carbon makes it on a new disk, with `newest` points."""
+    path = program.prefix / (metric.replace(".", "/") + ".wsp")
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whisper.create(str(path), schema, xFilesFactor=0.0)
+    now = int(time.time())
+    whisper.update_many(str(path), [(now - 60 * age, 7.0) for age in range(newest)])
+    return path
+
+
+def make_full(program: Program, metric: str = METRIC, seed: int = 1) -> dict[int, float]:
+    """A file full of random points; returns those of its finest archive that last for hours."""
+    path = make_anew(program, metric, newest=0)
+    chance = random.Random(seed)
+    now = int(time.time())
+    whisper.update_many(str(path), [(now - 60 * age, chance.random()) for age in range(10, 9_900)])
+    return {when: value for when, value in points(path).items() if now - 60 * 9_800 < when <= now - 600}
+
+
+@pytest.fixture
+def replaced(program: Program) -> tuple[Program, Path, dict[int, float]]:
+    """A full backup, a new disk, a file that carbon made there, and one nightly run."""
+    held = make_full(program)
+    program("backup")
+    path = make_anew(program)
+    program("backup")
+    sizes = [each.stat().st_size for each in sorted((program.store / METRIC).glob("*.wsp.*"))]
+    assert sizes[0] > 60_000
+    assert sizes[1] < 1_000
+    return program, path, held
+
+
+def test_restore_brings_back_what_an_older_backup_holds(replaced: tuple[Program, Path, dict[int, float]]) -> None:
+    program, path, held = replaced
+    newest = points(path)
+    said = program("restore")
+    assert held.items() <= points(path).items()
+    assert newest.items() <= points(path).items()
+    assert len(points(path, 1)) > 150
+    assert re.search(r"1 healed, \d+ points filled, .*, 1 needed an older backup, 0 failed", said)
+    before = path.read_bytes()
+    again = program("restore")
+    assert "1 already whole" in again
+    assert "needed" not in again
+    assert path.read_bytes() == before
+
+
+def test_a_missing_file_is_made_of_the_newest_backup_and_an_older_one(
+    replaced: tuple[Program, Path, dict[int, float]],
+) -> None:
+    program, path, held = replaced
+    newest = points(path)
+    path.unlink()
+    assert re.search(r"1 created, 0 healed, 0 points .*, 1 needed an older backup", program("restore"))
+    assert (held | newest).items() <= points(path).items()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_dry_run_counts_the_older_backups_too(
+    replaced: tuple[Program, Path, dict[int, float]], is_there: bool
+) -> None:
+    program, path, _ = replaced
+    if not is_there:
+        path.unlink()
+    before = contents(program.prefix)
+    figures = re.compile(r"1 examined.*(?=, [0-9.]+ s)")
+    would = figures.findall(
+        re.sub(r"would be |would ", "", program("restore", "disk", "-n")).replace(" need ", " needed ")
+    )
+    assert contents(program.prefix) == before
+    assert figures.findall(program("restore")) == would
+
+
+def test_a_dry_run_counts_no_point_twice(program: Program) -> None:
+    make_full(program)
+    program("backup")
+    path = make_anew(program, newest=5)
+    program("backup")
+    make_anew(program, newest=1)
+    figures = re.compile(r"1 examined.*points")
+    would = figures.findall(re.sub(r"would be |would ", "", program("restore", "disk", "-n")))
+    assert figures.findall(program("restore")) == would
+    assert len(points(path)) > 9_000
+
+
+def test_every_larger_generation_fills_what_the_newer_ones_lack(program: Program) -> None:
+    """Two disks replaced: each generation has points of its own, and several small ones lie between them."""
+    oldest = make_full(program)
+    program("backup")
+    path = make_anew(program)
+    now = int(time.time())
+    chance = random.Random(2)
+    middle = {now // 60 * 60 - 60 * age: chance.random() for age in range(5, 2_000)}
+    whisper.update_many(str(path), list(middle.items()))
+    program("backup")
+    for night in range(1, 6):
+        make_anew(program, newest=night)
+        program("backup", "disk", "-r", "3")
+    assert len(program.stamps(METRIC)) == 5  # three of -r, two that retention's guard kept
+    program("restore")
+    after = points(path)
+    assert {when: value for when, value in middle.items() if when < now - 600}.items() <= after.items()
+    assert {when: value for when, value in oldest.items() if when < now - 60 * 2_001}.items() <= after.items()
+
+
+def test_a_codec_that_changed_meanwhile_hides_no_history(program: Program) -> None:
+    held = make_full(program)
+    program("backup", "disk", "-a", "gz")
+    path = make_anew(program)
+    program("backup", "disk", "-a", "zst")
+    assert "1 needed an older backup" in program("restore")
+    assert held.items() <= points(path).items()
+
+
+def test_overwrite_restores_the_newest_as_it_is(replaced: tuple[Program, Path, dict[int, float]]) -> None:
+    program, path, _ = replaced
+    newest = path.read_bytes()
+    make_full(program, seed=3)
+    assert "needed" not in program("restore", "disk", "--overwrite")
+    assert path.read_bytes() == newest
+
+
+def test_only_backups_at_or_before_the_date_are_used(replaced: tuple[Program, Path, dict[int, float]]) -> None:
+    program, path, held = replaced
+    between = program.stamps(METRIC)[0]
+    path.unlink()
+    said = program("restore", "disk", "-c", between)
+    assert "1 created" in said
+    assert "needed" not in said
+    assert held.items() <= points(path).items()
+    assert max(points(path)) < time.time() - 540  # no point of the newest backup
+
+
+def test_a_file_of_another_layout_is_filled_with_what_fits(program: Program) -> None:
+    """Made smaller on purpose: points of the older backup fill gaps in what the new layout has."""
+    held = make_full(program)
+    program("backup")
+    path = make_anew(program, schema=[(60, 2_000), (3600, 500)])
+    program("backup")
+    program("restore")
+    after = points(path)
+    recent = {when: value for when, value in held.items() if when > time.time() - 60 * 1_900}
+    assert len(recent) > 1_800
+    assert recent.items() <= after.items()
+    assert path.stat().st_size == 16 + 2 * 12 + 12 * 2_500
+
+
+def test_an_older_backup_that_is_damaged_is_named_and_the_next_one_used(program: Program) -> None:
+    held = make_full(program)
+    program("backup")
+    whisper.update(str(program.prefix / "servers/web1/cpu.wsp"), 1.5, int(time.time()) - 120)
+    program("backup")
+    path = make_anew(program)
+    program("backup")
+    first, second, _ = program.stamps(METRIC)
+    payload = program.store / METRIC / f"{second}.wsp.gz"
+    payload.write_bytes(payload.read_bytes()[:-100])
+    said = program("restore", status=3)
+    assert f"the backup of {second} is bad" in said
+    assert f"healed from the older backup of {first} instead" in said
+    assert held.items() <= points(path).items()
+    (program.store / METRIC / f"{first}.sha1").write_text("0" * 40)
+    path = make_anew(program)
+    said = program("restore", status=3)
+    assert f"the backup of {first} is bad" in said
+    assert "no good backup is left" not in said
+
+
+COUNTING = """
+import builtins, os
+from whisperbackup.storage import disk
+class Counting(disk.Disk):
+    def get(self, key):
+        with builtins.open(os.environ["GETS"], "a") as file:
+            print(key, file=file)
+        return super().get(key)
+def open(bucket, create, arguments):
+    return Counting(os.fsencode(bucket))
+"""
+
+
+def test_older_backups_that_are_not_much_larger_cost_no_request(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_driver(program, monkeypatch, COUNTING)
+    gets = program.home / "gets"
+    program.environment["GETS"] = str(gets)
+    make_full(program)
+    make_full(program, "replaced", 2)
+    for night in range(4):
+        whisper.update(str(program.prefix / "servers/web1/cpu.wsp"), float(night), int(time.time()) - 60)
+        whisper.update(str(program.prefix / "replaced.wsp"), float(night), int(time.time()) - 60)
+        program("backup")
+    make_anew(program, "replaced")
+    program("backup")
+    program("restore", "shelf")
+    asked = [line.partition("/")[0] for line in gets.read_text().splitlines()]
+    assert asked.count(METRIC) == 2  # mark and payload
+    assert asked.count("replaced") == 4
+
+
+def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> None:
+    """go-carbon's compressed format is opaque: what the larger backup holds cannot be put into a newer file."""
+    path = program.prefix / "a.wsp"
+    chance = random.Random(1)
+    path.write_bytes(b"whisper_compressed" + chance.randbytes(50_000))
+    full = path.read_bytes()
+    program("backup")
+    path.write_bytes(b"whisper_compressed" + chance.randbytes(500))
+    program("backup")
+    stamp, _ = program.stamps("a")
+    path.unlink()
+    said = program("restore", status=3)
+    assert f"its backup of {stamp} is much larger than all newer ones" in said
+    program("restore", "disk", "-c", stamp, "--overwrite")
+    assert path.read_bytes() == full

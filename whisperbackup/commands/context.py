@@ -1,0 +1,52 @@
+"""What the jobs of one worker share, prepared once; and the pool of such workers."""
+
+from __future__ import annotations
+
+import functools
+
+from whisperbackup.commands import open_driver
+from whisperbackup.options import Options
+from whisperbackup.repository import compression
+from whisperbackup.repository.outcome import Outcome, failed
+from whisperbackup.runtime.budget import Budget
+from whisperbackup.runtime.pool import Job, Pool
+from whisperbackup.storage.base import Driver
+from whisperbackup.tree.restore_file import Placer
+from whisperbackup.whisper.throttle import Throttle
+
+
+class Context:
+    """One worker's driver, memory budget and throttle, and the options of the run; used from all its threads."""
+
+    driver: Driver
+    noop: bool
+
+    def __init__(self, options: Options) -> None:
+        """Raises StorageError."""
+        self.options = options
+        self.noop = options.noop
+        # The parent has created the bucket by now; only in a dry run may it still be absent, and is empty.
+        self.driver = open_driver(options, create=options.noop and options.command == "backup")
+        self.budget = Budget()
+        self.throttle = Throttle(options.bandwidth and options.bandwidth / options.processes, options.nice)
+
+    @functools.cached_property
+    def compress(self) -> compression.Compress:
+        """The codec that --algorithm names."""
+        return compression.compressor(self.options.algorithm)
+
+    @functools.cached_property
+    def placer(self) -> Placer:
+        """What puts restored files into the tree."""
+        options = self.options
+        return Placer(options.prefix, options.overwrite, options.noop, options.max_file_size)
+
+
+WorkerPool = Pool[Context, Outcome]
+MetricJob = Job[Context, Outcome]
+
+
+def open_pool(options: Options, driver: Driver) -> WorkerPool:
+    """The worker processes of a run; `driver` tells how many threads its service likes in each."""
+    threads = options.threads or driver.threads
+    return Pool(options.processes, threads, functools.partial(Context, options), failed)

@@ -1,0 +1,1 @@
+"""What a run reports: counters, last line, progress, JSON, carbon."""

@@ -1,0 +1,253 @@
+"""One backup in the store: put it there, mark last; bring it back, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import random
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from whisperbackup.repository import compression, keys
+from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5, parse_suffix
+from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
+from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
+from whisperbackup.util import Generation
+from whisperbackup.whisper import format
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STAMPS = 10  # tried for one backup, before what takes them is something else than another run
+MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
+NOT_ITS_SHA1 = "its content does not have the SHA-1 of its mark"
+_DIGEST = re.compile(r"[0-9a-f]{40}")
+
+
+class BadBackup(Exception):
+    """A backup that cannot be used; the text says why.
+
+    `is_damaged` is False where it may be good, and only this machine or these options cannot tell.
+    """
+
+    def __init__(self, reason: str, is_damaged: bool = True) -> None:
+        super().__init__(reason)
+        self.is_damaged = is_damaged
+
+
+class GoneBackup(BadBackup):
+    """A backup whose mark, or every payload, is not where it was listed: it may have been deleted meanwhile."""
+
+
+def sha1_of(content: bytes | bytearray) -> str:
+    """The 40 hex digits that a mark holds."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
+    """Create a backup below `key` (storage path, metric, slash).  A stop in between leaves debris, never half a backup.
+
+    Raises Exists where another run has stored something else under that stamp: then another stamp is to be tried.
+    Another run that stores the very same is no conflict.
+    """
+    body, mark = (keys.payload(key, stamp, codec), payload), (keys.mark(key, stamp), sha1.encode())
+    try:
+        is_sure = create_all(driver, [body, mark])
+    except Exists as conflict:
+        if conflict.key == mark[0] and _others(driver, f"{key}{stamp}.", body[0]):
+            driver.delete([body[0]])  # the other run's codec is another, so that its payload did not stop ours
+        raise
+    if not is_sure:
+        _check_alone(driver, f"{key}{stamp}.", body, mark)
+
+
+def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
+    """Store a backup; its stamp, which is later than `stamp` if a run without our lock has taken that one."""
+    for _ in range(STAMPS):
+        try:
+            store(driver, key, stamp, codec, payload, sha1)
+            return stamp
+        except Exists as error:
+            logger.info("%s; trying a later stamp", error)
+            time.sleep(random.uniform(0, 0.3))
+            stamp, conflict = next_stamp(clock.utc_now(), stamp), error
+    raise StorageError(
+        f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: let one run at a time back up to this store"
+    )
+
+
+def check_form(driver: Driver, key: str, now: datetime) -> None:
+    """Check that a metric that the listing lacks does not exist.  Raises StorageError.
+
+    A file system or a store that merges the Unicode forms of a name lists one of them, and mixes the backups of both.
+    """
+    if unicodedata.is_normalized("NFC", key) and unicodedata.is_normalized("NFD", key):
+        return
+    before = stamp_of(now - timedelta(hours=1))  # later ones may be another run's
+    first = next(driver.list(key), None)
+    suffix = parse_suffix(first.key.rpartition("/")[2]) if first else None
+    if suffix and suffix.stamp < before:
+        raise StorageError(
+            f"the store does not list '{key}', but holds it: it merges the Unicode forms of names; "
+            "rename the metric, or use a store that keeps names as they are"
+        )
+
+
+def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: tuple[str, bytes]) -> None:
+    """See that what was stored where two puts may both succeed stands alone.  Raises Exists.
+
+    Of two runs that replaced each other's objects the one whose mark came last sees the other's payload.  It gives
+    that its right mark, whose run may be content with what it saw before, and makes way.
+    """
+    md5s = {found.key: found.md5 for found in driver.list(beginning)}
+    has_mark, has_body = (md5s.get(key) == _md5(ours) or holds(driver, key, ours) for key, ours in (mark, body))
+    others = [key for key in md5s if key.startswith(beginning + "wsp.") and key != body[0]]
+    if has_mark and has_body and not others:
+        return
+    if has_mark:
+        for key in others if has_body else [body[0]]:
+            # What is gone again, or no payload, is nobody's backup.
+            with contextlib.suppress(compression.CorruptPayload, NotFound):
+                digest = hashlib.sha1(usedforsecurity=False)
+                for piece in compression.Expansion(key.rpartition(".")[2], driver.get(key)).pieces(sys.maxsize):
+                    digest.update(piece)
+                driver.put(mark[0], digest.hexdigest().encode())
+        if has_body:
+            driver.delete([body[0]])
+    raise Exists(mark[0])
+
+
+def _others(driver: Driver, beginning: str, ours: str) -> list[str]:
+    """The keys of payloads of other codecs under a stamp."""
+    return [found.key for found in driver.list(beginning + "wsp.") if found.key != ours]
+
+
+def _md5(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def read_mark(driver: Driver, key: str, backup: Backup) -> str:
+    """The SHA-1 in a backup's mark.  Raises BadBackup, also when the mark is gone."""
+    if backup.mark_size > MAX_MARK:
+        raise BadBackup(f"its mark has {backup.mark_size} bytes instead of 40")
+    try:
+        text = driver.get(keys.mark(key, backup.stamp)).decode("ascii", "replace").strip().lower()
+    except NotFound:
+        raise GoneBackup("its mark is gone") from None
+    if not _DIGEST.fullmatch(text):
+        raise BadBackup(f"its mark holds {text[:60]!a} instead of a SHA-1")
+    return text
+
+
+def has_digest(driver: Driver, key: str, backup: Backup, sha1: str) -> bool:
+    """Whether `backup` was made from content with this SHA-1; asks the store only where the listing is no proof.
+
+    What cannot be read is a no: it costs an upload, never a missed change.
+    """
+    if backup.mark_md5 == mark_md5(sha1):
+        return True
+    try:
+        return read_mark(driver, key, backup) == sha1
+    except BadBackup:
+        return False
+
+
+def content_of(driver: Driver, key: str, backup: Backup) -> str:
+    """A string that is equal for backups of equal content: the MD5 of the mark, read if the listing lacks it."""
+    if backup.mark_md5 is not None:
+        return backup.mark_md5
+    try:
+        return mark_md5(read_mark(driver, key, backup))
+    except BadBackup:
+        return f"unreadable {backup.stamp}"
+
+
+def generation_of(backup: Backup) -> Generation:
+    """A backup as retention sees it, its content treated as different from every other's."""
+    largest = max(backup.payloads, key=lambda payload: payload.size)
+    return Generation(backup.stamp, largest.codec, largest.size, backup.stamp)
+
+
+def load(
+    driver: Driver, key: str, backup: Backup, max_size: int, budget: Budget, copies: int, use: Callable[[bytes], T]
+) -> T:
+    """What `use` makes of the whisper file that `backup` holds, checked: SHA-1, header, size.
+
+    Raises BadBackup if none of its payloads passes.  No more than `max_size` bytes are ever expanded, and
+    `copies` times the size that the header declares is held of the budget meanwhile; before so much is taken that
+    nothing else can be, the SHA-1 is proved once without holding the content.
+    """
+    sha1 = read_mark(driver, key, backup)
+    reasons = []
+    is_damaged = False
+    gone = 0
+    for codec, size in backup.payloads:
+        if codec not in compression.installed():
+            reasons.append(f"this machine has no library for {codec}")
+        elif size > max_size:
+            reasons.append(f"its {codec} payload has {size} bytes, more than --max-file-size ({max_size})")
+        else:
+            try:
+                with budget.take(size):
+                    payload = driver.get(keys.payload(key, backup.stamp, codec))
+                    expansion = compression.Expansion(codec, payload)
+                    limit = format.declared_size(expansion.beginning, max_size)
+                    if limit is None or limit > BYTES_IN_FLIGHT:
+                        # A bomb may declare anything, and some compressed whisper files declare nothing.
+                        limit = proven_size(codec, payload, limit or max_size, sha1)
+                # The payload's share is given back before more is asked for, lest two wait for each other.
+                with budget.take(size + copies * limit):
+                    content = expansion.content(limit)
+                    _check(content, sha1)
+                    return use(content)
+            except NotFound:
+                is_damaged = True
+                gone += 1
+                reasons.append(f"its {codec} payload is gone")
+            except (compression.CorruptPayload, format.CorruptFile) as error:
+                is_damaged = True
+                reasons.append(f"its {codec} payload is damaged: {error}")
+    raise (GoneBackup if gone == len(backup.payloads) else BadBackup)("; ".join(reasons), is_damaged)
+
+
+def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> Metric | None:
+    """What the store holds now of the metric `name`, if a run beside this one deleted `backup` since it was listed.
+
+    None if nobody did, so that what it lacks is a loss.  A payload without its mark is a deletion on its way, or one
+    that was interrupted, where retention or purge had a reason for it: a newer complete backup, or a tombstone.
+    Raises StorageError.
+    """
+    metric = look_up(driver, storage_path, name)
+    if any(left.stamp == backup.stamp for left in metric.backups):
+        return None
+    halves = [half for half in metric.debris if half.stamp == backup.stamp and not half.is_temporary]
+    if any(f"{backup.stamp}.sha1" in half.suffixes for half in halves):
+        return None
+    had_a_reason = metric.missing_since or any(left.stamp > backup.stamp for left in metric.backups)
+    return metric if had_a_reason or not halves else None
+
+
+def proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
+    """Bytes of the content, of which no more than a piece is in memory.  Raises what `load` takes for damage."""
+    digest, size = hashlib.sha1(usedforsecurity=False), 0
+    for piece in compression.Expansion(codec, payload).pieces(limit):
+        digest.update(piece)
+        size += len(piece)
+    if digest.hexdigest() != sha1:
+        raise format.CorruptFile(NOT_ITS_SHA1)
+    return size
+
+
+def _check(content: bytes, sha1: str) -> None:
+    if sha1_of(content) != sha1:
+        raise format.CorruptFile(NOT_ITS_SHA1)
+    format.check(content)

@@ -1,0 +1,296 @@
+"""The store's listing read as metrics and their backups, streaming.
+
+    <storage path><metric>/<stamp>.wsp.<codec>     the whisper file, compressed
+    <storage path><metric>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file
+    <storage path><metric>/<stamp>.missing         the tombstone
+    <storage path><metric>/.whisper-backup-<stamp>-<hex>    what a killed write left in a directory
+
+Stamps compare as strings: they are all UTC and of one length.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from whisperbackup.errors import UnsortedListing
+from whisperbackup.repository.compression import CODECS
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
+from whisperbackup.storage.base import Driver
+from whisperbackup.storage.windows import list_in_windows
+from whisperbackup.tree.names import ForeignName, is_canonical, metric_path
+from whisperbackup.tree.selection import Selection
+
+logger = logging.getLogger(__name__)
+
+_STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+_OBJECT = re.compile(rf"({_STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
+_TEMPORARY = re.compile(rf"\.whisper-backup-({_STAMP})-[0-9a-f]+", re.ASCII)
+
+
+class Payload(NamedTuple):
+    """One compressed whisper file in the store; `size` in bytes as stored."""
+
+    codec: str
+    size: int
+
+
+class Backup(NamedTuple):
+    """A complete backup: at least one payload and the mark.
+
+    `mark_md5` is the MD5 of the mark's content where the listing tells it.
+    """
+
+    stamp: str
+    payloads: tuple[Payload, ...]
+    mark_md5: str | None
+    mark_size: int = 40
+
+    def suffixes(self) -> list[str]:
+        """The ends of its keys."""
+        return [f"{self.stamp}.sha1", *(f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads)]
+
+
+class Debris(NamedTuple):
+    """What an interrupted run left: a payload without its mark, a mark without payload, a temporary file."""
+
+    stamp: str
+    suffixes: tuple[str, ...]
+    size: int
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is no half of anything."""
+        return self.suffixes[0].startswith(".")
+
+
+class Metric(NamedTuple):
+    """What the store holds of one metric; `backups` are complete, the oldest first, as are the others."""
+
+    name: str
+    backups: tuple[Backup, ...]
+    tombstones: tuple[str, ...]
+    debris: tuple[Debris, ...]
+    last_stamp: str  # of any object
+
+    @property
+    def key(self) -> str:
+        """What its keys begin with, below the storage path."""
+        return self.name + "/"
+
+    @property
+    def missing_since(self) -> str:
+        """The stamp of its tombstone; empty if it has none, or one that is void, being no later than a backup."""
+        newest = self.backups[-1].stamp if self.backups else ""
+        tombstone = max(self.tombstones, default="")
+        return tombstone if tombstone > newest else ""
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether its name is one that this tool writes; others are never given a tombstone, never purged."""
+        return is_canonical(self.name)
+
+
+def mark_md5(sha1: str) -> str:
+    """The MD5 that a listing shows for a mark with this content."""
+    return hashlib.md5(sha1.encode(), usedforsecurity=False).hexdigest()
+
+
+class Suffix(NamedTuple):
+    """What follows the metric in a key; `kind` is `sha1`, `missing`, `wsp.gz` …, or a temporary file's whole name."""
+
+    stamp: str
+    kind: str
+    codec: str | None
+
+
+Part = tuple[Suffix, int, str | None]
+"""One of a metric's objects: with the size and the MD5 that the listing tells."""
+
+END: Part = (Suffix("", "", None), 0, None)
+
+
+@functools.lru_cache(1024)  # metrics backed up in the same second follow one another in a listing
+def parse_suffix(suffix: str) -> Suffix | None:
+    """What follows the metric in a key; None if it is none of ours."""
+    match = _OBJECT.fullmatch(suffix) or _TEMPORARY.fullmatch(suffix)
+    if match is None:
+        return None
+    try:
+        datetime.fromisoformat(match[1])
+    except ValueError:
+        return None
+    return Suffix(match[1], match[2], match[3]) if match.re is _OBJECT else Suffix(match[1], suffix, None)
+
+
+def storage_path_of(key: str) -> str | None:
+    """What stands before the metric in a whole key; None if it is none of ours."""
+    folder, slash, suffix = key.rpartition("/")
+    if not slash or parse_suffix(suffix) is None:
+        return None
+    path, slash, name = folder.rpartition("/")
+    try:
+        metric_path(name)
+    except ForeignName:
+        return None
+    return path + slash
+
+
+class Catalog:
+    """The metrics of `selection` in the store, ascending by key; iterate once.
+
+    After that `foreign` counts the keys that are none of ours, `rooted` those of them that begin with a slash.
+    Raises UnsortedListing as soon as a key is not greater than the one before.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        storage_path: str,
+        selection: Selection,
+        milestones: Iterable[str] = (),
+        is_absent: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """`milestones` are some of the keys that metrics may have, ascending; they make a long listing faster.
+
+        They do so where the selection has one head only.  `is_absent(prefix)` is asked when the first thing that is
+        listed under `prefix` is another storage path's: if none of its keys are of this storage path, they are not
+        listed.
+        """
+        self.driver = driver
+        self._is_absent = is_absent
+        (head, *others) = selection.heads
+        self._milestones = (storage_path + key for key in milestones if not others and key.startswith(head))
+        self.storage_path = storage_path
+        self.selection = selection
+        self.foreign = 0
+        self.rooted = 0
+        self._latest = stamp_of(clock.utc_now() + timedelta(days=1))
+        self._ahead, self._example = 0, ""  # backups with a stamp ahead of the clock
+        self._is_foreign = False  # the name at hand
+
+    def __iter__(self) -> Iterator[Metric]:
+        last = ""
+        beginning: str | None = None  # of the keys of the name at hand
+        name = slash = ""
+        parts: list[Part] | None = None  # of the metric at hand; None if it is foreign or not meant
+        for head in self.selection.heads:
+            is_first = True
+            for listed in list_in_windows(self.driver, self.storage_path + head, self._milestones):
+                key, size, md5 = listed
+                if key <= last:
+                    raise UnsortedListing(
+                        f"the store lists '{key}' after '{last}': it does not sort its keys, "
+                        "so no conclusion can be drawn from its listing and the run ends here"
+                    )
+                last = key
+                if beginning is None or not key.startswith(beginning):
+                    if parts:
+                        yield self._look_at(read_metric(name, parts))
+                    name, slash, _ = key[len(self.storage_path) :].partition("/")
+                    beginning = self.storage_path + name + slash if slash else None
+                    parts = self._parts_of(name, slash)
+                suffix = parse_suffix(key[len(beginning) :]) if beginning else None
+                if suffix is None or parts is None:
+                    if is_first and storage_path_of(key) not in (None, self.storage_path):
+                        if self._is_absent(self.storage_path + head):
+                            break
+                        is_first = False
+                    self._count(name + slash, suffix is None)
+                else:
+                    is_first = False
+                    parts.append((suffix, size, md5))
+        if parts:
+            yield self._look_at(read_metric(name, parts))
+
+    def _look_at(self, metric: Metric) -> Metric:
+        if metric.last_stamp > self._latest:
+            for backup in metric.backups:
+                if backup.stamp > self._latest:
+                    self._ahead += 1
+                    self._example = self._example or f"{metric.name} of {backup.stamp}"
+        return metric
+
+    def _parts_of(self, name: str, slash: str) -> list[Part] | None:
+        """Where to gather the parts of the metric `name`; None if it is none, or not meant."""
+        self._is_foreign = True
+        try:
+            metric_path(name)
+        except ForeignName:
+            return None
+        self._is_foreign = not slash
+        return [] if slash and name in self.selection else None
+
+    def _count(self, key: str, has_foreign_suffix: bool) -> None:
+        if has_foreign_suffix or self._is_foreign:
+            self.foreign += 1
+            self.rooted += key == "/"
+
+    def report_foreign(self) -> None:
+        """Say in one line what the listing held besides."""
+        if self.rooted and not self.storage_path:
+            logger.warning(
+                "%d keys begin with a slash: an older whisper-backup wrote them; --storage-path / reaches them",
+                self.rooted,
+            )
+        if self._ahead:
+            logger.warning(
+                "%d backups have a stamp more than a day ahead of this machine's clock, for example %s: "
+                "check the clock; if it was wrong when they were made, no -c with a date before that finds them",
+                self._ahead, self._example,
+            )  # fmt: skip
+        if self.foreign:
+            logger.info(
+                "%d objects in the store are none of ours, or of other storage paths, and were left alone", self.foreign
+            )
+
+
+def read_metric(name: str, parts: Iterable[Part]) -> Metric:
+    """The metric that these parts, ascending by key, make."""
+    backups: list[Backup] = []
+    tombstones: list[str] = []
+    debris: list[Debris] = []
+    last_stamp = ""
+    mark: Part | None = None
+    payloads: list[Part] = []
+    for part in (*parts, END):
+        (stamp, kind, codec), size, _ = part
+        if stamp != last_stamp or part is END:
+            if mark and payloads:
+                found = tuple([Payload(suffix.codec or "", size) for suffix, size, _ in payloads])
+                backups.append(Backup(last_stamp, found, mark[2], mark[1]))
+            elif halves := payloads or ([mark] if mark else []):
+                suffixes = tuple(f"{last_stamp}.{suffix.kind}" for suffix, _, _ in halves)
+                debris.append(Debris(last_stamp, suffixes, sum(size for _, size, _ in halves)))
+            if part is END:
+                break
+            mark, payloads = None, []
+        if kind.startswith("."):
+            debris.append(Debris(stamp, (kind,), size))
+            continue  # a temporary file, before all objects and none of them
+        last_stamp = stamp
+        if codec:
+            payloads.append(part)
+        elif kind == "sha1":
+            mark = part
+        else:
+            tombstones.append(stamp)
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(debris), last_stamp)
+
+
+def look_up(driver: Driver, storage_path: str, name: str) -> Metric:
+    """What the store holds of the metric `name` at this moment, which may be nothing."""
+    key = f"{storage_path}{name}/"
+    parts = [(parse_suffix(found.key[len(key) :]), found.size, found.md5) for found in driver.list(key)]
+    return read_metric(name, [(suffix, size, md5) for suffix, size, md5 in parts if suffix])
+
+
+def newest_at(metric: Metric, date: str | None) -> list[Backup]:
+    """The complete backups at or before the stamp `date` (None: all), the newest first."""
+    return [backup for backup in reversed(metric.backups) if date is None or backup.stamp <= date]

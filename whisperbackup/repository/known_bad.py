@@ -1,0 +1,79 @@
+"""Which backups `verify` found damaged, so that the next `backup` makes a new one of a file that did not change.
+
+    <folder of the state file>/<identity of the store>.bad, or <--statefile>.bad
+    line = metric TAB stamp
+
+Only ever a hint: lost, damaged or out of date it costs at most an upload, or a note that the next verify makes again.
+verify adds lines, and backup removes those of backups that are not the newest any more; neither needs a lock, since
+what they lose to one another is found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+
+from whisperbackup.runtime.files import open_plainly
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES = 10_000  # in memory at once; what is more is found again by the verify after next
+MAX_BYTES = 10_000_000
+TAB = "\t"
+
+
+class KnownBad:
+    """The damaged backups of one store: `stamps` has the newest of each metric."""
+
+    def __init__(self, path: str | None) -> None:
+        """Reads what is known; without a path nothing is, and nothing is written."""
+        self._path = path
+        self.stamps: dict[str, str] = {}
+        if self._path is None:
+            return
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, encoding="utf-8", newline="\n") as file:
+                if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                    return  # another user's, who might have us store everything every night
+                for line in file.read(MAX_BYTES).split("\n")[:MAX_LINES]:  # names may hold other ends of lines
+                    metric, tab, stamp = line.partition(TAB)
+                    if tab:
+                        self.stamps[metric] = max(stamp, self.stamps.get(metric, ""))
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            logger.info("what verify noted in %s cannot be read: %s", self._path, error)
+
+    def add(self, found: list[tuple[str, str]]) -> None:
+        """Add metrics and the stamps of their damaged backups.  That it cannot be written is a warning."""
+        new = [(metric, stamp) for metric, stamp in found if self.stamps.get(metric, "") < stamp]
+        room = MAX_LINES - len(self.stamps)
+        if self._path is None or not new:
+            return
+        text = "".join(f"{metric}{TAB}{stamp}\n" for metric, stamp in new[: max(0, room)])
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
+            with os.fdopen(open_plainly(self._path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
+                file.write(text.encode())
+        except OSError as error:
+            logger.warning(
+                "cannot note in %s what is bad: %s; the next backup of a file that does not change makes no new one",
+                self._path, error.strerror,
+            )  # fmt: skip
+
+    def keep(self, still_bad: dict[str, str]) -> None:
+        """Replace what is known by `still_bad`, after a backup that went to its end."""
+        if self._path is None or still_bad == self.stamps:
+            return
+        folder, name = os.path.split(os.path.abspath(self._path))
+        with contextlib.suppress(OSError):
+            if not still_bad:
+                os.unlink(self._path)
+                return
+            fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.writelines(f"{metric}{TAB}{stamp}\n" for metric, stamp in still_bad.items())
+            os.rename(temporary, self._path)

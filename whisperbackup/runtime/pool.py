@@ -1,0 +1,326 @@
+"""The worker pool: processes, threads in each, and what becomes of both when something dies.
+
+Each worker is a forked process with a pipe of its own to the parent; no queue and no lock is shared, so
+a worker that is killed takes nothing with it.  Jobs go out in small batches, a few ahead of what a worker
+does at the moment; outcomes and log records come back over the same pipe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import ctypes
+import itertools
+import logging
+import multiprocessing
+import multiprocessing.util
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from whisperbackup.errors import CannotRun
+from whisperbackup.runtime import signals
+
+logger = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2  # per thread: one being worked on, one waiting
+REPORT_INTERVAL = 1.0  # seconds after which finished jobs of an unfinished batch are reported
+HANG_LIMIT = 3600.0  # seconds without an outcome; far above what the drivers' own timeouts add up to
+GRACE = signals.STOP_LIMIT - 1  # seconds that work in flight gets to finish then
+END_LIMIT = 1.0  # seconds that workers get to end by themselves, and again after they were killed
+PR_SET_PDEATHSIG = 1
+
+
+class WorkerLost(CannotRun):
+    """A worker process died or hangs; the run cannot vouch for what it was given."""
+
+
+C = TypeVar("C")
+R = TypeVar("R")
+C_contra = TypeVar("C_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Job(Protocol[C_contra, R_co]):
+    """Something for a worker to do; it is pickled on its way there, and so is its result on the way back."""
+
+    @property
+    def name(self) -> str:
+        """What it is about, for messages."""
+
+    @property
+    def examines(self) -> bool:
+        """Whether it counts as examined, also when it fails."""
+
+    def run(self, context: C_contra) -> R_co:
+        """Do it, with what the worker has prepared; called from any of the worker's threads."""
+
+
+class Done(NamedTuple, Generic[R]):
+    """A job's result, and when the worker began and ended it (time.monotonic(), which is the parent's, too)."""
+
+    result: R
+    began: float
+    ended: float
+
+
+class _Worker(NamedTuple):
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+
+
+class Pool(Generic[C, R]):
+    """`processes` workers with `threads` threads each.
+
+    `prepare` runs once in each worker; what it returns is every job's context there.  `failed` makes a result of an
+    exception.  Use the pool as a context manager, before anything starts a thread.
+    """
+
+    def __init__(
+        self, processes: int, threads: int, prepare: Callable[[], C], failed: Callable[[Job[C, R], Exception], R]
+    ) -> None:
+        context = multiprocessing.get_context("fork")
+        self._batch = max(1, 16 // threads)
+        self._ahead = BATCHES_AHEAD * threads * self._batch
+        self._owed: dict[Connection, list[str]] = {}  # the names of jobs that are not reported yet
+        self._heard: dict[Connection, float] = {}
+        self._inbox: collections.deque[Done[R]] = collections.deque()
+        self._workers: list[_Worker] = []
+        for number in range(1, processes + 1):
+            try:
+                ours, theirs = context.Pipe()
+                others = [worker.pipe for worker in self._workers] + [ours]
+                arguments = (theirs, others, threads, prepare, failed, os.getpid())
+                process = context.Process(target=_worker, args=arguments, daemon=True)
+                with signals.shield():  # the child has our signal handlers until it begins its own life
+                    process.start()
+            except OSError as error:
+                raise WorkerLost(
+                    f"cannot start worker {number} of {processes}: {error.strerror}; try a smaller -f"
+                ) from error
+            theirs.close()
+            self._workers.append(_Worker(process, ours))
+            self._owed[ours] = []
+
+    def __enter__(self) -> Pool[C, R]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with signals.shield():
+            for worker in self._workers:
+                worker.pipe.close()  # a worker that reads the end of its pipe exits
+            for worker in self._alive_after(END_LIMIT):
+                worker.process.kill()
+            stuck = self._alive_after(END_LIMIT)
+            for worker in stuck:
+                logger.error(
+                    "worker %d does not end, although it was killed: the kernel waits for a disk or a network file "
+                    "system, see /proc/%d/fd for its files; it was working on %s",
+                    worker.process.pid, worker.process.pid, _shown(self._owed[worker.pipe]),
+                )  # fmt: skip
+            if stuck:
+                # It would wait for them for ever.
+                atexit.unregister(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
+
+    def _alive_after(self, seconds: float) -> list[_Worker]:
+        """The workers that have not ended within `seconds`."""
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+        return [worker for worker in self._workers if worker.process.is_alive()]
+
+    def run(self, jobs: Iterable[Job[C, R]]) -> Iterator[Done[R]]:
+        """The results of `jobs`, in the order in which they come.  Raises WorkerLost."""
+        source = iter(jobs)
+        exhausted = False
+        while True:
+            signals.check()
+            for worker in self._workers:
+                while not exhausted and len(self._owed[worker.pipe]) <= self._ahead - self._batch:
+                    batch = list(itertools.islice(source, self._batch))
+                    exhausted = len(batch) < self._batch
+                    if batch:
+                        self._send(worker, batch)
+            if exhausted and not any(self._owed.values()):
+                return
+            self._receive(HANG_LIMIT)
+            yield from self._received()
+            self._check_for_hangs()
+
+    def drain(self) -> Iterator[Done[R]]:
+        """After a stop: drop what no worker has begun, and yield what is in flight and finishes within GRACE."""
+        deadline = time.monotonic() + GRACE
+        yield from self._received()
+        for worker in self._workers:
+            try:
+                worker.pipe.send(None)
+            except OSError:
+                self._owed[worker.pipe] = []
+        while any(self._owed.values()) and (left := deadline - time.monotonic()) > 0:
+            try:
+                self._receive(left)
+            except WorkerLost as error:
+                logger.error("%s", error)
+                return
+            yield from self._received()
+
+    def _send(self, worker: _Worker, batch: list[Job[C, R]]) -> None:
+        if not self._owed[worker.pipe]:
+            self._heard[worker.pipe] = time.monotonic()
+        with signals.shield():  # half a message would make the pipe unusable
+            try:
+                worker.pipe.send(batch)
+            except OSError:
+                raise self._lost(worker) from None
+            self._owed[worker.pipe] += [job.name for job in batch]
+
+    def _receive(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for what the workers report, and take it in."""
+        busy = {worker.pipe: worker for worker in self._workers if self._owed[worker.pipe]}
+        for pipe in wait(list(busy), timeout):
+            assert isinstance(pipe, Connection)
+            with signals.shield():
+                try:
+                    done, records, ended = pipe.recv()
+                except (EOFError, OSError):
+                    raise self._lost(busy[pipe]) from None
+                self._heard[pipe] = time.monotonic()
+                for name in ended:
+                    self._owed[pipe].remove(name)
+                self._inbox.extend(done)
+            for record in records:
+                logging.getLogger(record.name).handle(record)
+
+    def _received(self) -> Iterator[Done[R]]:
+        while self._inbox:
+            yield self._inbox.popleft()
+
+    def _check_for_hangs(self) -> None:
+        for worker in self._workers:
+            if self._owed[worker.pipe] and time.monotonic() - self._heard[worker.pipe] > HANG_LIMIT:
+                raise WorkerLost(
+                    f"worker {worker.process.pid} has not answered for {HANG_LIMIT / 60:.0f} minutes; "
+                    "the run ends here, start it again"
+                )
+
+    def _lost(self, worker: _Worker) -> WorkerLost:
+        worker.process.join(1)
+        code = worker.process.exitcode
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+        return WorkerLost(
+            f"worker {worker.process.pid} {how} with {len(self._owed[worker.pipe])} metrics in hand; "
+            "the run ends here, start it again (out of memory? see dmesg, and try a smaller -f)"
+        )
+
+
+class _Collector(logging.Handler):
+    """Keeps a worker's log records until they travel to the parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None  # arguments may not pickle
+        self._records.append(record)
+
+    def collect(self) -> list[logging.LogRecord]:
+        self.acquire()
+        try:
+            records, self._records = self._records, []
+        finally:
+            self.release()
+        return records
+
+
+def _worker(
+    pipe: Connection,
+    others: list[Connection],
+    threads: int,
+    prepare: Callable[[], C],
+    failed: Callable[[Job[C, R], Exception], R],
+    parent: int,
+) -> None:  # pragma: no cover  (a process of its own)
+    """A worker's life: until its pipe ends."""
+    for other in others:
+        other.close()  # or a worker would keep its siblings' pipes open after the parent has died
+    _die_with(parent)
+    for number in signals.STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; a terminal sends Ctrl-C to all
+    collector = _Collector()
+    logging.getLogger().handlers[:] = [collector]
+    contexts: list[C] = []
+    unprepared: Exception = RuntimeError("the worker is not prepared")
+    try:
+        contexts.append(prepare())
+    except Exception as error:  # noqa: BLE001  (the boundary: it becomes the reason of every job)
+        unprepared = error
+    batches: queue.SimpleQueue[list[Job[C, R]]] = queue.SimpleQueue()
+    sending = threading.Lock()
+    stopping = threading.Event()
+
+    def do(job: Job[C, R]) -> Done[R]:
+        began = time.monotonic()
+        try:
+            result = job.run(contexts[0]) if contexts else failed(job, unprepared)
+        except Exception as error:  # noqa: BLE001  (the boundary: a failure in a job is that job's result)
+            result = failed(job, error)
+        return Done(result, began, time.monotonic())
+
+    def report(done: list[Done[R]], ended: list[str]) -> None:
+        """Send results, and the names of the jobs that are done or dropped."""
+        with sending:
+            pipe.send((done, collector.collect(), ended))
+
+    def work() -> None:
+        try:
+            while True:
+                done: list[Done[R]] = []
+                ended: list[str] = []
+                batch = batches.get()
+                reported = time.monotonic()
+                for job in batch:
+                    ended.append(job.name)
+                    if stopping.is_set():
+                        continue
+                    done.append(do(job))
+                    if time.monotonic() - reported > REPORT_INTERVAL:
+                        report(done, ended)
+                        done, ended, reported = [], [], time.monotonic()
+                if ended:
+                    report(done, ended)
+        except BaseException:  # noqa: BLE001  (a broken pipe, or worse: the parent sees the pipe end)
+            os._exit(1)
+
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            batch = pipe.recv()
+            if batch is None:
+                stopping.set()  # what is queued still passes through `work`, which reports it as dropped
+            else:
+                batches.put(batch)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"one of {', '.join(names[:3])}{more}" if names else "nothing"
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that comes."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux the end of the pipe must do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""The local tree: names, the walk, and the way of a restored file into it."""

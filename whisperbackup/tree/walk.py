@@ -1,0 +1,190 @@
+"""The local tree: what a whisper file's metric is called in the store, and a walk in the store's order.
+
+A metric's name is its path below the prefix without `.wsp`, `/` becoming `.`.  So that every path
+round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.  So are
+the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion that names them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from whisperbackup.errors import NoTree
+from whisperbackup.tree.names import SUFFIX, encode
+from whisperbackup.tree.selection import Selection, select
+
+logger = logging.getLogger(__name__)
+SIDECAR = b".ooo"
+HIDDEN_SIDECAR = re.compile(rb"\.[0-9a-f]{64}\.ooo")
+NOT_ENTERED = b"lost+found"
+
+
+class LocalFile(NamedTuple):
+    """A whisper file: its metric's `name`, and its absolute `path`."""
+
+    key: str  # what the store's keys of this metric begin with: name + "/"
+    path: bytes
+
+    @property
+    def name(self) -> str:
+        """The metric's name in the store."""
+        return self.key[:-1]
+
+
+class Skipped(NamedTuple):
+    """Metrics that the walk could not see: those whose `name/` begins with `key`.
+
+    `is_error` tells a folder that could not be read from what is left alone on purpose.
+    """
+
+    key: str
+    path: bytes
+    reason: str
+    is_error: bool
+
+
+class Sidecars:
+    """How many files of late points of go-carbon a walk came by, and the path of the first."""
+
+    count = 0
+    example = b""
+
+    def add(self, path: bytes) -> None:
+        """Count the one at `path`."""
+        self.count += 1
+        self.example = self.example or path
+
+    def report(self) -> None:
+        """Name them in one warning, if there are any."""
+        if self.count:
+            logger.warning(
+                "%d %s of late points of go-carbon beside compressed metrics %s not backed up, as '%s'",
+                self.count,
+                "file" if self.count == 1 else "files",
+                "is" if self.count == 1 else "are",
+                os.fsdecode(self.example),
+            )
+
+
+def check_prefix(prefix: bytes) -> None:
+    """Raises NoTree unless `prefix` is a folder (or a link to one) that can be read."""
+    shown = os.fsdecode(prefix)
+    try:
+        if not stat.S_ISDIR(os.stat(prefix).st_mode):
+            raise NoTree(f"prefix '{shown}' is not a directory; name the folder that holds the whisper files with -p")
+        with os.scandir(prefix):
+            pass
+    except FileNotFoundError:
+        raise NoTree(f"prefix '{shown}' does not exist; name the folder that holds the whisper files with -p") from None
+    except OSError as error:
+        raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
+
+
+def check_tree(prefix: bytes) -> None:
+    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
+    check_prefix(prefix)
+    if not any(isinstance(item, LocalFile) for item in walk(prefix, select(["*"]))):
+        raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?")
+
+
+def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[LocalFile | Skipped]:
+    """The whisper files below `prefix` that are in `selection`, ascending by key, as the store lists them.
+
+    Links are not followed (`prefix` itself may be one).  What is left out for another reason than the
+    selection comes as Skipped, in its place in the order.  Holds one folder a level in memory.  Where `sidecars` is
+    given, the files of late points of metrics that are in `selection` are counted there, and reported in the end.
+    """
+    # Sorting a folder's entries by encoded name + "." (folders) or "/" (files) gives the order of the keys:
+    # no encoded name holds "." or "/", so none of these sort keys begins another.
+    stack = [iter(_entries(prefix, "", selection, sidecars))]
+    while stack:
+        for entry in stack[-1]:
+            if isinstance(entry, _Folder):
+                stack.append(iter(_entries(entry.path, entry.key, selection, sidecars)))
+                break
+            yield entry
+        else:
+            stack.pop()
+    if sidecars is not None:
+        sidecars.report()
+
+
+class _Folder(NamedTuple):
+    key: str
+    path: bytes
+
+
+def _entries(
+    path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None
+) -> list[LocalFile | Skipped | _Folder]:
+    entries: list[LocalFile | Skipped | _Folder] = []
+    try:
+        with os.scandir(path) as scan:
+            for entry in scan:
+                if sidecars is not None and _is_sidecar(entry, prefix, selection):
+                    sidecars.add(entry.path)
+                entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
+    except FileNotFoundError:
+        return [Skipped(prefix, path, "it vanished", False)]
+    except OSError as error:
+        return [Skipped(prefix, path, error.strerror or str(error), True)]
+    entries.sort(key=lambda item: item.key)
+    return entries
+
+
+def _is_sidecar(entry: os.DirEntry[bytes], prefix: str, selection: Selection) -> bool:
+    """Whether go-carbon keeps late points there, of a metric in `selection`, or of one that the name does not tell.
+
+    The name is the compressed file's and `.ooo`; where that would be too long, a hash and `.ooo`, hidden.
+    """
+    if not entry.name.endswith(SIDECAR):
+        return False
+    if entry.name.endswith(SUFFIX + SIDECAR):
+        is_selected = prefix + encode(entry.name.removesuffix(SUFFIX + SIDECAR)) in selection
+    else:
+        is_selected = HIDDEN_SIDECAR.fullmatch(entry.name) is not None
+    return is_selected and entry.is_file(follow_symlinks=False)
+
+
+def _is_wanted(item: LocalFile | Skipped | _Folder, selection: Selection) -> bool:
+    if item.key.endswith("/"):
+        return item.key[:-1] in selection
+    return selection.may_hold(item.key)
+
+
+def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[LocalFile | Skipped | _Folder]:
+    """What one entry of the folder `prefix` is; a link may hide a metric, metrics below it, or both."""
+    is_whisper = entry.name.endswith(SUFFIX)
+    as_file = f"{prefix}{encode(entry.name.removesuffix(SUFFIX))}/"
+    as_folder = f"{prefix}{encode(entry.name)}."
+    if as_file == "/":
+        is_whisper = False  # `.wsp` at the very top would be the metric without a name
+    if entry.is_symlink():
+        if is_whisper:
+            yield Skipped(as_file, entry.path, "it is a symbolic link", False)
+        if not _leads_to_a_file(entry):  # a dangling link may be a disk that is not mounted
+            yield Skipped(as_folder, entry.path, "" if is_whisper else "it is a symbolic link", False)
+    elif entry.is_dir(follow_symlinks=False):
+        if entry.name == NOT_ENTERED:
+            yield Skipped(as_folder, entry.path, "", False)
+        else:
+            yield _Folder(as_folder, entry.path)
+            if is_whisper:
+                yield Skipped(as_file, entry.path, "it is not a regular file", False)
+    elif is_whisper:
+        if entry.is_file(follow_symlinks=False):
+            yield LocalFile(as_file, entry.path)
+        else:
+            yield Skipped(as_file, entry.path, "it is not a regular file", False)
+
+
+def _leads_to_a_file(link: os.DirEntry[bytes]) -> bool:
+    try:
+        return link.is_file()
+    except OSError:  # it leads in a circle, or where we may not look
+        return False

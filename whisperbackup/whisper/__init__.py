@@ -1,0 +1,1 @@
+"""One whisper file: its format, reading it beside carbon, healing it."""

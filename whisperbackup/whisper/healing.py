@@ -1,0 +1,497 @@
+"""Heal: what to write into a live whisper file so that it gets every point that a backup has and it lacks.
+
+The rules are those of docs/design.md, "Healing"; each function names the one it carries out.
+Every archive becomes a `Window`: one place for each of its n slots, in the order of time, from the oldest time
+in (now - s·n, now] to the newest.  Windows are healed from the finest to the coarsest, because a coarser slot
+may be aggregated anew from what the finer archive has become, and written the other way round.
+
+**Killed anywhere**, the file is valid and no point of its finest archive is lost; running again fills what is left.
+So the coarsest archive is written first: as long as a finer point is missing, the coarser slot above it is looked at
+again.  What a coarser slot holds in the end may differ from what an uninterrupted run gives it, because the rules are
+applied to the file as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisperbackup.whisper.format import POINT_SIZE, Archive, CorruptFile, Header, check, parse_header
+
+__all__ = ["CorruptFile", "Healing", "heal"]
+
+RECORD = np.dtype([("t", ">u4"), ("v", ">f8")])
+END_OF_TIME = 2**32  # timestamps are unsigned 32-bit
+PAGE = 4096  # a write that is killed ends at a multiple of this in the file
+NAN_UPPER_HALF = b"\x7f\xf8\x00\x00"  # of a value: a NaN whatever the lower half is
+
+AVERAGE, SUM, LAST, AVG_ZERO_OR_FIRST = 1, 2, 3, 6
+EXTREMES: dict[int, Callable[[Any], Any]] = {  # method: what it takes the greatest of
+    4: np.positive,  # max
+    5: np.negative,  # min
+    7: np.abs,  # absmax
+    8: lambda values: -np.abs(values),  # absmin
+}
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Write = tuple[int, bytes]
+
+
+class Healing(NamedTuple):
+    """`writes` as (offset, bytes) in the order to make them; `points`: how many slots of all archives, in the
+    live file's windows, held nothing and hold a point afterwards (a value aggregated anew is not counted)."""
+
+    writes: list[Write]
+    points: int
+
+
+class Source(NamedTuple):
+    """What one archive of the backup holds, in the order of time."""
+
+    step: int
+    times: Ints
+    values: Floats
+    since: int  # the archive reaches back to here, not included
+    overlaps_finer: Bools  # a finer archive of the backup holds something that overlaps this point's slot
+
+
+@dataclass
+class Window:
+    """An archive of the live file; the arrays have one element for each slot, in the order of time."""
+
+    archive: Archive
+    start: int  # the slot of the oldest place
+    based: bool  # whether the ring has a base, and so any point
+    times: Ints  # what belongs there
+    stamps: Ints  # what is there
+    stored: Floats
+    held: Bools
+    ahead: Bools  # held, but a lap later: stamped in (now, now + s·n]
+    writable: Bools
+    known: Bools  # held or, in the end, filled
+    values: Floats
+    own: Bools  # the live file has something here that is not from this backup
+    sparse: Bools  # stands for a longer time, rule 3
+
+    @property
+    def span(self) -> int:
+        return self.archive.step * self.archive.points
+
+    @property
+    def changed(self) -> Bools:
+        return self.known & (~self.held | differ(self.values, self.stored))
+
+    def times_ahead(self) -> Ints:
+        return self.times[self.ahead] + self.span
+
+
+def heal(live: bytes, backup: bytes, now: int) -> Healing:
+    """The writes that fill `live` from `backup` (docs/design.md, "Healing").
+
+    `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  Nothing that `live` holds in its
+    finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
+    """
+    check(live)
+    check(backup)
+    header, other = parse_header(live), parse_header(backup)
+    resample = [a[1:] for a in header.archives] != [a[1:] for a in other.archives]
+    sources = read_sources(backup, other, resample, now)
+    windows: list[Window] = []
+    occupied = np.empty(0, np.int64)  # times held in the archives up to this one
+    with np.errstate(all="ignore"):
+        for archive in header.archives:
+            finer = windows[-1] if windows else None
+            window = heal_archive(live, archive, None, header, finer, sources, resample, occupied, now)
+            if resample:
+                occupied = np.sort(
+                    np.concatenate((occupied, window.times[window.known & ~window.sparse], window.times_ahead()))
+                )
+            windows.append(window)
+        writes = [write for window in reversed(windows) for write in writes_of(window)]
+    return Healing(writes, sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows))
+
+
+def heal_archive(
+    live: bytes,
+    archive: Archive,
+    base: int | None,
+    header: Header,
+    finer: Window | None,
+    sources: list[Source],
+    resample: bool,
+    occupied: Ints,
+    now: int,
+) -> Window:
+    """The window of one archive, healed; `finer` is the next finer archive's, healed already."""
+    window = open_window(live, archive, base, now)
+    step = archive.step
+    found, copied = np.full(archive.points, np.nan), np.zeros(archive.points, np.bool_)
+    for source in sources:
+        if source.step == step:
+            copy_points(window, source, found, copied)
+    available = copied.copy()
+    if resample:
+        for source in sources:
+            if source.step < step and not available.all():
+                downsample(window, source, header, found, available)
+    window.own = window.held & ~(available & ~differ(found, window.stored))
+    fill = available & ~window.held & window.writable
+    np.copyto(window.values, found, where=fill)
+    window.known |= fill
+    if finer is not None:
+        aggregate_anew(window, finer, header, found, copied, now)
+    if resample:
+        for source in sources:
+            if source.step > step:
+                place_coarser_points(window, source, occupied)
+    if not window.based and window.known.any():
+        # A really empty archive: its base is the oldest filled time.
+        oldest = int(np.argmax(window.known))
+        if not window.stamps.any():
+            window.start, window.based = -oldest % archive.points, True
+            return window
+        # Once more: with a base, stamps that are left outside the window may forbid to write some slots.
+        base = int(window.times[oldest])
+        return heal_archive(live, archive, base, header, finer, sources, resample, occupied, now)
+    return window
+
+
+# Reading the two files
+
+
+def read_ring(content: bytes, archive: Archive) -> tuple[Ints, Floats]:
+    ring = np.frombuffer(content, RECORD, archive.points, archive.offset)
+    return ring["t"].astype(np.int64), ring["v"].astype(np.float64)
+
+
+def base_of(stamps: Ints, archive: Archive, now: int) -> int | None:
+    """A time that belongs into slot 0; None for an empty archive."""
+    if stamps[0]:
+        return int(stamps[0])
+    span = archive.step * archive.points
+    near = (stamps > max(now - span, 0)) & (stamps <= now + span) & (stamps // archive.step * archive.step == stamps)
+    if not near.any():
+        return None
+    slot = int(np.argmax(np.where(near, stamps, 0)))
+    return int(stamps[slot]) - slot * archive.step
+
+
+def open_window(live: bytes, archive: Archive, base: int | None, now: int) -> Window:
+    """What the live file holds in an archive.  `base` is for an archive that has none."""
+    stamps, stored = read_ring(live, archive)
+    if base is None:
+        base = base_of(stamps, archive, now)
+    newest = now // archive.step
+    # The division rounds down, as whisper's: a base need not be a multiple of the step.
+    start = 0 if base is None else ((newest * archive.step - base) // archive.step + 1) % archive.points
+    times = (np.arange(newest - archive.points + 1, newest + 1)) * archive.step
+    stamps, stored = np.roll(stamps, -start), np.roll(stored, -start)
+    possible = (times > 0) & (times < END_OF_TIME)
+    number = ~np.isnan(stored)
+    held = (stamps == times) & number & possible
+    return Window(
+        archive=archive,
+        start=start,
+        based=base is not None,
+        times=times,
+        stamps=stamps,
+        stored=stored,
+        held=held,
+        ahead=(stamps == times + archive.step * archive.points) & number,
+        writable=((stamps <= times) if base is not None else True) & possible,
+        known=held.copy(),
+        values=stored.copy(),
+        own=held,
+        sparse=np.zeros(archive.points, np.bool_),
+    )
+
+
+def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> list[Source]:
+    """What the backup holds: every point in its place, of whatever lap, with 0 < t <= now."""
+    sources = []
+    starts = ends = np.empty(0, np.int64)  # of all finer points' slots, sorted
+    for archive in header.archives:
+        stamps, values = read_ring(backup, archive)
+        base = base_of(stamps, archive, now)
+        if base is None:
+            continue
+        counts = is_in_place(stamps, base, archive)
+        counts &= (stamps > 0) & (stamps <= now) & ~np.isnan(values)
+        order = np.flatnonzero(counts)
+        if not order.size:
+            continue
+        order = np.roll(order, -1 - int(np.argmax(stamps[order])))
+        if (np.diff(stamps[order]) < 0).any():  # old laps between newer points
+            order = order[np.argsort(stamps[order])]
+        times, values = stamps[order], values[order]
+        overlaps_finer = np.zeros(len(times), np.bool_)
+        if resample:
+            after = times + archive.step
+            overlaps_finer = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
+            starts, ends = np.sort(np.concatenate((starts, times))), np.sort(np.concatenate((ends, after)))
+        since = int(times[-1]) - archive.step * archive.points
+        sources.append(Source(archive.step, times, values, since, overlaps_finer))
+    return sources
+
+
+def is_in_place(stamps: Ints, base: int, archive: Archive) -> Bools:
+    """Where the timestamp is a multiple of the step that belongs into its slot, on whatever lap."""
+    step, points = archive.step, archive.points
+    if base % step == 0:  # whole laps from the slot's first time: one division instead of three
+        laps = stamps - base - step * np.arange(points)
+        return cast(Bools, laps // (step * points) * (step * points) == laps)
+    slots = (stamps - base) // step
+    in_slot = slots - slots // points * points == np.arange(points)
+    return cast(Bools, in_slot & (stamps // step * step == stamps))
+
+
+# Rules 2 and 3
+
+
+def copy_points(window: Window, source: Source, found: Floats, copied: Bools) -> None:
+    """Rule 2: points of an archive of the same step."""
+    oldest = window.times[0]
+    inside = slice(int(np.searchsorted(source.times, oldest)), None)
+    places = (source.times[inside] - oldest) // source.step
+    found[places] = source.values[inside]
+    copied[places] = True
+
+
+def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
+    """Rule 3, first half: what nothing was found for, from a finer archive of the backup.
+
+    It covers a slot that begins within its reach; that is counted back from its newest point, not from now, because
+    the backup may be older than its finer archives are long.
+    """
+    step = window.archive.step
+    oldest = window.times[0]
+    inside = slice(int(np.searchsorted(source.times, oldest)), None)
+    groups = (source.times[inside] - oldest) // step
+    total = multiples(window.times, step, source.step)
+    result, count = aggregate(header.aggregation, groups, source.values[inside], total)
+    fill = ~available & (window.times > source.since) & is_enough(result, count, total, header)
+    np.copyto(found, result, where=fill)
+    available |= fill
+
+
+def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None:
+    """Rule 3, second half: a coarser point (T, S) into the slot ⌊T/s⌋·s, where nothing finer is held.
+
+    Its share of this archive are the slots from there to ⌊(T + S)/s⌋·s.  These shares do not overlap, whatever the
+    steps, so a point placed earlier by an interrupted run does not keep its neighbour out.
+    """
+    step = window.archive.step
+    begin = source.times // step
+    end = (source.times + source.step) // step * step
+    places = begin - window.times[0] // step
+    apart = (places >= 0) & (begin > 0) & ~source.overlaps_finer
+    begin, end, places, values = begin[apart] * step, end[apart], places[apart], source.values[apart]
+    here = np.concatenate((window.times[window.known], window.times_ahead()))
+    neighbours = np.searchsorted(here, end) - np.searchsorted(here, begin)
+    finer = np.searchsorted(occupied, end) - np.searchsorted(occupied, begin)
+    free = window.writable[places] & ~window.known[places]
+    there = window.held[places] & ~differ(values, window.values[places]) & ~differ(values, window.stored[places])
+    chosen = (free | there) & (neighbours == there) & (finer == 0)
+    places, values = places[chosen], values[chosen]
+    window.values[places] = values
+    window.known[places] = True
+    window.sparse[places] = True
+    window.own[places] = False
+
+
+# Rule 4
+
+
+def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats, copied: Bools, now: int) -> None:
+    """Rule 4: coarser slots from what the next finer archive has become."""
+    step = window.archive.step
+    tail = slice(int(np.searchsorted(window.times, now - finer.span, side="right")), None)
+    size = len(window.times[tail])
+    if not size:
+        return
+    first = window.times[tail][0]
+    groups = (finer.times - first) // step  # negative: before the slots in question
+    groups_ahead = (finer.times_ahead() - first) // step
+    reached = groups_ahead < size
+    ahead_of = np.flatnonzero(finer.ahead)[reached]
+    groups_ahead = groups_ahead[reached]
+    edges = np.searchsorted(groups, np.arange(size + 1))
+
+    def count_of(mask: Bools) -> Ints:
+        """How many of the finer points that belong to each slot are marked."""
+        upto = np.concatenate(([0], np.cumsum(mask)))[edges]
+        return np.diff(upto)
+
+    with_ahead = np.bincount(groups_ahead, minlength=size)
+    own = (count_of(finer.own) + with_ahead) > 0
+    changed = count_of(finer.changed) > 0
+    held, writable, stored = window.held[tail], window.writable[tail], window.stored[tail]
+    window.own[tail] = own
+    asked = writable & (changed | ~held)
+    if not asked.any():
+        return
+
+    order = np.flatnonzero(finer.known & (groups >= 0))
+    total = multiples(window.times[tail], step, finer.archive.step)
+    result, count = aggregate(
+        header.aggregation,
+        np.concatenate((groups[order], groups_ahead)),
+        np.concatenate((finer.values[order], finer.stored[ahead_of])),
+        total,
+    )
+    asked &= is_enough(result, count, total, header) & (count_of(finer.sparse) == 0)
+
+    # A slot that was empty takes the backup's value where the live file has nothing to add to it.
+    take = asked & ~held & (own | ~copied[tail])
+    # A slot that was held stays where the backup says the same and the live file has nothing to add, and where it
+    # may have been made of more points than are left.
+    asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
+    take |= asked & (count == total)
+    if (asked & ~take).any():
+        was_held = np.flatnonzero(finer.held & (groups >= 0))
+        before, _ = aggregate(
+            header.aggregation,
+            np.concatenate((groups[was_held], groups_ahead)),
+            np.concatenate((finer.stored[was_held], finer.stored[ahead_of])),
+            total,
+        )
+        take |= asked & is_explained(header.aggregation, stored, before, result)
+
+    np.copyto(window.values[tail], result, where=take)
+    window.known[tail] |= take
+
+
+def is_explained(method: int, stored: Floats, before: Floats, result: Floats) -> Bools:
+    """Whether a slot's value is what the live file's finer points gave `before`, or is within an extreme `result`."""
+    if method in EXTREMES:
+        rank = EXTREMES[method]
+        within: Bools = rank(stored) <= rank(result)
+        return within
+    # What explains a value by one reading of method 6 does not by the other.
+    return is_close(before, stored) & (method != AVG_ZERO_OR_FIRST)
+
+
+# Aggregation, as whisper's
+
+
+def aggregate(method: int, groups: Ints, values: Floats, total: Ints) -> tuple[Floats, Ints]:
+    """Each group's aggregate (NaN for none) and how many values it has; `groups` ascend, within them time does.
+
+    `total` is how many values each group could have.
+
+    Number 6 is whisper's avg_zero and go-whisper's first, which nothing in a file tells apart: it gives a value only
+    where both come to the same.  The others that both know mean the same (go-whisper's 7 and 8, mix and percentile, are
+    for its compressed files).  A number that is none of these gives no value: whisper refuses to read such a file.
+    """
+    count = np.bincount(groups, minlength=len(total))
+    if method != LAST and method not in EXTREMES:
+        # bincount adds one by one from 0.0, in this order, as whisper's sum() does.
+        sums = np.bincount(groups, values, minlength=len(total))
+        divisor = 1 if method == SUM else total if method == AVG_ZERO_OR_FIRST else count
+        result = np.where(count > 0, sums / divisor, np.nan)
+        if method not in (AVERAGE, SUM, AVG_ZERO_OR_FIRST):
+            result[:] = np.nan
+        elif method == AVG_ZERO_OR_FIRST:
+            starts = np.flatnonzero(np.diff(groups, prepend=-1))
+            first = np.full(len(total), np.nan)
+            first[groups[starts]] = values[starts]
+            result[~is_close(result, first)] = np.nan
+        return result, count
+    result = np.full(len(total), np.nan)
+    if groups.size:
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        rank: NDArray[Any] = EXTREMES[method](values) if method in EXTREMES else np.arange(len(values))
+        best = np.repeat(np.maximum.reduceat(rank, starts), count[groups[starts]])
+        hits = np.flatnonzero(rank == best)
+        # The first of equals, as Python's max() and min(): 0.0 and -0.0 are equal, so are 1 and -1 for absmax.
+        hits = hits[np.flatnonzero(np.diff(groups[hits], prepend=-1))]
+        result[groups[hits]] = values[hits]
+    return result, count
+
+
+def is_enough(result: Floats, count: Ints, total: Ints, header: Header) -> Bools:
+    """Where an aggregate counts: a number, of enough points."""
+    enough: Bools = (count > 0) & (count / total >= header.x_files_factor) & ~np.isnan(result)
+    return enough
+
+
+def multiples(times: Ints, coarse: int, fine: int) -> Ints:
+    """How many multiples of `fine` each of the slots [t, t + coarse) has."""
+    upto: Ints = -(-(times + coarse) // fine) + -times // fine
+    return upto
+
+
+def is_close(one: Floats, other: Floats) -> Bools:
+    apart = np.abs(one - other)
+    equal: Bools = (one == other) | (np.isfinite(apart) & (apart <= 1e-9 * np.minimum(np.abs(one), np.abs(other))))
+    return equal
+
+
+def differ(one: Floats, other: Floats) -> Bools:
+    """Where two arrays differ in any bit."""
+    bits: Bools = one.view(np.int64) != other.view(np.int64)
+    return bits
+
+
+# Writing
+
+
+def writes_of(window: Window) -> list[Write]:
+    """The changed records of an archive, by ascending slot, so slot 0 first: without its stamp there is no base."""
+    archive = window.archive
+    changed = np.flatnonzero(window.changed)
+    slots = (window.start + changed) % archive.points
+    order = np.argsort(slots, kind="stable")
+    changed, slots = changed[order], slots[order]
+    records = np.empty(len(changed), RECORD)
+    records["t"], records["v"] = window.times[changed], window.values[changed]
+    slot_0 = -window.start % archive.points
+    if window.based and not window.stamps[slot_0] and not (len(slots) and slots[0] == 0):
+        mark = base_mark(window, int(window.times[slot_0]))
+        if mark is not None:
+            slots = np.insert(slots, 0, 0)
+            records = np.insert(records, 0, np.array((mark, 0.0), RECORD))
+    return split_writes(archive.offset + slots * POINT_SIZE, records)
+
+
+def base_mark(window: Window, time: int) -> int | None:
+    """A stamp for a slot 0 that gets no point, `time` being its place: two laps ago, so that nothing reads it.
+
+    Where that is before 1970 it is a second before a place: no multiple of the step, so never read, and whisper's
+    division comes to the same slots.
+    """
+    step, span = window.archive.step, window.span
+    mark = time - 2 * span if time > 2 * span else (time - 1) % span
+    return mark if mark < END_OF_TIME and (time > 2 * span or step > 1) else None
+
+
+def split_writes(offsets: Ints, records: NDArray[Any]) -> list[Write]:
+    """Records as writes: adjacent ones in one, but one that crosses a page boundary by itself.
+
+    A write that is killed ends at a page boundary.  Between two records that does no harm; within one it would leave a
+    stamp with a value that is not its own, or half of one value and half of another.  So a crossing record is written
+    in parts that each lie in one page (offsets are multiples of 4): first its value becomes a NaN, which is no point,
+    then the value is written, and last the stamp.
+    """
+    if not len(offsets):
+        return []
+    content = records.tobytes()
+    crossing = offsets % PAGE > PAGE - POINT_SIZE
+    cut = np.diff(offsets) != POINT_SIZE
+    cut |= crossing[1:] | crossing[:-1]
+    begins = np.concatenate(([0], np.flatnonzero(cut) + 1))
+    ends = np.append(begins[1:], len(offsets))
+    # There may be ten thousand of them in a file: let no interpreted loop touch each.
+    slices = map(slice, (begins * POINT_SIZE).tolist(), (ends * POINT_SIZE).tolist())
+    writes: list[Write] = list(zip(offsets[begins].tolist(), map(content.__getitem__, slices), strict=True))
+    for run in np.flatnonzero(crossing[begins])[::-1].tolist():
+        at, record = writes[run]
+        parts = (4, NAN_UPPER_HALF), (8, record[8:]), (4, record[4:8]), (0, record[:4])
+        writes[run : run + 1] = [(at + begin, part) for begin, part in parts]
+    return writes

@@ -1,0 +1,170 @@
+"""One whisper file: its header, and how to read it whole beside a carbon daemon that writes to it.
+
+The format (whisper.py), every integer and float big endian:
+
+    file        = metadata archiveinfo{count} archive{count}
+    metadata    = aggregation:u4  maxRetention:u4  xFilesFactor:f4  count:u4
+    archiveinfo = offset:u4  step:u4  points:u4             step in seconds; finest archive first
+    archive     = (timestamp:u4  value:f8){points}          a ring; slot 0's timestamp is its base
+
+go-carbon's compressed files begin with a magic word instead: cwhisper.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from typing import NamedTuple
+
+from whisperbackup.whisper.format import CorruptFile, ShortFile, check
+from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.throttle import Throttle
+
+LOCK_TIMEOUT = 30.0  # seconds; carbon holds a file for milliseconds
+CREATION_AGE = 60.0  # seconds; a short file younger than this is being created
+READINGS = 3
+TICK = 20_000_000  # nanoseconds; a file's times move in steps of up to a kernel tick
+
+
+class TooNew(Exception):
+    """The file is being created at this moment."""
+
+
+class Locked(OSError):
+    """Somebody kept the file's lock for longer than LOCK_TIMEOUT."""
+
+
+class Reading(NamedTuple):
+    """A file's content, and whether it still changed while it was read the last time.
+
+    `status` is the file's after the reading, `began` the Unix time of its beginning in nanoseconds.
+    """
+
+    content: bytearray
+    is_torn: bool
+    status: os.stat_result
+    began: int
+
+
+def acquire(fd: int, operation: int, timeout: float = LOCK_TIMEOUT) -> None:
+    """Take `flock(fd, operation)`, waiting at most `timeout` seconds.  Raises Locked."""
+    deadline = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        try:
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Locked(errno.EAGAIN, f"another process has kept it locked for {timeout:.0f} seconds") from None
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def open_regular(path: bytes, flags: int) -> int:
+    """A descriptor of the regular file `path`; never of a link, and never hangs on a FIFO.  Raises OSError."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
+
+
+def read(path: bytes, max_size: int, throttle: Throttle) -> Reading:
+    """The whole whisper file at `path`, read under the shared lock that excludes a locking carbon.
+
+    Raises CorruptFile for what is no whisper file or has more than `max_size` bytes, TooNew for a file that
+    carbon is just creating, Locked, and OSError.
+    """
+    fd = open_regular(path, os.O_RDONLY)
+    try:
+        try:
+            return _read(fd, max_size, throttle)
+        except ShortFile:
+            if not _is_young(fd):
+                raise
+            time.sleep(0.2)
+            try:
+                return _read(fd, max_size, throttle)
+            except ShortFile as error:
+                if _is_young(fd):
+                    raise TooNew(str(error)) from None
+                raise
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, max_size: int, throttle: Throttle) -> Reading:
+    for number in range(1, READINGS + 1):
+        reading = _read_once(fd, max_size, throttle)
+        if not reading.is_torn or number == READINGS:
+            break
+        time.sleep(TICK / 1e9)
+    check(reading.content)
+    return reading
+
+
+def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
+    """One reading under the lock, and of what the page cache holds: carbon may be waiting for us, not for the disk."""
+    size = _size(fd, max_size)
+    absent = absent_pages(fd, size)
+    try:
+        if absent or throttle.is_slow:
+            throttle.fill_cache(fd, size)
+        reading = _read_locked(fd, max_size, getattr(os, "RWF_NOWAIT", 0), throttle)
+        if reading is None:  # the kernel did not tell us what is absent, or took it away again
+            throttle.fill_cache(fd, size)
+            reading = _read_locked(fd, max_size, 0, throttle)
+            assert reading is not None
+        return reading
+    finally:
+        give_back(fd, absent)
+
+
+def _read_locked(fd: int, max_size: int, flags: int, throttle: Throttle) -> Reading | None:
+    """One reading under the lock; None if `flags` forbid to wait for the disk, and one would have to."""
+    with throttle.normal_priority():
+        acquire(fd, fcntl.LOCK_SH)
+        try:
+            began = time.time_ns()
+            before = os.fstat(fd)
+            content = bytearray(_size(fd, max_size))
+            length = _read_into(fd, content, flags)
+            after = os.fstat(fd)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    if length < len(content) and flags:
+        return None
+    moved = (before.st_mtime_ns, len(content)) != (after.st_mtime_ns, after.st_size)
+    # A write in the same tick as the one before it leaves no trace in the file's times.
+    is_torn = moved or length < len(content) or abs(began - after.st_mtime_ns) < TICK
+    del content[length:]
+    return Reading(content, is_torn, after, began)
+
+
+def _size(fd: int, max_size: int) -> int:
+    size = os.fstat(fd).st_size
+    if size > max_size:
+        raise CorruptFile(f"{size} bytes, more than --max-file-size ({max_size})")
+    return size
+
+
+def _read_into(fd: int, content: bytearray, flags: int) -> int:
+    """How many bytes from the file's start could be read into `content`."""
+    length = 0
+    view = memoryview(content)
+    try:
+        while length < len(content) and (more := os.preadv(fd, [view[length:]], length, flags)):
+            length += more
+    except BlockingIOError:
+        pass  # the rest would have to come from the disk
+    except OSError as error:
+        if not flags or error.errno != errno.EOPNOTSUPP:
+            raise
+    return length
+
+
+def _is_young(fd: int) -> bool:
+    return abs(time.time() - os.fstat(fd).st_mtime) < CREATION_AGE
