@@ -21,7 +21,7 @@ quick: .venv/tested
 
 # What repeats: kills, crashes, stores that go away, thousands of objects. EFFORT=10 make soak for ten times as long.
 soak: .venv/tested
-	$(TOGETHER) -m soak
+	$(TOGETHER) --numprocesses 2 -m soak
 
 lint: .venv/tested
 	$(BIN)/ruff check .

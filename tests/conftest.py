@@ -50,8 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 NETWORK = set(servers.STORES) - {"disk"}
-SHARING = re.compile(rf"test_packaging\.py|test_storage\.py::(\w+gone\w+\[|.*?\[.*?({'|'.join(servers.STORES)}))")
-"""Where tests share a fixture of their module that is worth being made once only: what they have in their names."""
+SHARING = re.compile(
+    r"test_packaging\.py|test_storage\.py::"
+    rf"(\w+(?:gone|thousand)\w+\[|.*?\[.*?({'|'.join(servers.STORES)}))"
+)
+"""What tests have in their names that go to one worker: they share an expensive fixture of their module, or are each
+more than enough for one server."""
 
 
 @pytest.hookimpl(tryfirst=True)
