@@ -27,6 +27,7 @@ lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench,test]'

@@ -35,6 +35,7 @@ def test_what_leaps_out_of_a_history_is_misdated() -> None:
     assert misdated(history(3, 2, 1, -3650, -3651), NOW) == 2
     assert misdated(history(3, 2, 1, -0.9), NOW) == 0
     assert misdated(history(3, 2, 1, -9), NOW) == 0, "the clock will be there soon"
+    assert misdated(history(0.04, -56.9), NOW) == 0, "a clock that fell back to just after the first of two"
     assert misdated(history(-3650), NOW) == 0, "nothing to tell it by"
     assert misdated(history(-3650, -3651), NOW) == 0
     assert misdated(history(400, 30, 2, 1, -3650), NOW) == 0, "a history with a pause as long"

@@ -25,3 +25,16 @@ def test_every_row_of_reliability_ends_in_the_tests_that_show_it() -> None:
 def test_no_fault_has_two_rows() -> None:
     faults = [line.split("|")[1] for line in ROWS]
     assert [fault for fault in faults if faults.count(fault) > 1] == []
+
+
+def test_the_map_that_opens_the_design_names_every_module_and_room() -> None:
+    opening, _, _ = (ROOT / "docs/design.md").read_text().partition("\n\nImports run one way")
+    package = ROOT / "whisperbackup"
+    top = {path.name for path in package.glob("[!_]*.py")} | {
+        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
+    }
+    assert set(re.findall(r"^      (\w+(?:\.py|/))", opening, re.MULTILINE)) == top
+    rooms = re.split(r"^      (\w+)/", opening, flags=re.MULTILINE)[1:]
+    for room, text in zip(rooms[::2], rooms[1::2], strict=True):
+        modules = {path.stem for path in (package / room).glob("[!_]*.py")}
+        assert modules <= set(re.findall(r"\w+", text)), room

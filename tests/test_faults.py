@@ -180,7 +180,7 @@ def test_a_long_list_into_head_is_silent(program: Program, option: str) -> None:
     for number in range(400):
         folder = program.store / f"{'long.' * 40}m{number}"  # all together more than a pipe holds
         folder.mkdir(parents=True)
-        for end in ("sha1", "reader.gz"):
+        for end in ("sha1", "wsp.gz"):
             (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
     words = words_of(program, "list", f"{option} | head -1; echo ${{PIPESTATUS[0]}}")
     ran = subprocess.run(words, capture_output=True, text=True)

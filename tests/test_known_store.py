@@ -221,6 +221,7 @@ def test_the_noop_store_is_never_missed(program: Program) -> None:
     assert not program.state.exists()
 
 
+@pytest.mark.servers
 def test_a_bucket_that_vanished_and_one_that_is_misspelt(program: Program) -> None:
     store = servers.store("s3-rclone")
     run = connect(program, store)

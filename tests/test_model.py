@@ -11,7 +11,7 @@ import struct
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from conftest import budget
@@ -52,7 +52,7 @@ class Kill:
     write = disk.Disk._write
 
     @staticmethod
-    def killing_write(self: disk.Disk, path: bytes, body: bytes, entered: dict[bytes, None]) -> None:
+    def killing_write(self: disk.Disk, path: bytes, body: bytes, *settings: Any) -> None:
         if Kill.left is not None:
             Kill.left -= 1
             if Kill.left < 0:
@@ -60,7 +60,7 @@ class Kill:
                 os.makedirs(folder, exist_ok=True)
                 Path(os.fsdecode(os.path.join(folder, disk._temporary_name()))).write_bytes(body[:7])
                 os.kill(os.getpid(), signal.SIGKILL)
-        Kill.write(self, path, body, entered)
+        Kill.write(self, path, body, *settings)
 
 
 class Store(RuleBasedStateMachine):

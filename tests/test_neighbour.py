@@ -14,7 +14,7 @@ import pytest
 from conftest import Program, children, wait_for
 
 from whisperbackup.whisper import format, reader
-from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
 
 pytestmark = pytest.mark.alone
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 def evict(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        give_back(file.fileno(), [(0, 0)])
+        drop_pages(file.fileno(), [(0, 0)])
 
 
 def absent(path: Path) -> list[tuple[int, int]]:

@@ -190,6 +190,25 @@ def test_a_header_that_declares_more_than_is_allowed_is_broken(backed_up: tuple[
     assert path.read_bytes() == full
 
 
+@pytest.mark.parametrize("bit", [1, 1 << 26])
+def test_a_short_file_whose_header_is_not_its_backups_is_not_extended(
+    backed_up: tuple[Program, Path], bit: int
+) -> None:
+    """One flipped bit of its last archive's length, in the second case of 800 MB, and of five times that in memory."""
+    program, path = backed_up
+    full = path.read_bytes()
+    live = bytearray(full)
+    struct.pack_into(">L", live, HEADER - 4, SCHEMA[-1][1] | bit)
+    path.write_bytes(live)
+    placed = placer(program.prefix).place(b"a.wsp", full)
+    assert placed.how == "created"
+    assert "its header says" in placed.warning
+    assert "moved aside" in placed.warning
+    assert path.read_bytes() == full
+    (aside,) = program.prefix.glob("a.wsp.broken-*")
+    assert aside.read_bytes() == live
+
+
 @pytest.mark.parametrize("beginning", [0, 10, HEADER, HEADER + 12 * 100])
 def test_a_file_that_carbon_without_locks_is_creating_is_waited_for(
     backed_up: tuple[Program, Path], beginning: int

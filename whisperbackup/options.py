@@ -274,7 +274,7 @@ def _table() -> dict[str, list[_Option]]:
                 check=_integer(-1, MAX_DAYS, f"days up to {MAX_DAYS}, 0 for at once, or -1 for never"),
                 text="days after which the backups of a missing metric are deleted; 0: at once, -1: never"),
             _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge"),
-                text="purge even if more than half of all metrics would go"),
+                text="purge even if half of all metrics would be deleted"),
         ],
         "Tuning": [
             _row("-a", "--algorithm", dest="algorithm", default="gz", metavar="CODEC", check=_codec,
@@ -288,7 +288,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--bwlimit", dest="bandwidth", default=None, metavar="MB/s", check=_bandwidth,
                 commands=("backup", "verify"), text="read whisper files no faster than this [no limit]"),
             _row("--nice", dest="nice", commands=("backup", "verify"),
-                text="lowest CPU and I/O priority, except while holding a file lock"),
+                text="lowest CPU and I/O priority; normal CPU priority while holding a file lock"),
             _row("--max-file-size", dest="max_file_size", default="1G", metavar="SIZE", check=_size,
                 commands=("backup", "restore", "verify"), text="refuse larger files, in the tree and in the store"),
             _row("--statefile", dest="statefile", default="", metavar="FILE", commands=("backup",),

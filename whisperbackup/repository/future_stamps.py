@@ -20,7 +20,7 @@ from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, hol
 from whisperbackup.whisper.format import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # clocks and time zones are off by less than that
-LEAP = timedelta(days=10)
+LEAP = timedelta(days=60)
 TIMES = 10
 
 
@@ -32,7 +32,7 @@ def horizon(now: datetime) -> str:
 def misdated(history: Sequence[Backup], now: datetime) -> int:
     """How many of the newest of `history`, the oldest first, have the stamp of a clock that was far ahead.
 
-    They begin more than ten days ahead of `now`, and more than ten times as far as any two earlier backups, or the
+    They begin more than sixty days ahead of `now`, and more than ten times as far as any two earlier backups, or the
     last of these and `now`, are apart.  Where there is no earlier one nothing can be told, and it is none.
     """
     if len(history) < 2 or history[-1].stamp[:10] <= f"{now:%Y-%m-%d}":

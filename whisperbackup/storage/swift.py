@@ -310,7 +310,7 @@ class Swift:
             outcome = json.loads(body)
             try:
                 failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
-                return outcome["Number Deleted"] + outcome["Number Not LocalFile"], failed
+                return outcome["Number Deleted"] + outcome["Number Not Found"], failed
             except (KeyError, TypeError):
                 raise NotSwift from None
 

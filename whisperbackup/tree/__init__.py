@@ -1,1 +1,1 @@
-"""The local tree: names, the walk, and the way of a restored file into it."""
+"""The local tree: names, the walk, selection, and writing restored files."""

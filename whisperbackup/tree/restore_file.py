@@ -1,4 +1,4 @@
-"""A whisper file's way back into the tree: created whole where it is missing, healed in place where it lives.
+"""Write a backup into the tree: create the file where it is missing, heal it in place where it exists.
 
 No step follows a symbolic link below the prefix, so nothing outside of it is ever written.  Temporary files and
 folders are named `.whisper-restore-<16 hex digits>`; a lock is held on each, or on its parent, while its run lives.
@@ -24,8 +24,8 @@ from whisperbackup.whisper.checked_writes import write_at, write_checked
 from whisperbackup.whisper.healing import Healing, Write, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
-SETTLING = 5.0  # seconds; a broken file touched more recently is looked at again, carbon may be creating it
-ATTEMPTS = 20  # how often a file that carbon changes without locking is worked out anew
+SETTLING = 5.0  # seconds; a broken file touched more recently is examined again, carbon may be creating it
+ATTEMPTS = 20  # how often a file that carbon changes without locking is computed again
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
@@ -35,17 +35,17 @@ NOT_REGULAR = "there is something that is not a regular file in its place"
 
 
 class CannotPlace(Exception):
-    """The file could not be brought back; the text says why."""
+    """The file could not be restored; the text says why."""
 
 
 class Differs(CannotPlace):
-    """The live file or the backup is compressed, and they differ: healing cannot say what the live file lacks."""
+    """The live file or the backup is compressed, and they differ: healing cannot tell what the live file lacks."""
 
 
 class Placed(NamedTuple):
     """What became of a file (`created`, `healed`, `already whole`, `replaced`), and points filled in.
 
-    `skipped` is what a dry run says of one that could not be filled.  `planned` are the writes that it left out.
+    `skipped`: a dry run found one that could not be filled.  `planned` are the writes that a dry run left out.
     """
 
     how: str
@@ -55,14 +55,14 @@ class Placed(NamedTuple):
 
 
 class _Vanished(Exception):
-    """The live file went, or another took its place, while it was looked at."""
+    """The live file was deleted or replaced while it was examined."""
 
 
 class Placer:
-    """Brings files back below `prefix`; may be used by threads.
+    """Restores files below `prefix`; may be used by threads.
 
-    With `overwrite` existing files are replaced instead of healed; with `noop` nothing is changed and everything
-    told.  A live file of more than `max_file_size` bytes is an error.
+    With `overwrite` existing files are replaced instead of healed; with `noop` nothing is changed, only
+    reported.  A live file of more than `max_file_size` bytes is an error.
     """
 
     def __init__(self, prefix: bytes, overwrite: bool, noop: bool, max_file_size: int) -> None:
@@ -77,7 +77,7 @@ class Placer:
         return os.path.lexists(os.path.join(self.prefix, path))
 
     def place(self, path: bytes, content: bytes) -> Placed:
-        """Bring `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
+        """Restore `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
 
         Raises CannotPlace and OSError.
         """
@@ -177,7 +177,7 @@ class Placer:
 
 
 def _warn_of_sidecar(folder: int, name: bytes) -> str:
-    """That go-carbon will lay late points over a compressed file that was restored; empty if it has none of it.
+    """A warning that go-carbon will apply late points to a restored compressed file; empty if there are none.
 
     Where the sidecar's name would be too long it is hidden behind a hash, and so may be any such file in the folder.
     """
@@ -189,7 +189,7 @@ def _warn_of_sidecar(folder: int, name: bytes) -> str:
     if sidecar is None or not _exists(folder, sidecar):
         return ""
     return (
-        f"go-carbon keeps late points of this metric in {os.fsdecode(sidecar)} beside it, and lays them over what was "
+        f"go-carbon keeps late points of this metric in {os.fsdecode(sidecar)} beside it, and applies them to what was "
         "restored; delete that file if they are not wanted"
     )
 
@@ -223,9 +223,9 @@ def _make_folder(parent: int, name: bytes) -> int:
 
 
 def _inherit(fd: int, folder: int, bits: int) -> None:
-    """Give what was made to whom the folder belongs, if root made it, and of its permissions those among `bits`.
+    """Give a new file or folder its parent's owner, if root made it, and those of its permissions that are in `bits`.
 
-    Not those that are left of the umask: carbon and the web application must be able to use what a root with umask 077
+    The umask does not limit them: carbon and the web application must be able to use what a root with umask 077
     restores.  Where the folder has a default ACL, the kernel has set both mode and ACL by that, without the umask.
     """
     model = os.fstat(folder)
@@ -233,7 +233,7 @@ def _inherit(fd: int, folder: int, bits: int) -> None:
         os.fchown(fd, model.st_uid, model.st_gid)
     if DEFAULT_ACL not in _attributes(folder):
         mode = model.st_mode & bits
-        if model.st_mode & stat.S_ISVTX:  # anyone may make files there, and nobody may touch another's
+        if model.st_mode & stat.S_ISVTX:  # anyone may create files there, and nobody may touch another's
             mode &= ~0o022
         os.fchmod(fd, mode | os.fstat(fd).st_mode & (stat.S_ISGID if bits & 0o111 else 0))
 
@@ -258,7 +258,7 @@ def _create(folder: int, name: bytes, content: bytes) -> bool:
         except FileExistsError:
             return False
         os.fsync(folder)
-        # whisper.create looks whether a file exists, then truncates it: both may lie around our link
+        # whisper.create checks whether a file exists, then truncates it: our link may come in between
         after = os.fstat(fd)
         return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
 
@@ -347,7 +347,7 @@ def _open_temporary(folder: int) -> tuple[bytes, int]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return name, fd
-        os.close(fd)  # another worker took it for a leftover before it was locked
+        os.close(fd)  # another worker removed it as a leftover before it was locked
 
 
 def _temporary_name() -> bytes:
@@ -398,7 +398,7 @@ def _live_file(folder: int, name: bytes) -> Iterator[int]:
 
 
 class Plan(NamedTuple):
-    """What to do about a live file: what to write (None: it cannot be healed), or that it is `broken`, and why.
+    """What to do with a live file: what to write (None: it cannot be healed), or why it is `broken`.
 
     With `may_be_new` it holds nothing but a beginning that a daemon may be about to complete.  With `header` and fewer
     bytes than that declares, it was cut off, and is extended first.
@@ -414,10 +414,10 @@ class Plan(NamedTuple):
 def _heal(
     fd: int, folder: int, name: bytes, content: bytes, noop: bool, max_size: int, planned: tuple[Write, ...] = ()
 ) -> Placed:
-    """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits for as little as can be.
+    """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits as briefly as possible.
 
-    So the first attempt reads and works out without the lock, and uses the result if under it the file is the
-    same to the byte.  Where it is not, because carbon wrote, it is worked out anew, under the lock.  carbon's default
+    So the first attempt reads and computes without the lock, and uses the result if under it the file is the
+    same to the byte.  Where it is not, because carbon wrote, it is computed again, under the lock.  carbon's default
     is not to lock: also then the file is compared just before writing, and each part of it once more.
     """
     live = _read_whole(fd)
@@ -484,6 +484,9 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
         return Plan()
     # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
     may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")
+    if len(live) < size and header.archives != format.parse_header(content).archives:
+        # One flipped bit in its last archive's length would make gigabytes of it, and a layout that nobody wanted.
+        return Plan(broken=f"{len(live)} bytes, its header says {size} and is not its backup's", may_be_new=may_be_new)
     whole = _extended(live, header)[:size]
     return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
 
@@ -525,7 +528,7 @@ def _extend(fd: int, live: bytes, header: format.Header) -> bytes:
 
 
 class _MovedAside(_Vanished):
-    """A broken file made room; the text tells where it is."""
+    """A broken file was renamed; the text says to what."""
 
 
 def _move_aside(folder: int, name: bytes, reason: str, noop: bool) -> Placed:

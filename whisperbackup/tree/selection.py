@@ -1,4 +1,4 @@
-"""Which metrics are meant: globs over dotted names, and the literal heads that spare looking at the rest."""
+"""Which metrics are selected: globs over dotted names, and the literal prefixes that limit where to look."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WILDCARD = re.compile(r"[*?[]")
 
 
 class BadGlob(ValueError):
-    """A glob that cannot be meant; the text says why."""
+    """An invalid glob; the text says why."""
 
 
 def expand_braces(glob: str) -> list[str]:
@@ -25,10 +25,10 @@ def expand_braces(glob: str) -> list[str]:
     start = glob.find("{")
     if start < 0:
         if "}" in glob:
-            raise BadGlob(f"glob '{glob}': a '}}' without its '{{'")
+            raise BadGlob(f"glob '{glob}': a '}}' without a '{{'")
         return [glob]
     if "}" in glob[:start]:
-        raise BadGlob(f"glob '{glob}': a '}}' without its '{{'")
+        raise BadGlob(f"glob '{glob}': a '}}' without a '{{'")
     depth, begin, choices = 0, start + 1, []
     for position in range(start, len(glob)):
         character = glob[position]
@@ -42,7 +42,7 @@ def expand_braces(glob: str) -> list[str]:
         if depth == 0:
             break
     else:
-        raise BadGlob(f"glob '{glob}': a '{{' without its '}}'")
+        raise BadGlob(f"glob '{glob}': a '{{' without a '}}'")
     globs: list[str] = []
     for choice in choices:
         globs += expand_braces(glob[:start] + choice + glob[begin:])
@@ -62,7 +62,7 @@ def check_glob(glob: str) -> None:
     if "/" in glob:
         raise BadGlob(f"glob '{glob}': metrics are named with dots, as in 'servers.web1.*', not with slashes")
     if "[" in re.sub(r"\[!?+.[^]]*+\]", "", glob):
-        raise BadGlob(f"glob '{glob}': a '[' without its ']'")
+        raise BadGlob(f"glob '{glob}': a '[' without a ']'")
 
 
 def _is_unicode(text: str) -> bool:
@@ -106,13 +106,13 @@ class Selection:
         return [head[:-1] for head in self.heads if head.endswith("/")]
 
     def __contains__(self, name: str) -> bool:
-        """Whether the metric `name` is meant."""
+        """Whether the metric `name` is selected."""
         return (self.wanted is None or self.wanted.match(name) is not None) and (
             self.excluded is None or self.excluded.match(name) is None
         )
 
     def may_hold(self, folder: str) -> bool:
-        """Whether a metric may be meant whose name begins with `folder` (which is empty or ends in a dot)."""
+        """Whether a metric may be selected whose name begins with `folder` (which is empty or ends in a dot)."""
         return self.reaches(folder) and not (folder and self.folders_excluded and self.folders_excluded.match(folder))
 
     def reaches(self, folder: str) -> bool:

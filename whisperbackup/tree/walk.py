@@ -37,9 +37,9 @@ class LocalFile(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Metrics that the walk could not see: those whose `name/` begins with `key`.
+    """Metrics that the walk did not see: those whose `name/` begins with `key`.
 
-    `is_error` tells a folder that could not be read from what is left alone on purpose.
+    `is_error`: a folder could not be read; otherwise they are skipped on purpose.
     """
 
     key: str
@@ -49,7 +49,7 @@ class Skipped(NamedTuple):
 
 
 class Sidecars:
-    """How many files of late points of go-carbon a walk came by, and the path of the first."""
+    """How many of go-carbon's files of late points a walk met, and the path of the first."""
 
     count = 0
     example = b""
@@ -82,7 +82,7 @@ def check_prefix(prefix: bytes) -> None:
     except FileNotFoundError:
         raise NoTree(f"prefix '{shown}' does not exist; name the folder that holds the whisper files with -p") from None
     except OSError as error:
-        raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user who may") from error
+        raise NoTree(f"prefix '{shown}' cannot be read: {error.strerror}; run as a user allowed to read it") from error
 
 
 def check_tree(prefix: bytes) -> None:
@@ -138,7 +138,7 @@ def _entries(
 
 
 def _is_sidecar(entry: os.DirEntry[bytes], prefix: str, selection: Selection) -> bool:
-    """Whether go-carbon keeps late points there, of a metric in `selection`, or of one that the name does not tell.
+    """Whether go-carbon keeps late points there, of a metric in `selection`, or of one that the name does not show.
 
     The name is the compressed file's and `.ooo`; where that would be too long, a hash and `.ooo`, hidden.
     """
@@ -186,5 +186,5 @@ def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[LocalFile | Sk
 def _leads_to_a_file(link: os.DirEntry[bytes]) -> bool:
     try:
         return link.is_file()
-    except OSError:  # it leads in a circle, or where we may not look
+    except OSError:  # it leads in a circle, or to where this user may not look
         return False

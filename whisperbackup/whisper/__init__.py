@@ -1,1 +1,1 @@
-"""One whisper file: its format, reading it beside carbon, healing it."""
+"""One whisper file: its format, reading it while carbon writes, healing it."""

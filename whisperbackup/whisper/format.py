@@ -1,4 +1,4 @@
-"""One whisper file: its header, and how to read it whole beside a carbon daemon that writes to it.
+"""The header of a whisper file: parsed, and checked against the file's length.
 
 The format (whisper.py), every integer and float big endian:
 
@@ -40,7 +40,7 @@ class Archive(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a whisper file says of itself; `x_files_factor` is the stored 32-bit float."""
+    """What a whisper file declares; `x_files_factor` is the stored 32-bit float."""
 
     aggregation: int
     max_retention: int
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def header_size(beginning: bytes | bytearray) -> int:
-    """Bytes of metadata and archive infos, told from the first METADATA.size bytes.  Raises CorruptFile."""
+    """Bytes of metadata and archive infos, computed from the first METADATA.size bytes.  Raises CorruptFile."""
     if len(beginning) < METADATA.size:
         raise ShortFile(f"only {len(beginning)} bytes, a whisper header has at least {METADATA.size}")
     count: int = METADATA.unpack_from(beginning)[3]

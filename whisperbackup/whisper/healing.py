@@ -1,6 +1,6 @@
-"""Heal: what to write into a live whisper file so that it gets every point that a backup has and it lacks.
+"""Heal: what to write into a live whisper file so that it gets every point that it lacks and a backup has.
 
-The rules are those of docs/design.md, "Healing"; each function names the one it carries out.
+The rules are in docs/design.md, "Healing"; each function names the rule that it implements.
 Every archive becomes a `Window`: one place for each of its n slots, in the order of time, from the oldest time
 in (now - s·n, now] to the newest.  Windows are healed from the finest to the coarsest, because a coarser slot
 may be aggregated anew from what the finer archive has become, and written the other way round.
@@ -30,7 +30,7 @@ PAGE = 4096  # a write that is killed ends at a multiple of this in the file
 NAN_UPPER_HALF = b"\x7f\xf8\x00\x00"  # of a value: a NaN whatever the lower half is
 
 AVERAGE, SUM, LAST, AVG_ZERO_OR_FIRST = 1, 2, 3, 6
-EXTREMES: dict[int, Callable[[Any], Any]] = {  # method: what it takes the greatest of
+EXTREMES: dict[int, Callable[[Any], Any]] = {  # method: the greatest of this is the aggregate
     4: np.positive,  # max
     5: np.negative,  # min
     7: np.abs,  # absmax
@@ -386,7 +386,7 @@ def aggregate(method: int, groups: Ints, values: Floats, total: Ints) -> tuple[F
     `total` is how many values each group could have.
 
     Number 6 is whisper's avg_zero and go-whisper's first, which nothing in a file tells apart: it gives a value only
-    where both come to the same.  The others that both know mean the same (go-whisper's 7 and 8, mix and percentile, are
+    where both give the same.  The others that both know mean the same (go-whisper's 7 and 8, mix and percentile, are
     for its compressed files).  A number that is none of these gives no value: whisper refuses to read such a file.
     """
     count = np.bincount(groups, minlength=len(total))
@@ -464,7 +464,7 @@ def base_mark(window: Window, time: int) -> int | None:
     """A stamp for a slot 0 that gets no point, `time` being its place: two laps ago, so that nothing reads it.
 
     Where that is before 1970 it is a second before a place: no multiple of the step, so never read, and whisper's
-    division comes to the same slots.
+    division gives the same slots.
     """
     step, span = window.archive.step, window.span
     mark = time - 2 * span if time > 2 * span else (time - 1) % span

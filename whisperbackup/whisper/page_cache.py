@@ -1,4 +1,4 @@
-"""The page cache around one reading: which pages it lacks, and giving back those that it did not hold before."""
+"""The page cache around one reading: which pages it lacks before, and dropping those again after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisperbackup.whisper.throttle import LIBC
 def absent_pages(fd: int, size: int) -> list[tuple[int, int]]:
     """The parts of a file that are not in the page cache, as (offset, length) in bytes, whole pages.
 
-    The kernel says so only of files that this user might write to; of others it calls every page present.
+    For files that this user cannot write, the kernel reports every page as present, so their pages stay cached.
     """
     pages = -(-size // mmap.PAGESIZE)
     if not pages:
@@ -22,7 +22,7 @@ def absent_pages(fd: int, size: int) -> list[tuple[int, int]]:
     try:
         mapping = mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
     except ValueError:
-        return []  # it shrank meanwhile: carbon creates it anew, and whoever reads it will see
+        return []  # it shrank meanwhile: carbon is creating it anew, which the reading will notice
     with mapping as mapped:
         start = ctypes.c_char.from_buffer(mapped)
         try:
@@ -44,8 +44,8 @@ def absent_pages(fd: int, size: int) -> list[tuple[int, int]]:
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))  # the others are reserved
 
 
-def give_back(fd: int, parts: list[tuple[int, int]]) -> None:
-    """Let go of pages that nobody but us has asked for, or reading a tree would push out those that carbon needs."""
+def drop_pages(fd: int, parts: list[tuple[int, int]]) -> None:
+    """Drop pages that only our reading brought in, or reading a tree would push out those that carbon needs."""
     for offset, length in parts:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,14 +1,4 @@
-"""One whisper file: its header, and how to read it whole beside a carbon daemon that writes to it.
-
-The format (whisper.py), every integer and float big endian:
-
-    file        = metadata archiveinfo{count} archive{count}
-    metadata    = aggregation:u4  maxRetention:u4  xFilesFactor:f4  count:u4
-    archiveinfo = offset:u4  step:u4  points:u4             step in seconds; finest archive first
-    archive     = (timestamp:u4  value:f8){points}          a ring; slot 0's timestamp is its base
-
-go-carbon's compressed files begin with a magic word instead: cwhisper.py.
-"""
+"""Read a whisper file whole while a carbon daemon writes to it."""
 
 from __future__ import annotations
 
@@ -20,7 +10,7 @@ import time
 from typing import NamedTuple
 
 from whisperbackup.whisper.format import CorruptFile, ShortFile, check
-from whisperbackup.whisper.page_cache import absent_pages, give_back
+from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
 
 LOCK_TIMEOUT = 30.0  # seconds; carbon holds a file for milliseconds
@@ -34,7 +24,7 @@ class TooNew(Exception):
 
 
 class Locked(OSError):
-    """Somebody kept the file's lock for longer than LOCK_TIMEOUT."""
+    """Another process held the file's lock for longer than LOCK_TIMEOUT."""
 
 
 class Reading(NamedTuple):
@@ -64,7 +54,7 @@ def acquire(fd: int, operation: int, timeout: float = LOCK_TIMEOUT) -> None:
 
 
 def open_regular(path: bytes, flags: int) -> int:
-    """A descriptor of the regular file `path`; never of a link, and never hangs on a FIFO.  Raises OSError."""
+    """A descriptor of the regular file `path`; refuses links, and does not hang on a FIFO.  Raises OSError."""
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -107,39 +97,29 @@ def _read(fd: int, max_size: int, throttle: Throttle) -> Reading:
 
 
 def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
-    """One reading under the lock, and of what the page cache holds: carbon may be waiting for us, not for the disk."""
+    """One reading under the lock, of what was just read without it: carbon waits for a copy in memory, not for a disk.
+
+    It is read twice even if the cache seems to hold it: the kernel hides that of files that this user cannot write.
+    """
     size = _size(fd, max_size)
     absent = absent_pages(fd, size)
     try:
-        if absent or throttle.is_slow:
-            throttle.fill_cache(fd, size)
-        reading = _read_locked(fd, max_size, getattr(os, "RWF_NOWAIT", 0), throttle)
-        if reading is None:  # the kernel did not tell us what is absent, or took it away again
-            throttle.fill_cache(fd, size)
-            reading = _read_locked(fd, max_size, 0, throttle)
-            assert reading is not None
-        return reading
+        throttle.fill_cache(fd, size)
+        with throttle.normal_priority():
+            acquire(fd, fcntl.LOCK_SH)
+            try:
+                began = time.time_ns()
+                before = os.fstat(fd)
+                content = bytearray(_size(fd, max_size))
+                length = _read_into(fd, content)
+                after = os.fstat(fd)
+            finally:
+                fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
-        give_back(fd, absent)
-
-
-def _read_locked(fd: int, max_size: int, flags: int, throttle: Throttle) -> Reading | None:
-    """One reading under the lock; None if `flags` forbid to wait for the disk, and one would have to."""
-    with throttle.normal_priority():
-        acquire(fd, fcntl.LOCK_SH)
-        try:
-            began = time.time_ns()
-            before = os.fstat(fd)
-            content = bytearray(_size(fd, max_size))
-            length = _read_into(fd, content, flags)
-            after = os.fstat(fd)
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-    if length < len(content) and flags:
-        return None
-    moved = (before.st_mtime_ns, len(content)) != (after.st_mtime_ns, after.st_size)
+        drop_pages(fd, absent)
+    has_changed = (before.st_mtime_ns, len(content)) != (after.st_mtime_ns, after.st_size)
     # A write in the same tick as the one before it leaves no trace in the file's times.
-    is_torn = moved or length < len(content) or abs(began - after.st_mtime_ns) < TICK
+    is_torn = has_changed or length < len(content) or abs(began - after.st_mtime_ns) < TICK
     del content[length:]
     return Reading(content, is_torn, after, began)
 
@@ -151,18 +131,12 @@ def _size(fd: int, max_size: int) -> int:
     return size
 
 
-def _read_into(fd: int, content: bytearray, flags: int) -> int:
+def _read_into(fd: int, content: bytearray) -> int:
     """How many bytes from the file's start could be read into `content`."""
     length = 0
     view = memoryview(content)
-    try:
-        while length < len(content) and (more := os.preadv(fd, [view[length:]], length, flags)):
-            length += more
-    except BlockingIOError:
-        pass  # the rest would have to come from the disk
-    except OSError as error:
-        if not flags or error.errno != errno.EOPNOTSUPP:
-            raise
+    while length < len(content) and (more := os.preadv(fd, [view[length:]], length)):
+        length += more
     return length
 
 

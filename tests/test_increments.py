@@ -1,0 +1,662 @@
+"""The core of increments: reading fresh slots, the format, the image, the window, retention."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import whisper
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record, retention, window
+from whisperbackup.increments.names import Names
+from whisperbackup.increments.record import CorruptIncrement, Record, Ring
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.whisper.format import ShortFile, parse_header
+
+NOW = 1_800_000_000
+HOUR = 3600
+READ_INCREMENT = Path(__file__).parent.parent / "contrib/read-increment.py"
+
+
+def make(path: Path, layout: list[tuple[int, int]], times: range | list[int], value: float = 1.0) -> Path:
+    whisper.create(str(path), layout, 0.0, "last")
+    for time_ in times:
+        whisper.update(str(path), value + time_ % 1000, time_, time_)
+    os.utime(path, (NOW, NOW))
+    return path
+
+
+def read(path: Path, since: int, until: int) -> fresh.Fresh:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return fresh.read_fresh(fd, since, until)
+    finally:
+        os.close(fd)
+
+
+def whole(path: Path) -> Record:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return fresh.record_of("m/", fresh.read_whole(fd), True)
+    finally:
+        os.close(fd)
+
+
+def times_of(found: fresh.Fresh, number: int = 0) -> list[int]:
+    step = parse_header(found.header).archives[number].step
+    return [first + i * step for first, count in found.rings[number].runs for i in range(count)]
+
+
+# Reading
+
+
+def test_only_the_slots_of_the_window_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 1440), (300, 2016)], range(NOW - 3 * HOUR, NOW, 60))
+    asked: list[tuple[int, int]] = []
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, to, at, *flags: asked.append((at, len(to[0]))) or preadv(fd, to, at, *flags)
+    )
+    found = read(path, NOW - HOUR, NOW)
+    monkeypatch.undo()
+    begin = (NOW - HOUR) // 60 * 60
+    assert times_of(found) == list(range(begin, NOW, 60))
+    assert times_of(found, 1) == list(range((NOW - HOUR) // 300 * 300, NOW, 300))
+    fresh_slots = (NOW // 60 - begin // 60 + 1) + (NOW // 300 - (NOW - HOUR) // 300 + 1)
+    assert sum(size for _, size in asked) == fresh.BEGINNING + 4 + 12 * fresh_slots
+    assert len(asked) <= 6
+
+
+def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
+    from whisperbackup.whisper.page_cache import absent_pages
+
+    path = make(tmp_path / "m.wsp", [(60, 20000), (300, 20000)], range(NOW - HOUR, NOW, 60))
+    fd = os.open(path, os.O_RDWR)
+    size = os.fstat(fd).st_size
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.pread(fd, 1, 0)
+    before = absent_pages(fd, size)
+    if not before:
+        pytest.skip("a file system that keeps its files in memory")
+    found = fresh.read_fresh(fd, NOW - 2 * HOUR, NOW)
+    assert len(times_of(found)) == 60
+    assert absent_pages(fd, size) == before
+    os.close(fd)
+
+
+def test_a_cold_file_is_read_without_reading_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whisperbackup.whisper.page_cache import absent_pages
+
+    path = make(tmp_path / "m.wsp", [(60, 20000), (300, 20000)], range(NOW - HOUR, NOW, 60))
+    fd = os.open(path, os.O_RDWR)
+    size = os.fstat(fd).st_size
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if len(absent_pages(fd, size)) != 1:
+        pytest.skip("a file system that keeps its files in memory")
+    monkeypatch.setattr(fresh, "_give_back", lambda fd, absent: None)
+    fresh.read_fresh(fd, NOW - HOUR, NOW)
+    pages = -(-size // 4096)
+    absent = sum(length for _, length in absent_pages(fd, size)) // 4096
+    assert 2 <= pages - absent <= 8
+    os.close(fd)
+
+
+def test_the_reading_waits_for_carbons_lock_and_frees_it(tmp_path: Path) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 60)], [NOW - 60])
+    with path.open("r+b") as carbon:
+        fcntl.flock(carbon, fcntl.LOCK_EX)
+        release = threading.Timer(0.2, fcntl.flock, (carbon, fcntl.LOCK_UN))
+        release.start()
+        began = time.monotonic()
+        read(path, NOW - HOUR, NOW)
+        assert time.monotonic() - began > 0.15
+        release.join()
+        fcntl.flock(carbon, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_file_written_at_this_moment_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 60)], [NOW - 60])
+    os.utime(path)
+    pauses: list[float] = []
+    monkeypatch.setattr(fresh.time, "sleep", lambda pause: (pauses.append(pause), os.utime(path, (NOW, NOW))))
+    assert not read(path, NOW - HOUR, NOW).is_torn
+    assert len(pauses) == 1
+
+
+def test_what_is_no_whisper_file_is_told(tmp_path: Path) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 60)], [NOW - 60])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(ShortFile):
+        read(path, NOW - HOUR, NOW)
+    path.write_bytes(b"whisper_compressed" + bytes(100))
+    with pytest.raises(fresh.Compressed):
+        read(path, NOW - HOUR, NOW)
+    path.write_bytes(b"")
+    with pytest.raises(ShortFile):
+        read(path, NOW - HOUR, NOW)
+
+
+def test_a_file_from_the_future_has_the_version_of_its_reading(tmp_path: Path) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 60)], [NOW - 60])
+    os.utime(path, (2**32, 2**32))
+    found = whole(path)
+    assert found.version == found.read
+
+
+# The format
+
+archives = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 40)), min_size=1, max_size=4)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    layout, step = [], 0
+    for more, points in draw(archives):
+        step += more
+        layout.append((step, points))
+    offset = 16 + 12 * len(layout)
+    header = struct.pack(">2LfL", draw(st.integers(0, 8)), 1, 0.5, len(layout))
+    rings = []
+    for step, points in layout:
+        header += struct.pack(">3L", offset, step, points)
+        offset += 12 * points
+        runs, left = [], points
+        while left and draw(st.booleans()):
+            count = draw(st.integers(1, left))
+            left -= count
+            runs.append((step * draw(st.integers(1, 2**31 // step)), count))
+        total = 8 * (points - left)
+        rings.append(
+            Ring(draw(st.integers(0, 2**32 - 1)), tuple(runs), draw(st.binary(min_size=total, max_size=total)))
+        )
+    key = draw(st.text("abc%", min_size=1)) + "/"
+    return Record(
+        key, header, draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40)), draw(st.booleans()), tuple(rings)
+    )
+
+
+@given(records())
+def test_a_record_is_read_as_it_was_written(one: Record) -> None:
+    content = record.encode(one)
+    assert record.decode(content) == one
+    assert list(record.split(content + content)) == [
+        (one.key.encode(), 0, len(content)),
+        (one.key.encode(), len(content), 2 * len(content)),
+    ]
+
+
+@given(records(), st.data())
+def test_rubbish_in_a_record_is_one_kind_of_error(one: Record, data: st.DataObject) -> None:
+    content = bytearray(record.encode(one))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.sampled_from([0, 1, 255, content[place] ^ 1, content[place] ^ 128]))
+    content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    try:
+        for _, begin, end in record.split(bytes(content)):
+            found = record.decode(bytes(content[begin:end]))
+            try:
+                image.lay(None, [found], 10**6)
+            except CorruptIncrement:
+                pass
+    except CorruptIncrement:
+        pass
+
+
+def increment(
+    ones: list[Record], stamp: str = "2026-11-24T12:00:00+00:00", **more: object
+) -> tuple[manifest.Manifest, dict[str, bytes]]:
+    parts = list(part.parts_of(part.frames_of((one.key, one.points, record.encode(one)) for one in ones)))
+    made = manifest.Manifest(
+        stamp=stamp,
+        node="node",
+        prefix="/tree",
+        begin=NOW,
+        end=NOW + 9,
+        files=len(ones),
+        since=NOW - HOUR,
+        lag=900,
+        records=len(ones),
+        points=sum(one.points for one in ones),
+        parts=tuple(each for each, _ in parts),
+    )
+    return replace(made, **more), {each.name: content for each, content in parts}
+
+
+def simple(key: str, value: float = 1.0, time_: int = NOW) -> Record:
+    header = struct.pack(">2LfL3L", 1, 3600, 0.5, 1, 28, 60, 60)
+    time_ = time_ // 60 * 60
+    return Record(key, header, NOW, NOW, True, (Ring(time_, ((time_, 1),), struct.pack("<d", value)),))
+
+
+def fetch_from(store: dict[str, bytes], asked: list[int] | None = None) -> reader.Fetch:
+    def fetch(name: str, offset: int, size: int) -> bytes:
+        if asked is not None:
+            asked.append(size)
+        return store[name][offset : offset + size]
+
+    return fetch
+
+
+def test_parts_roll_and_their_manifest_leads_to_each_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "PART_SIZE", 20_000)
+    monkeypatch.setattr(reader, "REQUEST", 8_000)
+    ones = [simple(f"servers.web{n:05}.cpu/", math.sqrt(n)) for n in range(5000)]
+    made, store = increment(ones)
+    assert len(store) > 2
+    assert all(len(content) <= 20_000 for content in store.values())
+    assert manifest.read_manifest(made.to_json()) == made
+    assert [record.decode(found.content) for found in reader.read(made, fetch_from(store))] == ones
+    asked: list[int] = []
+    found = list(reader.read(made, fetch_from(store, asked), ["servers.web01234.cpu/"]))
+    assert ones[1234] in [record.decode(one.content) for one in found]
+    assert len(found) <= 256
+    assert len(asked) == 1
+    for head in ("", "servers.web0", "servers.web01234.", "servers.web04999.cpu/", "a", "z", "servers.web0129"):
+        wanted = {one.key.encode() for one in ones if one.key.startswith(head)}
+        assert wanted <= {one.key for one in reader.read(made, fetch_from(store), [head])}
+
+
+def test_a_part_is_one_stream_to_zstd_itself() -> None:
+    ones = [simple(f"m{n:04}/") for n in range(600)]
+    _, store = increment(ones)
+    content = zstandard.ZstdDecompressor().stream_reader(store["000001.wbi"], read_across_frames=True).read()
+    assert [record.decode(content[begin:end]) for _, begin, end in record.split(content)] == ones
+
+
+def test_a_damaged_frame_is_named_and_the_others_are_read() -> None:
+    ones = [simple(f"m{n:04}/") for n in range(600)]
+    made, store = increment(ones)
+    frame = made.parts[0].frames[1]
+    content = bytearray(store["000001.wbi"])
+    content[frame.offset + frame.length // 2] ^= 1
+    store["000001.wbi"] = bytes(content)
+    damaged: list[CorruptIncrement] = []
+    found = [one.key.decode() for one in reader.read(made, fetch_from(store), on_damage=damaged.append)]
+    assert found == [one.key for one in ones if not frame.first <= one.key < made.parts[0].frames[2].first]
+    assert len(damaged) == 1
+    assert "000001.wbi" in str(damaged[0])
+    with pytest.raises(CorruptIncrement):
+        reader.check_part(made.parts[0], [store["000001.wbi"]])
+
+
+def test_check_part_reads_a_part_in_pieces() -> None:
+    ones = [simple(f"m{n:04}/") for n in range(600)]
+    made, store = increment(ones)
+    content = store["000001.wbi"]
+    pieces = [content[n : n + 777] for n in range(0, len(content), 777)]
+    assert reader.check_part(made.parts[0], pieces) == ("m0599/", 600)
+    for wrong in (pieces[:-1], [*pieces, b"x"], []):
+        with pytest.raises(CorruptIncrement):
+            reader.check_part(made.parts[0], wrong)
+
+
+def test_a_bomb_costs_no_memory() -> None:
+    bomb = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(part.MAX_CONTENT + 1))
+    with pytest.raises(CorruptIncrement, match="size"):
+        part.unpack(bomb)
+    streamed = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(bytes(10**6))
+    with pytest.raises(CorruptIncrement, match="size"):
+        part.unpack(streamed)
+
+
+@given(st.data())
+def test_rubbish_in_a_frame_is_one_kind_of_error(data: st.DataObject) -> None:
+    content = bytearray(next(part.frames_of([("m/", 1, record.encode(simple("m/")))])).content)
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    try:
+        part.unpack(bytes(content[:cut] if data.draw(st.booleans()) else content))
+    except CorruptIncrement:
+        pass
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_rubbish_in_a_manifest_is_one_kind_of_error(data: st.DataObject) -> None:
+    made, _ = increment([simple("m/")])
+    run = manifest.Run(stamp="x", node="n", prefix="/", begin=1, end=2, status=0, is_complete=True)
+    for one, read_one in ((made, manifest.read_manifest), (run, manifest.read_run)):
+        values = json.loads(one.to_json())
+        name = data.draw(st.sampled_from(sorted(values)))
+        values[name] = data.draw(json_values)
+        content = json.dumps(values).encode()
+        try:
+            read_one(content)
+        except CorruptIncrement:
+            pass
+        with pytest.raises(CorruptIncrement):
+            read_one(content[:-1])
+
+
+def test_many_increments_are_joined_by_metric() -> None:
+    made = []
+    for number in range(30):
+        keys = [f"m{n:03}/" for n in range(100) if (n + number) % 3]
+        made.append(increment([simple(key, number) for key in keys]))
+    streams = [reader.read(one, fetch_from(store), request=merge.request_size(30)) for one, store in made]
+    joined = list(merge.join(streams, reader.stop))
+    assert [metric.key for metric in joined] == [f"m{n:03}/" for n in range(100)]
+    for n, metric in enumerate(joined):
+        assert [share.number for share in metric.shares] == [number for number in range(30) if (n + number) % 3]
+
+
+def test_increments_are_read_without_this_package(tmp_path: Path) -> None:
+    ones = []
+    for number in range(300):
+        path = make(tmp_path / "m.wsp", [(60, 60), (300, 50)], range(NOW - 1800, NOW, 60 + number), number + 0.1)
+        fd = os.open(path, os.O_RDONLY)
+        ones.append(fresh.record_of(f"a.m{number:03}/", fresh.read_fresh(fd, NOW - HOUR, NOW), False))
+        os.close(fd)
+        path.unlink()
+    made, store = increment(ones)
+    (tmp_path / "manifest.json").write_bytes(made.to_json())
+    for name, content in store.items():
+        (tmp_path / name).write_bytes(content)
+
+    def lines(*words: str) -> list[str]:
+        command = [
+            sys.executable,
+            "-I",
+            READ_INCREMENT,
+            *words,
+            tmp_path / "manifest.json",
+            *[tmp_path / n for n in store],
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout.splitlines()
+
+    def expected(one: Record, numbers: range) -> list[str]:
+        found = []
+        for number in numbers:
+            ring, step = one.rings[number], parse_header(one.header).archives[number].step
+            times = [first + step * n for first, count in ring.runs for n in range(count)]
+            values = [value for (value,) in struct.iter_unpack("<d", ring.values)]
+            found += [f"{one.key[:-1]} {value!r} {time_}" for value, time_ in zip(values, times, strict=True)]
+        return found
+
+    assert lines() == [line for one in ones for line in expected(one, range(1))]
+    assert lines("--all") == [line for one in ones for line in expected(one, range(2))]
+    assert len(READ_INCREMENT.read_text().splitlines()) <= 40
+    (tmp_path / "000001.wbi").write_bytes(store["000001.wbi"][:-1])
+    with pytest.raises(subprocess.CalledProcessError):
+        lines()
+
+
+# The image
+
+
+def test_a_disk_that_died_leaves_a_superset(tmp_path: Path) -> None:
+    old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 3000, NOW - 1500, 60))
+    new = make(tmp_path / "new.wsp", [(60, 60)], range(NOW - 900, NOW, 60))
+    made = image.lay(old.read_bytes(), [whole(new)], 10**6)
+    assert made is not None
+    assert made.is_based
+    (tmp_path / "made.wsp").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made.wsp"), NOW - 3600, NOW, now=NOW)
+    assert sum(value is not None for value in values) == 25 + 15
+
+
+def test_a_file_made_anew_from_an_old_copy_does_not_push_out_newer_points(tmp_path: Path) -> None:
+    old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 7200, NOW - 3600, 60))
+    backup = make(tmp_path / "backup.wsp", [(60, 60)], range(NOW - 7200, NOW - 60, 60))
+    made = image.lay(backup.read_bytes(), [whole(old)._replace(read=NOW)], 10**6)
+    assert made is not None
+    assert made.content == backup.read_bytes()
+
+
+def test_another_layout_gets_what_the_older_one_held(tmp_path: Path) -> None:
+    old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 3000, NOW - 1500, 60))
+    new = make(tmp_path / "new.wsp", [(60, 100), (300, 40)], range(NOW - 900, NOW, 60))
+    made = image.lay(old.read_bytes(), [whole(new)._replace(read=NOW)], 10**6)
+    assert made is not None
+    (tmp_path / "made.wsp").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made.wsp"), NOW - 3600, NOW, now=NOW)
+    assert sum(value is not None for value in values) == 25 + 15
+
+
+def test_without_backup_and_whole_record_the_rest_is_restored_and_flagged(tmp_path: Path) -> None:
+    path = make(tmp_path / "m.wsp", [(60, 60)], range(NOW - 3000, NOW, 60))
+    found = fresh.record_of("m/", read(path, NOW - 600, NOW), False)
+    made = image.lay(None, [found], 10**6)
+    assert made is not None
+    assert not made.is_based
+    (tmp_path / "made.wsp").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made.wsp"), NOW - 3600, NOW, now=NOW)
+    assert [value is not None for value in values] == [False] * 49 + [True] * 10 + [False]
+    assert image.lay(None, [], 10**6) is None
+
+
+def test_a_record_of_a_huge_file_is_refused() -> None:
+    with pytest.raises(CorruptIncrement):
+        image.lay(None, [simple("m/")], 100)
+
+
+# Where the window begins
+
+
+def stamp(moment: int) -> str:
+    return stamp_of(datetime.fromtimestamp(moment, UTC))
+
+
+def run_at(begin: int, **more: object) -> manifest.Run:
+    values = {"stamp": stamp(begin), "node": "n", "prefix": "/", "begin": begin, "end": begin + 100, "files": 100}
+    return manifest.Run(**{"status": 0, "is_complete": True, **values, **more})  # type: ignore[arg-type]
+
+
+def increment_at(begin: int, **more: object) -> manifest.Manifest:
+    values = {"stamp": stamp(begin), "node": "n", "prefix": "/", "begin": begin, "end": begin + 10, "files": 100}
+    made = {"since": begin - HOUR, "lag": 900, "reference_files": 100, "records": 10, "all_records": 10}
+    return manifest.Manifest(**{**made, **values, **more})  # type: ignore[arg-type]
+
+
+def choose(increments: list[manifest.Manifest], runs: list[manifest.Run], **more: object) -> window.Window | None:
+    values = {"now": window.Now(NOW), "node": "n", "prefix": "/", "exclude": (), "lag": 900}
+    return window.choose(increments, runs, **{**values, **more})  # type: ignore[arg-type]
+
+
+def test_the_window_begins_at_the_newest_reference() -> None:
+    day, runs = 86400, [run_at(NOW - 2 * 86400), run_at(NOW - 86400)]
+    one, two = increment_at(NOW - 2 * HOUR), increment_at(NOW - HOUR)
+
+    def since(*increments: manifest.Manifest, of: list[manifest.Run] = runs) -> int | None:
+        chosen = choose(list(increments), of)
+        return chosen.since + 900 - NOW if chosen else None
+
+    assert since(one, two) == -HOUR
+    assert since() == -day
+    assert since(of=[]) is None
+    assert since(increment_at(NOW - HOUR, node="other")) == -day
+    assert since(increment_at(NOW - HOUR, prefix="/other")) == -day
+    assert since(increment_at(NOW - HOUR, exclude=("x.*",))) == -day
+    assert since(one, increment_at(NOW - HOUR, files=49)) == -2 * HOUR  # a disk that was not mounted
+    assert since(one, increment_at(NOW - HOUR, owed=None)) == -2 * HOUR
+    assert since(one, increment_at(NOW + 60)) == -2 * HOUR  # a clock that was ahead
+    assert since(increment_at(NOW - 8 * day), of=[run_at(NOW - 9 * day)]) == -9 * day
+    for more in ({"is_complete": False}, {"is_partial": True}, {"exclude": ("x.*",)}, {"unconfirmed": None}):
+        assert since(of=[run_at(NOW - 2 * day), run_at(NOW - day, **more)]) == -2 * day
+
+
+def test_a_clock_that_was_set_is_noticed_while_the_kernel_runs() -> None:
+    now = window.Now(NOW, "boot", 10_000)
+    right = increment_at(NOW - 2 * HOUR, boot="boot", uptime=10_000 - 2 * HOUR)
+    ahead = increment_at(NOW - 60, boot="boot", uptime=10_000 - HOUR)  # an hour ago by the kernel
+    assert choose([right, ahead], [], now=now).since == NOW - 2 * HOUR - 900  # type: ignore[union-attr]
+    run = run_at(NOW - 60, boot="boot", uptime=10_000 - HOUR)
+    assert choose([], [run], now=now).since == NOW - HOUR - 900  # type: ignore[union-attr]
+
+
+def test_what_is_owed_has_a_window_of_its_own() -> None:
+    chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": 5, "c.": 7})], [])
+    assert chosen is not None
+    assert [chosen.since_of(key) for key in ("a.b/", "c.d.e/", "x/", "c/")] == [5, 7, chosen.since, chosen.since]
+    assert window.still_owed(chosen, ["a.b/", "x/"], []) == {"a.b/": 5, "x/": chosen.since}
+    assert window.still_owed(chosen, ["c.d/"], []) == {"c.d/": 7}
+    assert window.still_owed(chosen, [], ["a."]) == {"a.": 5}
+    assert window.still_owed(chosen, [], [""]) == {"": 5}
+    assert window.still_owed(chosen, [], []) == {}
+    assert window.still_owed(chosen, (f"m{n}/" for n in range(20_000)), []) is None
+
+
+def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
+    """A resized file holds old points, too: its birth tells, not what it holds."""
+    chosen = choose([increment_at(NOW - HOUR, owed={"a/": NOW - 2 * HOUR - 900})], [])
+    assert chosen is not None
+    assert chosen.is_new("x/", NOW - HOUR)
+    assert not chosen.is_new("x/", NOW - HOUR - 1)
+    assert chosen.is_new("a/", NOW - 2 * HOUR)
+
+
+def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_clocks() -> None:
+    early, late = increment_at(NOW - HOUR), increment_at(NOW + HOUR, after_run=stamp(NOW))
+    run = run_at(NOW, end=NOW + 60, after_increment=early.stamp)
+    backup = stamp(NOW + 30)
+    assert image.confirmed_by(backup, "m/", [run]) == run
+    assert image.confirmed_by(backup, "m/", [replace(run, unconfirmed=("m/",))]) is None
+    assert image.confirmed_by(backup, "m/", [replace(run, end=NOW + 29)]) is None
+    old, new = simple("m/")._replace(version=NOW - HOUR), simple("m/")._replace(version=NOW + HOUR)
+    assert not image.applies(new, early, backup, run)  # written by a clock that was ahead
+    assert image.applies(old, late, backup, run)  # after a backup by a clock that was ahead
+    between = increment_at(NOW + 10)
+    assert image.applies(simple("m/")._replace(version=NOW + 30), between, backup, run)
+    assert not image.applies(simple("m/")._replace(version=NOW + 29), between, backup, run)
+    assert image.applies(old._replace(version=NOW), between, stamp(NOW + HOUR), replace(run, last_stamp=NOW + HOUR))
+    assert image.applies(new, early, backup, None)
+    assert not image.applies(old, late, backup, None)
+
+
+def test_what_the_reference_run_did_not_confirm_is_owed_from_one_that_did() -> None:
+    older, newer = run_at(NOW - 7200, unconfirmed=("x/",)), run_at(NOW - HOUR, unconfirmed=("a/", "f.", "x/"))
+    chosen = choose([], [older, newer])
+    assert chosen is not None
+    assert dict(chosen.owed) == {"a/": NOW - 7200 - 900, "f.": NOW - 7200 - 900, "x/": 0}
+
+
+# Retention
+
+entries = st.sampled_from(["a/", "b/", "f.a/", "f.b/", "f.g.a/", "f.", "f.g.", ""])
+keys = ["a/", "b/", "f.a/", "f.b/", "f.g.a/", "f/", "fa/"]
+
+
+@given(st.frozensets(entries), st.frozensets(entries))
+def test_sets_of_names(one: frozenset[str], other: frozenset[str]) -> None:
+    def covers(names: frozenset[str], key: str) -> bool:
+        return any(key == name or (not name.endswith("/") and key.startswith(name)) for name in names)
+
+    for key in keys:
+        assert Names(one).cover(key) == covers(one, key)
+        assert (Names(one) & Names(other)).cover(key) == (covers(one, key) and covers(other, key))
+        assert Names(one).touch(key) == covers(one, key)
+    for folder in ("", "f.", "f.g."):
+        below = [name for name in one if name.startswith(folder)]
+        assert Names(one).touch(folder) == (covers(one, folder) or bool(below))
+
+
+moments = st.integers(0, 10)
+a_run = st.builds(
+    lambda begin, length, after, unconfirmed, complete, partial, node, exclude: run_at(
+        NOW + begin * 10,
+        end=NOW + (begin + length) * 10,
+        after_increment=stamp(NOW + after * 10) if after >= 0 else "",
+        unconfirmed=unconfirmed,
+        is_complete=complete,
+        is_partial=partial,
+        node=node,
+        exclude=exclude,
+    ),
+    moments,
+    st.integers(0, 3),
+    st.integers(-1, 10),
+    st.lists(entries, max_size=3).map(tuple) | st.none(),
+    st.sampled_from([True, True, False]),
+    st.sampled_from([False, False, True]),
+    st.sampled_from(["n", "n", "n", "other"]),
+    st.sampled_from([(), (), ("x.*",)]),
+)
+
+
+@given(st.lists(a_run, max_size=4), moments, st.sets(st.sampled_from(keys[:5]), min_size=1), st.integers(0, 20))
+def test_no_point_is_deleted_that_no_backup_run_confirmed(
+    runs: list[manifest.Run], begin: int, held: set[str], age: int
+) -> None:
+    """Whatever happened: a key goes only if some run confirmed it that began after it."""
+    made = increment_at(NOW + begin * 10, records=len(held), all_records=len(held))
+    confirmed = {
+        key
+        for key in held
+        for run in runs
+        if run.node == "n"
+        and run.is_complete
+        and not run.is_partial
+        and not run.exclude
+        and run.unconfirmed is not None
+        and run.begin >= made.end
+        and run.after_increment >= made.stamp
+        and not any(key == entry or (not entry.endswith("/") and key.startswith(entry)) for entry in run.unconfirmed)
+    }
+    now = NOW + 200 + age * 50
+    judged = retention.judge([made], runs, now, 300)
+    if made.end > now - 300:
+        assert judged == []
+        return
+    [judgement] = judged
+    doubtful = set() if judgement.doubtful is None else {key for key in held if judgement.doubtful.cover(key)}
+    action = retention.settle(judgement, len(doubtful), now, 300, 500)
+    left = {
+        retention.Action.KEEP: held,
+        retention.Action.REWRITE: doubtful,
+        retention.Action.DELETE: set(),
+        retention.Action.GIVE_UP: doubtful,  # named
+    }[action]
+    assert held - left <= confirmed
+    if action is retention.Action.GIVE_UP:
+        assert made.end <= now - 800
+        assert 2 * len(doubtful) <= len(held)
+    if judgement.doubtful is not None and not doubtful:
+        assert action is retention.Action.DELETE
+
+
+def test_an_increment_is_rewritten_under_new_names() -> None:
+    made, store = increment([simple(f"m{n}/") for n in range(5)])
+    held = [(one.key.decode(), 1, one.content) for one in reader.read(made, fetch_from(store)) if one.key == b"m3/"]
+    rewritten, parts = retention.rewrite(made, held)
+    assert [each.name for each, _ in parts] == ["000002.wbi"]
+    assert (rewritten.records, rewritten.all_records, rewritten.points) == (1, 5, 1)
+    assert manifest.read_manifest(rewritten.to_json()) == rewritten
+    assert retention.settle(retention.Judgement(rewritten, Names(["m3/"])), 1, NOW, 0, 10**9) is retention.Action.KEEP
+
+
+def test_orphans_are_parts_a_day_old_that_no_manifest_names() -> None:
+    old, young = stamp(NOW - 90000), stamp(NOW - 80000)
+    listing = [
+        (manifest.increment_key(old, "000001.wbi"), 5),
+        (manifest.increment_key(old, "000002.wbi"), 5),
+        (manifest.increment_key(old), 5),
+        (manifest.increment_key(young, "000001.wbi"), 5),
+    ]
+    named = {manifest.increment_key(old, "000002.wbi")}
+    assert [one.key for one in retention.orphans(listing, named, NOW)] == [listing[0][0]]
+    assert retention.orphans(listing, named, NOW, [old]) == []

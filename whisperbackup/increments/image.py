@@ -1,0 +1,156 @@
+"""The image of a metric: its backup with the records of increments laid over it.
+
+Records are laid in the order of the increments.  Of an archive's points:
+
+1. What comes later wins its slot.  Only a record of all points does not win it from a later stamp (unless that lies
+   after its reading): a file that was made anew from older content does not push out newer points.  Of a window's
+   points it is known that the file held no others; a later stamp was ahead, as a sender's clock was, and carbon wrote
+   over it.
+2. Slot 0's stamp says where every other slot is.  Only an empty archive takes it from the record; where the record does
+   not tell it, the first run's first time is slot 0.
+3. The image has the latest record's header (aggregation, xFilesFactor).
+4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
+5. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
+   the latest record, the latest of them first (docs/design.md, "Healing").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from whisperbackup.increments.manifest import Manifest, Run
+from whisperbackup.increments.record import VALUE_SIZE, CorruptIncrement, Record, Ring, parse
+from whisperbackup.whisper.cwhisper import is_compressed
+from whisperbackup.whisper.format import Archive, check, parse_header
+from whisperbackup.whisper.healing import heal
+
+SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
+Layout = tuple[Archive, ...]
+
+
+class Image(NamedTuple):
+    """A metric as it was last read.
+
+    `is_based`: there was a backup, or a record of all the file's points; without either, only what was written since a
+    window began is in it, and whoever restores it must be told.  `read`: when the latest record was read, None if none
+    was laid.
+    """
+
+    content: bytes
+    is_based: bool
+    read: int | None
+    records: int
+
+
+def confirmed_by(stamp: str, key: str, runs: Iterable[Run]) -> Run | None:
+    """The latest run that can have made this backup of the metric, or found it to be what the file holds.
+
+    `runs` are those of the node and prefix.  A stamp can be some runs' if the clock was set back: a backup is never
+    stamped earlier than the one before.
+    """
+    moment = seconds(stamp)
+    possible = [run for run in runs if run.begin <= moment <= max(run.end, run.last_stamp) and not run.doubts(key)]
+    return max(possible, key=lambda run: run.stamp, default=None)
+
+
+def applies(record: Record, increment: Manifest, stamp: str, by: Run | None) -> bool:
+    """Whether a record is later than the backup stamped `stamp`, which is confirmed by the run `by`.
+
+    What was complete in the store when the other began is earlier, whatever the clocks were.  Only of a backup run and
+    an increment at the same time, or where a run left no record, it is told by the clock: a backup's stamp is the
+    moment of its reading, unless it had to be later than an older one.
+    """
+    moment = seconds(stamp)
+    if by is not None and increment.stamp <= by.after_increment:
+        return False
+    if by is not None and by.stamp <= increment.after_run:
+        return True
+    if by is not None and moment > by.end:
+        moment = by.begin
+    return record.version >= moment
+
+
+def seconds(stamp: str) -> int:
+    """A stamp as Unix time."""
+    return int(datetime.fromisoformat(stamp).timestamp())
+
+
+def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image | None:
+    """The image of a metric: `backup` (a whole whisper file, None: there is none) with `records` laid over it.
+
+    None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
+    file of more than `max_size` bytes.  A compressed backup is the image only if there is no record.
+    """
+    images: dict[Layout, bytearray] = {}
+    is_based = backup is not None
+    if backup is not None and not is_compressed(backup):
+        check(backup)
+        images[parse_header(backup).archives] = bytearray(backup)
+    count = 0
+    read = None
+    is_compressed_backup = is_based and not images
+    for record in records:
+        if is_compressed_backup:
+            is_compressed_backup = is_based = False
+        header = parse(record.header, record.key)
+        if header.file_size > max_size:
+            raise CorruptIncrement(f"'{record.key}': a file of {header.file_size} bytes, more than {max_size}")
+        # The latest is the last of the dict.
+        image = images.pop(header.archives, None)
+        if image is None:
+            image = bytearray(header.file_size)
+        images[header.archives] = image
+        image[: len(record.header)] = record.header
+        for archive, ring in zip(header.archives, record.rings, strict=True):
+            lay_ring(image, archive, ring, record.read if record.is_whole else 0)
+        is_based = is_based or record.is_whole
+        count += 1
+        read = record.read
+    if not images:
+        return Image(backup, True, None, 0) if backup is not None else None
+    _, image = images.popitem()
+    while images:
+        _, older = images.popitem()
+        assert read is not None
+        for offset, content in heal(bytes(image), bytes(older), read).writes:
+            image[offset : offset + len(content)] = content
+    return Image(bytes(image), is_based, read, count)
+
+
+def lay_ring(image: bytearray, archive: Archive, ring: Ring, kept: int) -> None:
+    """Lay a record's points of one archive over the image, rules 1 and 2.
+
+    A stamp no later than `kept` stays against an earlier one.
+    """
+    offset, step, points = archive
+    slots = np.frombuffer(image, SLOT, points, offset)
+    base = int(slots["t"][0])
+    is_empty = not base
+    if is_empty:
+        base = ring.base or (ring.runs[0][0] if ring.runs else 0)
+        if not base:
+            return
+    at = 0
+    for first, count in ring.runs:
+        values = np.frombuffer(ring.values, "<f8", count, at)
+        at += count * VALUE_SIZE
+        times = np.arange(first, first + count * step, step, dtype=np.int64)
+        begin = (first - base) // step % points
+        before_wrap = min(points - begin, count)
+        _lay_run(slots[begin : begin + before_wrap], times[:before_wrap], values[:before_wrap], kept)
+        if before_wrap < count:
+            _lay_run(slots[: count - before_wrap], times[before_wrap:], values[before_wrap:], kept)
+    if is_empty and not slots["t"][0]:
+        slots[0] = (base, 0.0)
+
+
+def _lay_run(slots: np.ndarray, times: np.ndarray, values: np.ndarray, kept: int) -> None:
+    if kept and ((stays := slots["t"] > times) & (slots["t"] <= kept)).any():
+        wins = ~stays | (slots["t"] > kept)
+        slots["t"][wins], slots["v"][wins] = times[wins], values[wins]
+    else:
+        slots["t"], slots["v"] = times, values

@@ -1,0 +1,131 @@
+"""Which increments may be deleted: those whose every point is known to be in a backup.
+
+A backup run *counts* for an increment of the same node and prefix if it began when the increment was complete, came
+to its end, saw the whole tree, and excluded nothing that the increment did not.  It does not count for what it names
+as unconfirmed: failed, vanished, unseen, missing, kept by the guard on size.
+
+An increment older than `--keep-increments` is judged in two steps, because to know which of its keys are unconfirmed
+takes reading some of its frames: `judge` says what to look for, `settle` what to do.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, Manifest, Part, Run
+from whisperbackup.increments.names import Names
+from whisperbackup.increments.part import frames_of, parts_of
+from whisperbackup.increments.window import counts
+from whisperbackup.repository.stamps import stamp_of
+
+DAY = 86400
+
+
+class Action(enum.Enum):
+    """What to do about an increment."""
+
+    KEEP = "keep"
+    DELETE = "delete"
+    REWRITE = "rewrite to its unconfirmed records"
+    GIVE_UP = "delete, and name the keys that no backup confirmed"
+
+
+class Judgement(NamedTuple):
+    """An increment that is old enough, and the metrics that no run has confirmed; None: no run counts for it at all."""
+
+    increment: Manifest
+    doubtful: Names | None
+
+
+def counting(increment: Manifest, runs: Iterable[Run]) -> list[Run]:
+    """The runs that count for an increment: by the store's order, and by the clock."""
+    excluded = set(increment.exclude)
+    return [
+        run
+        for run in runs
+        if increment.stamp <= run.after_increment
+        and increment.end <= run.begin
+        and run.unconfirmed is not None
+        and counts(run, increment.node, increment.prefix, excluded)
+    ]
+
+
+def judge(increments: Iterable[Manifest], runs: Collection[Run], now: int, keep: int) -> list[Judgement]:
+    """The increments that ended more than `keep` seconds ago, and what is doubtful of each."""
+    judgements = []
+    for increment in increments:
+        if increment.end > now - keep:
+            continue
+        confirming = counting(increment, runs)
+        if not confirming:
+            judgements.append(Judgement(increment, None))
+            continue
+        first, *others = [run.names for run in confirming]
+        for other in others:
+            first &= other
+        judgements.append(Judgement(increment, first))
+    return judgements
+
+
+def settle(judgement: Judgement, held: int, now: int, keep: int, beyond: int) -> Action:
+    """What to do, `held` being how many records of doubtful keys it holds that are still in the store as metrics.
+
+    An increment of which more than half is unconfirmed stays until runs confirm it, however long that takes; of others
+    the unconfirmed rest is kept for `beyond` seconds more.
+    """
+    increment, doubtful = judgement
+    if doubtful is None:
+        return Action.KEEP
+    if not held:
+        return Action.DELETE
+    if 2 * held > (increment.all_records or increment.records):
+        return Action.KEEP
+    if increment.end <= now - keep - beyond:
+        return Action.GIVE_UP
+    return Action.REWRITE if held < increment.records else Action.KEEP
+
+
+class Orphan(NamedTuple):
+    """A part that no manifest names."""
+
+    key: str
+    size: int
+
+
+def orphans(
+    listing: Iterable[tuple[str, int]], named: Collection[str], now: int, running: Collection[str] = ()
+) -> list[Orphan]:
+    """What killed runs left below `.increments/`, a day old and more.
+
+    `listing` are keys below the storage path, with sizes; `named` the parts that manifests name, as keys; `running` the
+    stamps of increments that are being written.
+    """
+    limit = stamp_of(datetime.fromtimestamp(now - DAY, UTC))
+    found = []
+    for key, size in listing:
+        stamp, _, name = key.removeprefix(INCREMENTS).partition("/")
+        if name and name != MANIFEST and stamp < limit and stamp not in running and key not in named:
+            found.append(Orphan(key, size))
+    return found
+
+
+def rewrite(increment: Manifest, held: Iterable[tuple[str, int, bytes]]) -> tuple[Manifest, list[tuple[Part, bytes]]]:
+    """The increment with these records only, as (key, points, encoded), ascending: its manifest, and its new parts.
+
+    Store the parts, then the manifest, then delete the parts that the old manifest names: its names are not used again.
+    """
+    records = list(held)
+    last = max((int(part.name[:6]) for part in increment.parts), default=0)
+    parts = list(parts_of(frames_of(records), last + 1))
+    rewritten = replace(
+        increment,
+        records=len(records),
+        points=sum(points for _, points, _ in records),
+        all_records=increment.all_records or increment.records,
+        parts=tuple([part for part, _ in parts]),
+    )
+    return rewritten, parts

@@ -1,0 +1,142 @@
+"""Where a run's window begins: at the beginning of the newest increment or backup run that it can build on.
+
+So no state is kept but what the store has: a run that failed, a night without cron, a clock that was ahead, a disk
+that was not mounted are made good by the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whisperbackup.increments.manifest import Manifest, Origin, Run
+from whisperbackup.increments.names import ancestors
+
+MAX_AGE = 7 * 86400  # seconds; beyond that an increment is no reference
+MAX_OWED = 10_000
+
+
+@dataclass(frozen=True)
+class Now:
+    """The moment at which a run begins, taken before its walk: Unix time, and what `Origin` has of it."""
+
+    time: int
+    boot: str = ""
+    uptime: int = 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier."""
+
+    since: int
+    reference: str
+    reference_files: int
+    lag: int
+    owed: Mapping[str, int] = field(default_factory=dict)
+
+    def is_new(self, key: str, born: int) -> bool:
+        """Whether a file born then cannot have been read before: its points are taken whole, whatever their times.
+
+        It was born after the reference began; earlier ones are in the reference, or owed.
+        """
+        return born >= self.since_of(key) + self.lag
+
+    def since_of(self, key: str) -> int:
+        """Where the window of the metric with this key begins."""
+        return earliest(self.owed, key, self.since) if self.owed else self.since
+
+
+def choose(
+    increments: Iterable[Manifest],
+    runs: Iterable[Run],
+    now: Now,
+    node: str,
+    prefix: str,
+    exclude: Iterable[str],
+    lag: int,
+) -> Window | None:
+    """The window of a run that begins `now`; None if there is nothing to build on: "run backup first".
+
+    `increments` and `runs` are all complete ones of the store, in any order; `lag` is in seconds.
+    """
+    excluded = set(exclude)
+    runs = list(runs)
+    mine = [i for i in increments if (i.node, i.prefix, set(i.exclude)) == (node, prefix, excluded)]
+    usable = [
+        i
+        for i in mine
+        if now.time - MAX_AGE <= i.begin < now.time
+        and _step(i, now) <= lag // 4
+        and i.owed is not None
+        and 2 * i.files >= i.reference_files
+    ]
+    if usable:
+        newest = max(usable, key=lambda i: i.stamp)
+        # A run that came later and is passed over had another clock: files written under it have times of its own.
+        later = [o.begin for o in (*mine, *runs) if o.stamp > newest.stamp and (o.node, o.prefix) == (node, prefix)]
+        since = min([_begin(newest, now), *later]) - lag
+        owed = {key: min(moment, since) for key, moment in (newest.owed or {}).items()}
+        return Window(since, newest.stamp, newest.files, lag, owed)
+    counting = sorted(
+        (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time),
+        key=lambda run: run.stamp,
+        reverse=True,
+    )
+    for place, run in enumerate(counting):
+        if run.unconfirmed is not None and len(run.unconfirmed) <= MAX_OWED:
+            since = _begin(run, now) - lag
+            older = counting[place + 1 :]
+            owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
+            return Window(since, run.stamp, run.files, lag, owed)
+    return None
+
+
+def counts(run: Run, node: str, prefix: str, excluded: set[str]) -> bool:
+    """Whether a backup run saw all that an increment of this node, prefix and `--exclude` sees, and came to its end."""
+    is_same = run.node == node and run.prefix == prefix
+    return is_same and run.is_complete and not run.is_partial and set(run.exclude) <= excluded
+
+
+def _step(origin: Origin, now: Now) -> int:
+    """By how many seconds the clock was set, either way, since a run began; 0 if there was a boot in between.
+
+    To an increment under a clock that was ahead every point was late, by as much: it may have missed some.
+    """
+    if not now.boot or origin.boot != now.boot:
+        return 0
+    return abs((now.time - now.uptime) - (origin.begin - origin.uptime))
+
+
+def _begin(origin: Origin, now: Now) -> int:
+    """When a run began, by the clock of today or by that of then, whichever says earlier."""
+    if not now.boot or origin.boot != now.boot:
+        return origin.begin
+    return min(origin.begin, now.time - max(now.uptime - origin.uptime, 0))
+
+
+def _confirmed(key: str, older: Sequence[Run], now: Now) -> int:
+    """When the newest run began that confirmed all of `key`; 0 if there is none."""
+    return next((_begin(run, now) for run in older if not run.doubts(key)), 0)
+
+
+def earliest(owed: Mapping[str, int], key: str, since: int) -> int:
+    """The earliest of `since` and what is owed for `key`, or for a folder that it lies below."""
+    return min([since, owed.get(key, since), *[owed[folder] for folder in ancestors(key) if folder in owed]])
+
+
+def still_owed(window: Window, failed: Iterable[str], unseen: Iterable[str]) -> dict[str, int] | None:
+    """What a run with this window owes the next one: keys that `failed`, and beginnings of keys that were `unseen`.
+
+    What was owed below an unseen folder stays owed.  None if it is too much to name.
+    """
+    folders = set(unseen)
+    owed: dict[str, int] = {}
+    for key in failed:
+        owed[key] = window.since_of(key)
+        if len(owed) > MAX_OWED:
+            return None
+    for folder in folders:
+        below = [moment for key, moment in window.owed.items() if key.startswith(folder)]
+        owed[folder] = min([window.since_of(folder), *below])
+    return owed if len(owed) <= MAX_OWED else None
