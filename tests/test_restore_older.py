@@ -12,6 +12,8 @@ import whisper
 from conftest import Program, contents, install_driver
 from test_restore import points
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = [(60, 10_000), (3600, 500)]
 METRIC = "servers.web1.cpu"
 
