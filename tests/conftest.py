@@ -242,8 +242,8 @@ def contents(prefix: Path) -> dict[str, str]:
     }
 
 
-def wait_for(claim: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until `claim` is true; fails the test after `seconds`."""
+def wait_for(claim: Callable[[], object], seconds: float = 90.0) -> None:
+    """Wait until `claim` is true; fails the test after `seconds`, many of them, since the machine may be busy."""
     deadline = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < deadline, "waited in vain"

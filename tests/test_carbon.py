@@ -56,7 +56,7 @@ class Carbon:
                 [sys.executable, script, f"--config={home}/conf/carbon.conf", "--nodaemon", "start"],
                 stdout=log, stderr=log, env=environment, preexec_fn=servers.die_with_parent,
             )  # fmt: skip
-        wait_for(self._listens, 30)
+        wait_for(self._listens)
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -72,7 +72,7 @@ class Carbon:
     def stop(self) -> None:
         """End the daemon, which flushes its cache."""
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def said(self) -> str:
         """Everything that it logged."""

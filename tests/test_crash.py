@@ -175,7 +175,7 @@ class World:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
                 run.communicate()
-        wait_for(lambda: not processes(mark), 5)
+        wait_for(lambda: not processes(mark))
         with self.program.lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Python tries out the folder for temporary files with one of four bytes, and may be killed right there.
@@ -207,7 +207,7 @@ class World:
                     os.kill(self.chance.choice(workers), signal.SIGKILL)
             else:
                 run.kill()
-            said, _ = run.communicate(timeout=30)
+            said, _ = run.communicate(timeout=60)
         assert run.returncode in (-signal.SIGKILL, 0, 1, 3), said
         assert "Traceback" not in said
         self.hits[f"{victim} of {command}"] += was_running

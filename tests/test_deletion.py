@@ -120,8 +120,8 @@ def test_a_purge_that_ends_halfway_leaves_no_backup_without_its_tombstone(
     wait_for(lambda: Path(f"{calls}.first").exists() and len(calls.read_text().splitlines()) == 3)
     workers = list(children(run.pid))
     run.send_signal(number)
-    _, said = run.communicate(timeout=30)
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 5)
+    _, said = run.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     check_tombstones(program)
     remains = len(left(program))
     assert 0 < remains < METRICS

@@ -42,6 +42,7 @@ def failing(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
     return program
 
 
+@pytest.mark.alone
 def test_two_failures_after_a_long_stretch_of_untouched_metrics_do_not_end_the_run(failing: Program) -> None:
     paths = [failing.write(f"m{number:03}") for number in range(200)]
     failing("backup", "shelf")

@@ -118,8 +118,8 @@ def test_a_second_signal_ends_the_run_at_once(
     for number in numbers:
         run.send_signal(number)
         time.sleep(0.5)
-    assert run.wait(1) == 128 + numbers[1]
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 2)
+    assert run.wait(5) == 128 + numbers[1]  # one signal alone takes nine seconds
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     run.communicate()
 
 
@@ -131,11 +131,12 @@ def test_kill_9_of_the_parent_leaves_no_child_in_the_middle_of_a_request(
     workers = list(children(run.pid))
     assert workers
     run.kill()
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 2)
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     run.communicate()
     assert "complete" in program("backup", "disk", "--locktimeout", "0")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("phase", ["listing", "at work"])
 @pytest.mark.servers
 def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path, phase: str) -> None:
@@ -211,7 +212,7 @@ def open(bucket, create, arguments):
     install_driver(program, monkeypatch, source)
     program.write("a.b")
     run = program.start("backup", "shelf")
-    _, said = run.communicate(timeout=20)
+    _, said = run.communicate(timeout=60)
     assert "Exception ignored" in said
     assert run.returncode == 143, said
     assert not program.stamp.exists()
@@ -576,7 +577,7 @@ def test_too_few_file_descriptors_are_an_error_never_a_hang_or_a_purge(program: 
             "backup", "disk", "-x", "0",
             preexec_fn=lambda limit=number: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
         )  # fmt: skip
-        _, said = run.communicate(timeout=20)
+        _, said = run.communicate(timeout=60)
         assert run.returncode in (0, 1, 3), said
         assert (run.returncode == 0) == ("backup complete" in said) == program.stamp.exists(), said
         assert program.objects() == before
@@ -596,7 +597,7 @@ def test_closed_streams_break_nothing_and_no_file_of_ours_takes_their_place(prog
     for command in ("backup", "restore", "verify", "purge"):
         if command == "restore":
             (program.prefix / "a/m1.wsp").unlink()
-        ran = subprocess.run(words_of(program, command, f"-d {closed}"), timeout=30)
+        ran = subprocess.run(words_of(program, command, f"-d {closed}"), timeout=60)
         assert ran.returncode == 0
         assert program.stamp.exists()
     assert b"DEBUG" not in b"".join([*program.objects().values(), program.lock.read_bytes()])

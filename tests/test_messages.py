@@ -152,7 +152,7 @@ def test_a_traceback_forges_no_message_and_tells_no_password(program: Program, m
     install_driver(program, monkeypatch, UNCLEAN)
     program.write("a.b")
     run = program.start("backup", "shelf", "-d")
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 3, said
     for text in (said, program.log.read_text()):
         assert "Traceback" in text
@@ -169,7 +169,7 @@ def test_a_relative_path_in_a_working_directory_that_is_gone_is_one_line(program
     words = [*program.words("backup", "disk"), option, "relative"]
     script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
     run = program.start_words(["sh", "-c", script, str(program.home / "gone"), *words])
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 2, said
     assert f"{option} relative: the working directory cannot be found" in said
     assert "Traceback" not in said

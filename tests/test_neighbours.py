@@ -69,12 +69,24 @@ def test_nothing_is_written_into_a_planted_lock(shared: Program, what: str) -> N
     victim.write_text("precious")
     PLANTED[what](shared.lock, victim)
     ran = shared.start("backup", "disk", "--locktimeout", "1")
-    ran.communicate(timeout=20)
+    ran.communicate(timeout=60)
     assert ran.returncode in (0, 1)
     assert victim.read_text() == "precious"
     assert not victim.with_name("nothing").exists()
     if what == "a stranger's file":
         assert shared.lock.read_bytes() == b""
+
+
+@root_only
+@pytest.mark.parametrize("what", list(PLANTED))
+def test_a_planted_note_of_what_is_bad_is_neither_believed_nor_written_to(shared: Program, what: str) -> None:
+    victim = shared.home / "victim"
+    victim.write_text("precious")
+    shared.state = shared.home / "shared/state"
+    PLANTED[what](shared.state.with_name("state.bad"), victim)
+    assert "1 backed up" in shared("backup")
+    assert victim.read_text() == "precious"
+    assert not victim.with_name("nothing").exists()
 
 
 @root_only

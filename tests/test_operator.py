@@ -133,7 +133,7 @@ def test_without_one_it_says_how_long_it_waits_before_it_does(program: Program) 
         wait_for(lambda: program.log.exists() and "starting in " in program.log.read_text())
     finally:
         run.terminate()
-        _, said = run.communicate(timeout=20)
+        _, said = run.communicate(timeout=60)
     assert "starting in" not in said  # cron would send it by mail
 
 

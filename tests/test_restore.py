@@ -310,7 +310,7 @@ def test_a_locked_file_is_waited_for_and_healed(healed: tuple[Program, Path, byt
         run = program.start("restore")
         with pytest.raises(subprocess.TimeoutExpired):
             run.wait(1.5)
-    assert run.wait(10) == 0
+    assert run.wait(60) == 0
 
 
 def test_a_file_that_changes_unlocked_just_before_writing_is_worked_out_anew(
@@ -385,7 +385,7 @@ def test_no_point_that_carbon_writes_meanwhile_is_lost(program: Program, tmp_pat
     sent: dict[int, float] = {}
     try:
         carbon.send(metrics, 1.0)
-        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics), 30)
+        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics))
         for metric in metrics:  # a backup that holds a wrong value for every second of the last ten minutes
             path = program.prefix / (metric.replace(".", "/") + ".wsp")
             path.parent.mkdir(exist_ok=True)
@@ -467,7 +467,7 @@ def test_killed_at_any_moment_every_file_is_whole_and_running_again_completes(pr
         interrupted += run.poll() is None
         run.kill()
         run.communicate()
-        wait_for(lambda: not _writers(target), 5)
+        wait_for(lambda: not _writers(target))
         for path in target.glob("*.wsp"):
             format.check(path.read_bytes())
             assert held.get(path.name, {}).items() <= points(path).items()

@@ -76,9 +76,10 @@ def writing(path: Path, locks: bool) -> Iterator[Callable[[], dict[int, float]]]
         yield written
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("locks", [True, False])
 def test_a_cut_file_that_carbon_keeps_writing_to_is_extended_and_healed(
     backed_up: tuple[Program, Path], locks: bool
@@ -180,7 +181,7 @@ def test_a_broken_header_is_moved_aside_at_once(backed_up: tuple[Program, Path])
     path.write_bytes(b"garbage " * 100)
     began = time.monotonic()
     assert "moved aside" in placer(program.prefix).place(b"a.wsp", full).warning
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # five seconds is what a file that might be growing gets
     assert path.read_bytes() == full
 
 
@@ -233,7 +234,7 @@ def test_a_file_that_carbon_without_locks_is_creating_is_waited_for(
     path.write_bytes(fresh[:beginning])
     creator = subprocess.Popen([sys.executable, "-c", script])
     placed = placer(program.prefix).place(b"a.wsp", full)
-    assert creator.wait(10) == 0
+    assert creator.wait(60) == 0
     assert (placed.how, placed.warning) == ("healed", "")
     assert _points_of(full).items() <= points(path).items()
     assert not list(path.parent.glob("*broken*"))
@@ -255,7 +256,7 @@ def test_cut_files_under_a_real_carbon_are_repaired_in_one_restore(
         now = int(time.time())
         for age in (300, 200, 100):
             carbon.send(metrics, float(age), now - age)
-        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics), 30)
+        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics))
         paths = sorted(carbon.prefix.rglob("live/*.wsp"))
         wait_for(lambda: all({300.0, 200.0, 100.0} <= set(points(path).values()) for path in paths))
         program("backup", "disk", "-p", carbon.prefix)
@@ -265,7 +266,7 @@ def test_cut_files_under_a_real_carbon_are_repaired_in_one_restore(
         time.sleep(1)
         began = time.monotonic()
         said = program("restore", "disk", "-p", carbon.prefix, "-m", "live.*")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30  # and not ten seconds for each of them
         feeder.terminate()
         feeder.wait()
     finally:

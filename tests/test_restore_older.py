@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -11,6 +12,8 @@ import pytest
 import whisper
 from conftest import Program, contents, install_driver
 from test_restore import points
+
+from whisperbackup.tree.restore_file import CannotPlace, Placer
 
 pytestmark = pytest.mark.slow
 
@@ -235,3 +238,30 @@ def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> 
     assert f"its backup of {stamp} is much larger than all newer ones" in said
     program("restore", "disk", "-c", stamp, "--overwrite")
     assert path.read_bytes() == full
+
+
+def test_verify_checks_what_restore_would_use(replaced: tuple[Program, Path, dict[int, float]]) -> None:
+    program, _, _ = replaced
+    assert "2 examined, 2 good" in program("verify")
+    oldest, newest = sorted((program.store / METRIC).glob("*.wsp.*"))
+    content = bytearray(oldest.read_bytes())
+    content[len(content) // 2] ^= 1
+    oldest.write_bytes(content)
+    said = program("verify", status=3)
+    assert "2 examined, 1 good" in said
+    assert f"the backup of {oldest.name.partition('.wsp')[0]} is bad" in said
+    assert newest.exists()
+
+
+def test_a_tree_whose_disk_is_unmounted_during_a_restore_is_not_restored_beside_it(tmp_path: Path) -> None:
+    prefix = tmp_path / "tree"
+    prefix.mkdir()
+    source = tmp_path / "source.wsp"
+    whisper.create(str(source), SCHEMA)
+    restorer = Placer(os.fsencode(prefix), overwrite=False, noop=False, max_file_size=1 << 30)
+    assert restorer.place(b"a.wsp", source.read_bytes()).how == "created"
+    prefix.rename(tmp_path / "unmounted")
+    prefix.mkdir()
+    with pytest.raises(CannotPlace, match="became another folder"):
+        restorer.place(b"b.wsp", source.read_bytes())
+    assert not list(prefix.iterdir())

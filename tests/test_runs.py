@@ -45,7 +45,7 @@ def test_a_second_run_waits_says_who_holds_the_lock_and_gives_up(big: Program) -
     wait_for(lambda: begun(big))
     began = time.monotonic()
     said = big("backup", "disk", "--locktimeout", "1", status=1)
-    assert 0.9 < time.monotonic() - began < 10
+    assert 0.9 < time.monotonic() - began < 60
     assert re.search(rf"process {first.pid} since \d{{4}}-\d\d-\d\dT", said), said
     first.kill()
     first.communicate()
@@ -67,7 +67,7 @@ def test_a_killed_run_frees_the_lock_and_leaves_nobody(big: Program) -> None:
     assert len(workers) == 4
     first.kill()
     began = time.monotonic()
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 5)
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     first.communicate()
     second = big.start("backup", "disk", "--locktimeout", "1")
     _, said = second.communicate()
@@ -82,7 +82,7 @@ def test_a_killed_worker_ends_the_run_with_an_error(big: Program) -> None:
     run = big.start("backup", "disk")
     wait_for(lambda: begun(big))
     os.kill(next(children(run.pid)), signal.SIGKILL)
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "was killed by signal 9" in said
     assert "backup ended early" in said
@@ -95,7 +95,7 @@ def test_a_stopped_run_says_how_far_it_came(big: Program, number: signal.Signals
     wait_for(lambda: begun(big))
     workers = list(children(run.pid))
     run.send_signal(number)
-    _, said = run.communicate(timeout=12)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 128 + number, said
     counted = re.search(
         rf"backup stopped by {number.name}: (\d+) examined, 0 unchanged, (\d+) backed up.* 0 failed", said
@@ -115,7 +115,7 @@ def test_a_stopped_run_purges_nothing(big: Program) -> None:
     run = big.start("backup", "disk", "--bwlimit", "30", "-x", "0")
     wait_for(lambda: len(list(big.store.rglob("m*/*.sha1"))) > 2)
     run.terminate()
-    assert run.wait(12) == 143
+    assert run.wait(60) == 143
     assert before.items() <= big.objects().items()
 
 
@@ -123,11 +123,13 @@ def test_a_stop_while_waiting_for_the_lock_or_in_splay_is_heard(program: Program
     program.write("a.b")
     with program.lock.open("w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        for options in (["disk"], ["disk", "--splay", "1000000"]):
+        for options, sign in ((["disk"], "whisper-backup "), (["disk", "--splay", "1000000"], "starting in ")):
+            program.log.unlink(missing_ok=True)
             run = program.start("backup", *options)
-            time.sleep(1)
+            wait_for(lambda sign=sign: program.log.exists() and sign in program.log.read_text())  # it hears signals now
+            time.sleep(0.2)  # until it waits; if it does not yet, it is heard all the same
             run.terminate()
-            _, said = run.communicate(timeout=5)
+            _, said = run.communicate(timeout=60)
             assert run.returncode == 143, said
             assert "stopped by SIGTERM" in said
 
@@ -136,7 +138,7 @@ def test_ctrl_c_in_a_terminals_process_group_is_one_stop(big: Program) -> None:
     run = big.start("backup", "disk", start_new_session=True)
     wait_for(lambda: begun(big))
     os.killpg(run.pid, signal.SIGINT)
-    _, said = run.communicate(timeout=12)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "was killed" not in said
 
@@ -158,7 +160,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
         assert run.poll() is None  # waits for the lock
     wait_for(lambda: begun(big))
     os.killpg(run.pid, number)
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 0, said
     assert "150 backed up" in said
 
@@ -238,12 +240,12 @@ def test_the_budget_lets_one_big_file_through_alone() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         assert not entered.wait(0.2)
-    assert entered.wait(5)
+    assert entered.wait(60)
     thread.join()
 
 
 def test_no_process_is_left_after_a_run(program: Program) -> None:
     program.write("a.b")
     run = program.start("backup", stderr=subprocess.DEVNULL)
-    run.wait(30)
+    run.wait(60)
     assert not list(children(run.pid))

@@ -405,7 +405,7 @@ def test_what_a_stopped_run_did_is_not_read_again(slow: Program, number: int) ->
     run = slow.start("backup", "shelf", "-f", "1", "--threads", "2")
     wait_for(lambda: len(list(slow.store.rglob("*.sha1"))) > 10)
     run.send_signal(number)
-    run.communicate(timeout=20)
+    run.communicate(timeout=60)
     assert run.returncode == 128 + number
     done = sorted(path.parent.name for path in slow.store.rglob("*.sha1"))
     assert 10 < len(done) < FILES

@@ -80,7 +80,7 @@ def test_workers_share_a_server_that_ends_with_the_session(folder: Path) -> None
 
 def test_servers_die_with_a_session_that_is_killed(folder: Path) -> None:
     run = session(folder, 600)
-    wait_for(lambda: len(list((folder / "ports").iterdir())) == 2, 60)
+    wait_for(lambda: len(list((folder / "ports").iterdir())) == 2)
     port = int(next((folder / "ports").iterdir()).name.split("-")[1])
     assert listening(port)
     below = list(children(run.pid))  # two workers and the server

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import whisper
 import zstandard
 from conftest import Program, add_point, unprivileged
 from hypothesis import given
@@ -62,6 +63,29 @@ def test_the_newest_backups_are_checked_and_no_others(stored: Program) -> None:
     said = stored("verify", status=3)
     assert f"ERROR: a.two: the backup of {stored.stamps('a.two')[-1]} is bad" in said
     assert "4 examined, 3 good" in said
+
+
+def test_what_restore_would_fill_gaps_from_is_checked_too(program: Program) -> None:
+    """An older backup that dwarfs all newer ones holds the history from before carbon made its file anew."""
+    path = program.write("a.b")
+    content = path.read_bytes()
+    path.write_bytes(content[:28] + os.urandom(len(content) - 28))
+    program("backup")
+    path.unlink()
+    for value in (1.0, 2.0):
+        if not path.exists():
+            whisper.create(str(path), [(60, 60)])
+        add_point(path, value)
+        program("backup")
+    history, smaller, _ = program.stamps("a.b")
+    assert "2 examined, 2 good" in program("verify")
+    assert "1 examined, 1 good" in program("verify", "disk", "-c", history)
+    spoil(payload(program, "a.b", 1))
+    assert "2 examined, 2 good" in program("verify"), f"restore has no use for {smaller}"
+    spoil(payload(program, "a.b", 0))
+    said = program("verify", status=3)
+    assert f"ERROR: a.b: the backup of {history} is bad" in said
+    assert "2 examined, 1 good" in said
 
 
 def test_with_a_date_those_of_that_time_are_checked(stored: Program) -> None:

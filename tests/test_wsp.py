@@ -94,8 +94,8 @@ def test_a_compressed_file_passes_as_opaque(path: Path) -> None:
 def test_a_locked_file_is_waited_for(path: Path) -> None:
     with path.open("r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        threading.Timer(0.3, fcntl.flock, [holder, fcntl.LOCK_UN]).start()
         began = time.monotonic()
+        threading.Timer(0.3, fcntl.flock, [holder, fcntl.LOCK_UN]).start()
         read(path)
         assert time.monotonic() - began > 0.25
 

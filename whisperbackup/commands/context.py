@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from whisperbackup.commands import open_driver
 from whisperbackup.options import Options
@@ -11,8 +12,10 @@ from whisperbackup.repository.outcome import Outcome, failed
 from whisperbackup.runtime.budget import Budget
 from whisperbackup.runtime.pool import Job, Pool
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.restore_file import Placer
 from whisperbackup.whisper.throttle import Throttle
+
+if TYPE_CHECKING:  # it brings numpy, which only restore needs
+    from whisperbackup.tree.restore_file import Placer
 
 
 class Context:
@@ -38,6 +41,8 @@ class Context:
     @functools.cached_property
     def placer(self) -> Placer:
         """What puts restored files into the tree."""
+        from whisperbackup.tree.restore_file import Placer
+
         options = self.options
         return Placer(options.prefix, options.overwrite, options.noop, options.max_file_size)
 

@@ -30,6 +30,7 @@ from typing import IO, NamedTuple
 from whisperbackup.repository import compression
 from whisperbackup.repository.catalog import Backup, mark_md5
 from whisperbackup.runtime import defaults
+from whisperbackup.runtime.files import open_own
 from whisperbackup.tree.names import is_canonical
 from whisperbackup.tree.selection import Selection
 
@@ -219,7 +220,7 @@ class State:
         if self.path is None:
             return
         try:
-            with _open_own(self.path) as file, compression.open_gzip(file, "rb") as lines:
+            with os.fdopen(open_own(self.path), "rb") as file, compression.open_gzip(file, "rb") as lines:
                 magic, digest, store = (*lines.readline(MAX_HEADER).rstrip(b"\n").split(TAB.encode()), b"", b"", b"")[
                     :3
                 ]
@@ -242,15 +243,6 @@ def _by_key(lines: Iterator[bytes]) -> Iterator[bytes]:
     """The first of the lines of each key."""
     for _, same in itertools.groupby(lines, _key_of):
         yield next(same)
-
-
-def _open_own(path: str) -> IO[bytes]:
-    """The file `path`, unless it is a link or another user's, who might say that our files have not changed."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if os.fstat(fd).st_uid not in (0, os.geteuid()):
-        os.close(fd)
-        raise PermissionError(errno.EPERM, "it belongs to another user")
-    return os.fdopen(fd, "rb")
 
 
 def _spill(lines: list[bytes]) -> IO[bytes]:

@@ -33,6 +33,22 @@ def open_plainly(path: str, flags: int) -> int:
     return fd
 
 
+def open_own(path: str) -> int:
+    """A descriptor to read what this user, or root, has written to `path`.  Raises OSError for anything else.
+
+    Another user might have it say that nothing has changed.  A FIFO that somebody holds open has no end to read to.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    reason = "it is not a regular file" if not stat.S_ISREG(status.st_mode) else ""
+    if status.st_uid not in (0, os.geteuid()):
+        reason = "it belongs to another user"
+    if reason:
+        os.close(fd)
+        raise OSError(errno.EPERM, reason, path)
+    return fd
+
+
 def _why_planted(file: os.stat_result, folder: os.stat_result) -> str:
     if stat.S_ISCHR(file.st_mode):
         return ""  # /dev/null

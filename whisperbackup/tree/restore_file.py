@@ -71,6 +71,7 @@ class Placer:
         self.noop = noop
         self.max_file_size = max_file_size
         self._tidied: set[tuple[int, int]] = set()
+        self._root = os.stat(prefix)
 
     def is_occupied(self, path: bytes) -> bool:
         """Whether there is something at `path` now."""
@@ -129,6 +130,9 @@ class Placer:
         """A descriptor of the folder, made if it is missing (None if `noop` forbids); only the prefix may be a link."""
         fd = os.open(self.prefix, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
+            if not os.path.samestat(os.fstat(fd), self._root):
+                where = os.fsdecode(self.prefix)
+                raise CannotPlace(f"{where} became another folder during this run; was its disk unmounted?")
             for number, name in enumerate(names):
                 self._tidy(fd)
                 try:
