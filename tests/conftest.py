@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,23 +50,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 NETWORK = set(servers.STORES) - {"disk"}
-EXPENSIVE = ("full", "built", "vain_calls")
-"""Fixtures of a module that are worth being made once only: tests that share one go to one worker."""
+SHARING = re.compile(
+    r"test_packaging\.py|test_storage\.py::"
+    rf"(\w+(?:gone|thousand)\w+\[|.*?\[.*?({'|'.join(servers.STORES)}))"
+)
+"""What tests have in their names that go to one worker: they share an expensive fixture of their module, or are each
+more than enough for one server."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests whose parameter is a server's name, keep together those that share an expensive fixture."""
+    """Mark tests whose parameter is a server's name, and begin with those that wait for a minute."""
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         stores = NETWORK.intersection(value for value in parameters if isinstance(value, str))
         fixtures = set(getattr(item, "fixturenames", ()))
         if stores or "carbon" in fixtures:
             item.add_marker(pytest.mark.servers)
-        for name in fixtures.intersection(EXPENSIVE):
-            store = "".join(stores) if name == "full" else ""
-            item.add_marker(pytest.mark.xdist_group(f"{name} {store}"))
-    items.sort(key=lambda item: "vain_calls" not in getattr(item, "fixturenames", ()))  # they wait for a minute
+    items.sort(key=lambda item: "vain_calls" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give a worker test by test, but all of SHARING together.  (xdist's loadgroup does not work with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = SHARING.search(nodeid)
+            return (found[2] or found[0]) if found else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -98,7 +98,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "HOME": str(log.parent), **(environment or {})},
             preexec_fn=die_with_parent,
         )
     try:
@@ -419,9 +419,9 @@ def keystone(folder: Path) -> Iterator[Endpoint]:
     # The public address is for clients, the internal one for Swift's proxy.
     bootstrap += ["--bootstrap-public-url", url, "--bootstrap-internal-url", url]
     for step in (["db_sync"], ["fernet_setup", *owner], ["credential_setup", *owner], ["bootstrap", *bootstrap]):
-        done = subprocess.run(
-            [BIN / "keystone-manage", "--config-file", conf, *step], capture_output=True, text=True, check=False
-        )
+        words = [BIN / "keystone-manage", "--config-file", conf, *step]
+        home = {**os.environ, "HOME": str(folder)}  # where it keeps a cache
+        done = subprocess.run(words, env=home, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerFailed(f"keystone-manage {step[0]} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
     environment = {

@@ -21,6 +21,8 @@ from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 

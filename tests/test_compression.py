@@ -81,6 +81,7 @@ def test_a_bomb_costs_no_more_than_it_may_expand_to(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(cut=st.integers(0, 2000), junk=st.binary(max_size=40))
+@pytest.mark.slow
 def test_rubbish_raises_one_kind_of_error(codec: str, cut: int, junk: bytes) -> None:
     payload = compressor(codec)(zlib.compress(CONTENT))
     for bad in (payload[:cut], payload[:cut] + junk + payload[cut + len(junk) :], junk):

@@ -13,6 +13,8 @@ from conftest import Program, children, install_driver, wait_for
 
 from whisperbackup.repository.deleter import KEYS_AT_ONCE, Deleter, PendingDelete
 
+pytestmark = pytest.mark.slow
+
 METRICS = 800  # gone from the tree; each has a mark, a payload and a tombstone, so that 1,000 keys end amid a metric
 STAMP, GONE_SINCE = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
 

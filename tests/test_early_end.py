@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import Program, add_point, install_driver
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import os, time
 from whisperbackup.commands import pipeline

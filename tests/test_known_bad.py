@@ -20,6 +20,8 @@ from whisperbackup.options import parse
 from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.runtime import defaults
 
+pytestmark = pytest.mark.slow
+
 METRICS = ("a", "b", "c")
 
 

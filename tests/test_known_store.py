@@ -20,6 +20,8 @@ from test_stores import connect
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Unavailable
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stored(program: Program) -> Program:

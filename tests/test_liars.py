@@ -239,6 +239,7 @@ def test_an_answer_that_drips_has_a_deadline(
         b'ETag: "00000000000000000000000000000000-2"',
     ],
 )
+@pytest.mark.servers
 def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
     store = servers.store("s3-rclone")
     with TroubleProxy(store.port) as proxy:

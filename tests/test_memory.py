@@ -20,6 +20,8 @@ from whisperbackup.storage.base import StartAfterUnsupported, StoredObject
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, Skipped
 
+pytestmark = pytest.mark.slow
+
 
 class Counting(Shelf):
     """A ranged store that counts what it is asked for."""

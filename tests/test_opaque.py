@@ -19,6 +19,8 @@ from whisperbackup.repository.backups import sha1_of
 from whisperbackup.repository.compression import CODECS, Expansion, compressor
 from whisperbackup.whisper import cwhisper
 
+pytestmark = pytest.mark.slow
+
 STAMP = "2026-11-22T02:12:25+00:00"
 
 

@@ -138,6 +138,7 @@ def test_what_is_behind_a_link_or_no_regular_file_is_left_alone(backed_up: Progr
 
 @pytest.mark.parametrize("situation", ["missing", "a file", "empty"])
 @pytest.mark.parametrize("command", ["backup", "purge"])
+@pytest.mark.slow
 def test_a_tree_that_cannot_be_seen_purges_nothing(backed_up: Program, situation: str, command: str) -> None:
     shutil.rmtree(backed_up.prefix)
     if situation == "a file":
@@ -176,6 +177,7 @@ LISTINGS = {
 
 @pytest.mark.parametrize("listing", list(LISTINGS))
 @pytest.mark.parametrize("command", ["backup", "purge"])
+@pytest.mark.slow
 def test_a_listing_that_cannot_be_trusted_purges_nothing(
     backed_up: Program, monkeypatch: pytest.MonkeyPatch, listing: str, command: str
 ) -> None:

@@ -19,6 +19,8 @@ from test_restore import placer, points
 
 from whisperbackup.whisper import format
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = [(1, 3600), (60, 1440)]
 HEADER = 16 + 2 * 12
 OLD = range(600, 1200, 5)  # seconds before now of the points that only the backup has

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import Program
 
+pytestmark = pytest.mark.slow
+
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 

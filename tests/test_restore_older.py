@@ -15,6 +15,8 @@ from test_restore import points
 
 from whisperbackup.tree.restore_file import CannotPlace, Placer
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = [(60, 10_000), (3600, 500)]
 METRIC = "servers.web1.cpu"
 

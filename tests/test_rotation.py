@@ -12,6 +12,8 @@ from conftest import Program, add_point, contents, install_driver
 
 from whisperbackup.storage import disk
 
+pytestmark = pytest.mark.slow
+
 # A directory store that lets another run of the program do its work between the listing and the first reading.
 DRIVER = """
 import os, subprocess, time

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import Program, children, install_driver, wait_for
 
+pytestmark = pytest.mark.slow
+
 STALLED = """
 import multiprocessing, os, signal, time
 from whisperbackup.runtime import signals

@@ -147,6 +147,7 @@ CHANGES: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.slow
 def test_no_changed_file_is_taken_for_unchanged(rested: Program, change: Callable[[Path], None]) -> None:
     change(path_of(rested, "a.one"))
     rested("backup")
@@ -197,6 +198,7 @@ def test_another_prefix_is_not_believed_to_hold_the_same_files(rested: Program) 
 
 
 @pytest.mark.parametrize("spoil", ["garbage", "cut", "empty", "flip", "plain", "header without end"])
+@pytest.mark.slow
 def test_a_corrupt_state_file_costs_time_only(rested: Program, spoil: str) -> None:
     whole = rested.state.read_bytes()
     flipped = bytearray(whole)

@@ -231,6 +231,7 @@ def test_a_put_replaces(driver: Driver) -> None:
     assert [(found.key, found.size) for found in driver.list("")] == [("a/b", 5)]
 
 
+@pytest.mark.servers
 def test_what_is_created_replaces_nothing(store: Store, driver: Driver) -> None:
     if store.driver == "s3" and store.arguments == servers.store("s3-rclone").arguments:
         return  # it takes no notice of conditions, as test_create.py shows
@@ -360,6 +361,7 @@ def test_a_storage_argument_of_s3_with_a_wrong_value_is_a_usage_error(words: lis
 
 @pytest.mark.servers
 @pytest.mark.parametrize("bucket", ["/backup/graphite", "a/b", "a b", "a\nb"])
+@pytest.mark.servers
 def test_a_path_as_bucket_is_one_line_with_a_remedy(bucket: str) -> None:
     with pytest.raises(UsageError, match="--storage-path") as caught:
         open_store(servers.store("s3-rclone"), bucket)
@@ -627,7 +629,7 @@ def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
     with TroubleProxy(1) as silent, ThreadPoolExecutor(len(VAIN)) as pool:
         silent.silent = True
         closed = servers.free_port()
-        calls = {}
+        drivers = {}
         for gone, name in VAIN:
             store = servers.store(name)
             match gone:
@@ -637,8 +639,8 @@ def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
                     store = store.through(closed)
                 case "without TLS":
                     store = over_tls(store)
-            calls[gone, name] = pool.submit(complaint, open_store(store, "bucket"))
-        yield calls
+            drivers[gone, name] = open_store(store, "bucket")  # all of them first: it changes the environment
+        yield {case: pool.submit(complaint, driver) for case, driver in drivers.items()}
 
 
 def over_tls(store: Store) -> Store:

@@ -19,6 +19,8 @@ from whisperbackup.repository.storage_paths import StoragePaths, find
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
 
+pytestmark = pytest.mark.slow
+
 STAMP = "2026-11-24T02:12:00+00:00"
 COMMANDS = [("list",), ("list", "--json"), ("list", "--debris"), ("restore",), ("verify",), ("verify", "--all")]
 
