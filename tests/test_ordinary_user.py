@@ -13,7 +13,8 @@ from conftest import MARKER, Program
 NOBODY = "65534"
 MACHINE = """
 mount -t tmpfs -o mode=1777 none /run/lock && mount -t tmpfs -o mode=1777 none /var/tmp || exit 77
-mount -t tmpfs -o mode=755 none /var/log && mount -t tmpfs -o mode=755 none /var/cache && mount -t tmpfs -o mode=1777 none /mnt || exit 77
+mount -t tmpfs -o mode=755 none /var/log && mount -t tmpfs -o mode=755 none /var/cache || exit 77
+mount -t tmpfs -o mode=1777 none /mnt || exit 77
 cd /mnt && "$@"; status=$?
 ls -A /var/log /var/tmp /run/lock .cache/whisper-backup graphite-backups >&2
 exit $status
