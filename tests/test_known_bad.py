@@ -149,7 +149,7 @@ def test_another_users_notes_and_links_are_not_believed(stored: Program) -> None
     notes(stored).unlink()
     notes(stored).symlink_to(victim)
     before = victim.read_bytes()
-    assert "WARNING: cannot note" in stored("verify", "disk", status=3)
+    assert "WARNING: cannot write the list of damaged backups" in stored("verify", "disk", status=3)
     assert victim.read_bytes() == before
 
 

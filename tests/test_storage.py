@@ -678,7 +678,7 @@ def test_links_in_a_directory_are_named_once(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "store/a/y").symlink_to("x")
     assert [keys(driver), keys(driver)] == [["a/x"], ["a/x"]]
     (warning,) = caplog.records
-    assert re.search(r"store/\S+ is a symbolic link.*\(2 in all\)", warning.getMessage())
+    assert re.search(r"store/\S+ is a symbolic link.*\(2 links in all\)", warning.getMessage())
 
 
 # --- noop, and what --noop wraps around every driver --------------------------------------------------------------
