@@ -1,4 +1,4 @@
-"""Requests for a part of an object, and checks of their answers: a service may answer with the whole, or another part."""
+"""Requests for a part of an object, and checks of the answers: a service may send the whole, or another part."""
 
 from __future__ import annotations
 
