@@ -109,7 +109,7 @@ def _client(project: str | None) -> storage.Client:
 def _check_answer(response: requests.Response, **_: object) -> None:
     """Raise Unavailable for a 200 response that is not the service's; the client accepts any 200."""
     url = urlsplit(response.url)
-    if asked := RANGE.fullmatch(response.request.headers.get("Range", "")):
+    if asked := RANGE.fullmatch(str(response.request.headers.get("Range", ""))):
         _check_part(response, url.netloc, int(asked[1]), int(asked[2]))
     if response.status_code != 200:
         return
