@@ -95,7 +95,7 @@ class RunRecord:
             self._doubt(outcome.name + "/")
 
     def complete(self, stats: RunStats) -> None:
-        """Store how the run ended.  Raises StorageError."""
+        """Store how the run ended; if the store fails, that is a failure of the run."""
         missing = self._missing.names()
         unconfirmed = None if missing is None else sorted({*self._unsure, *missing})
         if unconfirmed is None or len(unconfirmed) > MAX_OWED:
@@ -104,18 +104,20 @@ class RunRecord:
                 "more than %d metrics could not be backed up or are not in the tree: no increment builds on this run, "
                 "and none is deleted because of it", MAX_OWED,
             )  # fmt: skip
-        self._put(
-            replace(
-                self._run,
-                end=int(time.time()) + 1,
-                files=self._files,
-                status=3 if stats.failed else 0,
-                is_complete=True,
-                last_stamp=int(datetime.fromisoformat(self._last_stamp).timestamp()) if self._last_stamp else 0,
-                unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
-                counters=stats.whole_numbers(),
-            )
+        run = replace(
+            self._run,
+            end=int(time.time()) + 1,
+            files=self._files,
+            status=3 if stats.failed else 0,
+            is_complete=True,
+            last_stamp=int(datetime.fromisoformat(self._last_stamp).timestamp()) if self._last_stamp else 0,
+            unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
+            counters=stats.whole_numbers(),
         )
+        try:
+            self._put(run)
+        except StorageError as error:
+            stats.fail("run record", f"cannot store it, no increment can build on this run: {error}")
 
 
 def expire_increments(driver: Driver, options: Options, hours: set[str] | None, stats: RunStats) -> None:
