@@ -65,8 +65,7 @@ def run(options: Options, stats: RunStats) -> int:
                 run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
                 finish_purge(pool, purge, deleter, stats)
                 catalog.report_foreign()
-                record.complete(stats)
-                expire_increments(driver, options, record.hours, stats)
+                expire_increments(driver, options, record.hours, record.complete(stats), stats)
             except BaseException:
                 state.save()  # files backed up so far need not be read again
                 raise

@@ -50,6 +50,9 @@ def run(options: Options, stats: RunStats) -> int:
         check_tree(options.prefix)
         whose = history.Origins(os.uname().nodename, os.fsdecode(options.prefix), options.exclude)
         found = history.look(driver, options.storage_path, now.time)
+        if found.newest_run >= history.stamp_at(now.time):  # a window begins at an earlier second
+            time.sleep(1)
+            now = Now(int(time.time()), clock.boot_id(), clock.uptime())
         window, found = history.find_window(driver, options.storage_path, found, now, whose, options.lag)
         if options.driver == "noop":
             window = Window(now.time - HOUR - options.lag, "", 0, options.lag)

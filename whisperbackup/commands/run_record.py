@@ -94,7 +94,7 @@ class RunRecord:
         if not is_sure or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
             self._doubt(outcome.name + "/")
 
-    def complete(self, stats: RunStats) -> None:
+    def complete(self, stats: RunStats) -> Run:
         """Store how the run ended; if the store fails, that is a failure of the run."""
         missing = self._missing.names()
         unconfirmed = None if missing is None else sorted({*self._unsure, *missing})
@@ -118,13 +118,15 @@ class RunRecord:
             self._put(run)
         except StorageError as error:
             stats.fail("run record", f"cannot store it, no increment can build on this run: {error}")
+            return self._run
+        return run
 
 
-def expire_increments(driver: Driver, options: Options, hours: set[str] | None, stats: RunStats) -> None:
+def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run, stats: RunStats) -> None:
     """Delete the increments and run records that are not needed any more; a failure is one of the run."""
     beyond = None if options.purge_days < 0 else options.purge_days * DAY
     rules = expire.Rules(options.storage_path, options.keep_increments * DAY, beyond, options.noop)
     try:
-        expire.expire(driver, rules, int(time.time()), None if options.selection.wanted else hours, stats)
+        expire.expire(driver, rules, int(time.time()), None if options.selection.wanted else hours, stats, run)
     except StorageError as error:
         stats.fail("increments", f"cannot delete the old ones: {error}")

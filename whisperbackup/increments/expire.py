@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from whisperbackup.increments import history
-from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, RUNS, Manifest, increment_key, run_key
+from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, RUNS, Manifest, Run, increment_key, run_key
 from whisperbackup.increments.reader import read
 from whisperbackup.increments.record import CorruptIncrement, decode
 from whisperbackup.increments.retention import Action, Judgement, judge, orphans, rewrite, settle
@@ -38,15 +38,18 @@ class Rules(NamedTuple):
     noop: bool
 
 
-def expire(driver: Driver, rules: Rules, now: int, hours: set[str] | None, stats: RunStats) -> None:
+def expire(
+    driver: Driver, rules: Rules, now: int, hours: set[str] | None, stats: RunStats, this: Run | None = None
+) -> None:
     """Delete what is not needed any more.
 
     `hours` are those of all backups in the store, as stamps begin (2026-11-25T16); None if they are not known: then
-    the records of runs are kept.  Raises StorageError.
+    the records of runs are kept.  `this` is the run that calls, whose record is not in the store after a dry run.
+    Raises StorageError.
     """
     found = history.look_at_all(driver, rules.storage_path)
     work = _Expiry(driver, rules, now, found, stats)
-    work.delete_increments()
+    work.delete_increments([this] if this and this.stamp not in found.runs else [])
     work.delete_orphans()
     if hours is not None:
         work.delete_runs(hours)
@@ -63,12 +66,12 @@ class _Expiry:
 
     # Increments
 
-    def delete_increments(self) -> None:
+    def delete_increments(self, others: list[Run]) -> None:
         """Delete the old increments that backups have, all of them or in part."""
         if not self.old:
             return
         rules = self.rules
-        runs = list(history.runs_of(self.driver, rules.storage_path, self.found.runs))
+        runs = [*history.runs_of(self.driver, rules.storage_path, self.found.runs), *others]
         for judgement in judge(self.old, runs, self.now, rules.keep):
             increment = judgement.increment
             try:
