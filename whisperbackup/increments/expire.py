@@ -185,7 +185,7 @@ class _Expiry:
     def delete_runs(self, hours: set[str]) -> None:
         """Delete the records of runs of which no backup is left, and that no increment needs."""
         remaining = [stamp for stamp in self.found.complete if stamp not in self.deleted]
-        limit = min(history.stamp_at(self.now - MAX_AGE), *remaining[:1], *self.found.stamps[:1])
+        limit = min([history.stamp_at(self.now - MAX_AGE), *remaining[:1]])
         old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit]
         gone = []
         for run in history.runs_of(self.driver, self.rules.storage_path, old):
