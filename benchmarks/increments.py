@@ -220,7 +220,7 @@ def size_of(folder: Path) -> int:
 def nightly(files: int, scratch: Path | None) -> None:
     """Print what each tool stores of a tree of full files that advanced by a day; an increment, and 24 of them."""
     day = 86400
-    layout = ((10, 8640), (60, 43200), (600, 21900))  # some 0.9 MB
+    layout = ((60, 43200), (300, 20160), (3600, 6480))  # 838 kB, of which a day changes 2.5 %
     chance = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
@@ -256,10 +256,10 @@ def nightly(files: int, scratch: Path | None) -> None:
         before = {tool: size_of(folder / "repository" / tool.replace(",", "").replace(" ", "-")) for tool in plans}
         (record_path,) = (store / ".runs").iterdir()
         values = json.loads(record_path.read_bytes())
-        values |= {"begin": now, "end": now + 1, "uptime": 0, "boot": ""}  # the backup was of the night before
+        values |= {"begin": int(time.time()) - 1, "boot": ""}  # as in `command`: the lag has the day
         record_path.write_text(json.dumps(values))
         advance(root, now, chance)
-        run_command("-p", root, "-b", store, "increment", "disk")
+        run_command("-p", root, "-b", store, "--lag", day, "increment", "disk")
         own = size_of(store)
         rows = {"whisper-backup increment, one for the day": size_of(store / ".increments")}
         run_command("-p", root, "-b", store, "backup", "disk")

@@ -37,6 +37,7 @@ class _Reading:
 
     def _records(self, files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int, bytes]]:
         counts, failed, owed = self.taken.counts, self.taken.failed, self.taken.owed
+        is_nice = self.throttle.is_nice
         for key, path in files:
             try:
                 status = os.lstat(path)
@@ -44,10 +45,15 @@ class _Reading:
                 if max(status.st_mtime_ns, status.st_ctime_ns) < since * 1_000_000_000:
                     counts[Count.NOT_WRITTEN] += 1
                     continue
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError("it is not a regular file")
                 fd = os.open(path, FLAGS)
                 try:
-                    with self.throttle.normal_priority():
-                        found = self._read(fd, key, path, since)
+                    if is_nice:
+                        with self.throttle.normal_priority():
+                            found = self._read(fd, key, path, since, status)
+                    else:
+                        found = self._read(fd, key, path, since, status)
                 except ShortFile:
                     if not is_young(fd):
                         raise
@@ -71,10 +77,7 @@ class _Reading:
                 failed.append((key[:-1], str(error)))
                 owed.append(key)
 
-    def _read(self, fd: int, key: str, path: bytes, since: int) -> record.Record:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
+    def _read(self, fd: int, key: str, path: bytes, since: int, status: os.stat_result) -> record.Record:
         limits = self.limits
         is_whole = False
         if status.st_ctime >= since + limits.lag:  # no file is older than its last change
@@ -98,7 +101,10 @@ class _Reading:
 
 def _lateness(found: fresh.Fresh, written: float, since: int) -> int:
     """How long after its time the newest point was written, in seconds; what has none in the window came later."""
-    newest = found.newest
-    if newest:
-        newest += ARCHIVE_INFO.unpack_from(found.header, METADATA.size)[1]
-    return max(int(written) - (newest or since), 0)
+    runs = found.rings[0].runs
+    if not runs:
+        return int(written) - since
+    step = ARCHIVE_INFO.unpack_from(found.header, METADATA.size)[1]
+    first, count = runs[0] if len(runs) == 1 else max(runs)  # runs of one archive do not overlap
+    late = int(written) - (first + count * step)
+    return late if late > 0 else 0
