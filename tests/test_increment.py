@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 import servers
 import whisper
-from conftest import Program, add_point, children, wait_for
+from conftest import Program, add_point, children, install_driver, wait_for
 from test_storage import open_store
 from test_stores import connect
 
@@ -28,8 +30,6 @@ from whisperbackup.repository.catalog import Catalog
 from whisperbackup.runtime import defaults
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree.selection import select
-
-NEVER = {"size": 10**9}
 
 
 @pytest.fixture
@@ -642,3 +642,96 @@ def test_an_increment_costs_few_requests_in_a_service(program: Program) -> None:
     assert images(driver, "nodes/one/")["a.one"] == (program.prefix / "a/one.wsp").read_bytes()
     newest = history.look(driver, "nodes/one/", time.time()).newest
     assert read_manifest(driver.get("nodes/one/" + increment_key(newest))).records == 1
+
+
+COUNTING = """
+import os
+from whisperbackup.storage import disk
+
+
+class Counting(disk.Disk):
+    def _note(self, what):
+        with open(os.environ["REQUESTS"], "a") as file:
+            file.write(what + "\\n")
+
+    def list_range(self, prefix, after, until):
+        self._note("list")
+        return super().list_range(prefix, after, until)
+
+    def get(self, key):
+        self._note("get")
+        return super().get(key)
+
+    def put(self, key, body):
+        self._note("put")
+        super().put(key, body)
+
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Counting(os.fsencode(bucket))
+"""
+
+
+def test_an_increment_costs_the_requests_of_its_parts_and_four(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_driver(program, monkeypatch, COUNTING)
+    requests = program.home / "requests"
+    monkeypatch.setenv("REQUESTS", str(requests))
+    program.write("a.one")
+    program("backup", "shelf")
+    settle()
+    program("increment", "shelf")
+    requests.unlink()
+    settle()
+    assert "1 parts" in program("increment", "shelf")
+    assert sorted(requests.read_text().split()) == ["get", "list", "list", "put", "put"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["disk", "s3-rclone"])
+def test_an_increment_killed_at_any_moment_loses_nothing(program: Program, kind: str) -> None:
+    """KILLS=300 for more: whatever is killed when, what is complete stays as it is, and the next run takes the rest."""
+    store = servers.store(kind)
+    connect(program, store)
+    chance = random.Random(int(os.environ.get("SEED", "1")))
+    paths = [program.write(f"web{number % 7}.m{number}", number) for number in range(60)]
+    options = [store.driver, *store.arguments, "--storage-path", "nodes/one", "-f", "2"]
+    settle()
+    program("backup", *options)
+    driver = open_store(store, program.bucket or str(program.store))
+    path = "nodes/one/"
+    settle()
+    began = time.monotonic()
+    program("increment", *options)
+    length = time.monotonic() - began
+    whole: dict[str, bytes] = {}
+    killed = 0
+    for number in range(int(os.environ.get("KILLS", "6"))):
+        for one in chance.sample(paths, 10):
+            add_point(one, float(number))
+        run = program.start("increment", *options, start_new_session=True)
+        time.sleep(chance.uniform(0.3, 1.05) * length)
+        workers = list(children(run.pid))
+        if run.poll() is None:
+            killed += 1
+            if chance.random() < 0.3 and workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+            else:
+                run.kill()
+        _, said = run.communicate(timeout=60)
+        assert run.returncode in (-signal.SIGKILL, 0, 1), said
+        assert "Traceback" not in said
+        found = history.look_at_all(driver, path)
+        for stamp in found.complete:
+            keys = [path + key for key, _ in found.objects if stamp in key]
+            for key in keys:
+                assert whole.setdefault(key, driver.get(key)) == driver.get(key)
+        if number % 5 == 4 or number == 5:
+            settle()
+            program("increment", *options)
+            assert images(driver, path) == live(program)
+    print(f"{killed} killed")
+    assert killed
