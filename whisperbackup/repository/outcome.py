@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
     store_failed: bool = False  # the error is the store's, so the next job may fail too
     is_damaged: bool = False  # the backup `stamp` was read, and is damaged
     stamp: str | None = None  # of the backup that this job processed, if any
+    is_foreign: bool = False  # the file is no whisper file, and the metric has no backup that is one
 
 
 class StoreJob(Protocol):
