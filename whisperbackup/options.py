@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from whisperbackup import __version__, storage
 from whisperbackup.report import carbon
 from whisperbackup.repository import compression
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime.defaults import (
     INCREMENT_LOCKFILE,
     INCREMENT_STAMPFILE,
@@ -94,6 +94,9 @@ class Options:
     algorithm: str
     storage_path: str  # empty, or ending in a slash
     max_file_size: int  # bytes
+    since: int | None  # restore points from here on, Unix time
+    until: int | None
+    no_increments: bool
     overwrite: bool
     every_backup: bool
     shares: int  # verify only today's share, one of this many
@@ -266,6 +269,12 @@ def _table() -> dict[str, list[_Option]]:
                 ignored_by=("backup",),  # the older tool accepts it there
                 text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
             _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
+            _row("--from", dest="since", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points from this moment on [all]"),
+            _row("--until", dest="until", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points up to this moment; others stay as they are [all]"),
+            _row("--no-increments", dest="no_increments", commands=("restore", "verify"), ignored_by=(),
+                text="use backups alone"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
                 text="replace existing files instead of filling their gaps"),
             _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
@@ -421,6 +430,11 @@ def parse(words: list[str]) -> Options:
             parser.error(f"{name} is not an option of {command}{hint}")
     if values.compares_tree and (values.every_backup or values.date is not None):
         parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    since, until = (seconds(text) if text else None for text in (values.since, values.until))
+    if values.overwrite and not since is until is None:
+        parser.error("--overwrite replaces whole files; it can't be combined with --from or --until")
+    if since is not None and until is not None and since > until:
+        parser.error(f"--from {values.since} is later than --until {values.until}")
     try:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:
@@ -446,6 +460,8 @@ def parse(words: list[str]) -> Options:
         "selection": selection,
         "exclude": tuple(values.exclude or ()),
         "shares": values.shares or 1,
+        "since": since,
+        "until": until,
         "logfile_is_default": "logfile" not in given,
         **{
             name: on_this_machine(getattr(values, name))
