@@ -217,6 +217,7 @@ class Disk:
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the files, and the folders that become empty."""
         stayed: list[str] = []
+        self._check_place()
         for key in keys:
             path = self._path(key)
             try:
@@ -226,6 +227,7 @@ class Disk:
                 continue
             except OSError as error:
                 stayed.append(f"'{key}': {error.strerror}")
+        self._check_place()  # on an unmounted disk every file is missing
         if stayed:
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
             raise AccessDenied(f"cannot delete {stayed[0]}{more}; give this user write access to the directory")
