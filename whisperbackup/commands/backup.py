@@ -14,6 +14,7 @@ from whisperbackup.commands import nothing_to_back_up
 from whisperbackup.commands.context import Context, MetricJob, open_pool
 from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
+from whisperbackup.commands.run_record import RunRecord, expire_increments
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -49,9 +50,11 @@ def run(options: Options, stats: RunStats) -> int:
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
             filled = MARKED if is_marked(driver) else FILLED
+            record = RunRecord(options, driver)
 
             def on_outcome(outcome: Outcome) -> None:
                 deleter.add(*outcome.deletes)
+                record.note(outcome)
                 if Count.BACKED_UP in outcome.counts:
                     still_bad.pop(outcome.name, None)
                 if Count.BACKED_UP in outcome.counts or Count.UNCHANGED in outcome.counts:
@@ -59,12 +62,15 @@ def run(options: Options, stats: RunStats) -> int:
                 if outcome.record:
                     state.note(outcome.record)
 
-            pairs = _find_bad(purge.watch(pairs), known_bad, still_bad)
+            pairs = _find_bad(record.watch(purge.watch(pairs)), known_bad, still_bad)
             changed = _modified(pairs, still_bad, state, options, stats)
             try:
                 run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
                 finish_purge(pool, purge, deleter, stats)
                 catalog.report_foreign()
+                ended = record.complete(stats)
+                if not options.no_delete:
+                    expire_increments(driver, options, record.hours, ended, stats)
             except BaseException:
                 state.save()  # files backed up so far need not be read again
                 raise
@@ -182,7 +188,9 @@ class BackupMetric(NamedTuple):
             except (reader.TooNew, format.CorruptFile) as error:
                 # A short file that already has backups was truncated, even if its last write is recent.
                 if not isinstance(error, reader.TooNew) or existing:
-                    return Outcome(self.name, counts, (f"not a whisper file, not backed up: {error}",))
+                    is_foreign = not existing and not isinstance(error, reader.TooLarge)
+                    reason = f"not a whisper file, not backed up: {error}"
+                    return Outcome(self.name, counts, (reason,), is_foreign=is_foreign)
                 logger.warning("%s: too new: %s", self.name, error)
                 return Outcome(self.name, counts | {Count.TOO_NEW: 1})
             return self._store_reading(reading, metric, key, context, counts)
@@ -196,7 +204,8 @@ class BackupMetric(NamedTuple):
         if reading.is_torn:
             counts[Count.TORN] = 1
         sha1 = backups.sha1_of(reading.content)
-        newer = []
+        newer: list[Generation] = []
+        given = None
         if existing and not self.is_bad and backups.has_digest(context.driver, key, existing[-1], sha1):
             counts[Count.UNCHANGED] = 1
             stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
@@ -206,7 +215,7 @@ class BackupMetric(NamedTuple):
             if metric is None:
                 backups.check_form(context.driver, key, now)
             stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None
-            stamp = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
+            stamp = given = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
             did = "would be backed up" if context.noop else f"stored {stamp}"
             _log(context, "%s: %s, %d bytes of %s", self.name, did, len(payload), codec)
             counts |= {Count.BACKED_UP: 1, Count.STORED_BYTES: len(payload)}
@@ -214,7 +223,7 @@ class BackupMetric(NamedTuple):
         record = None
         if is_settled(reading.status, reading.began) and not reading.is_torn:
             record = Record(self.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
-        return _outcome(self.name, context, existing, counts, record, newer)
+        return _outcome(self.name, context, existing, counts, record, newer)._replace(stamp=given)
 
 
 def _size(path: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.pipeline import run_jobs
+from whisperbackup.commands.run_record import expire_increments
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -37,12 +38,15 @@ def run(options: Options, stats: RunStats) -> int:
             deleter = Deleter(protected=protected)
             prune = Prune(rules, stats, clock.utc_now())
             catalog = open_catalog(options, driver)
+            hours: set[str] = set()
             for metric in catalog:
                 prune.record(metric)
+                hours.update(backup.stamp[:13] for backup in metric.backups)
                 tick(stats)
             run_jobs(pool, prune.jobs(deleter), stats, on_outcome)
             run_jobs(pool, deleter.flush(), stats, on_outcome)
-            # Here is the place for old increments: they are found by their own listing, below the storage path.
+            if prune.saw_any:
+                expire_increments(driver, options, hours, None, stats)
             catalog.report_foreign()
         if not prune.saw_any:
             raise nothing_matches(options, driver)

@@ -39,6 +39,19 @@ class Count(enum.StrEnum):
     CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted, or are void
     PROTECTED = "protected"  # prune: objects that the store refused to delete
     ORPHANS_REMOVED = "debris removed"  # incomplete backups of interrupted runs
+    INCREMENTS_REMOVED = "increments removed"  # all their points are in backups
+    INCREMENTS_REWRITTEN = "increments rewritten"  # to the records that no backup has confirmed
+    RUNS_REMOVED = "run records removed"
+    # increment
+    RECORDS = "recorded"  # metrics with a record
+    POINTS = "points"  # in these
+    PARTS = "parts"  # objects stored, besides the manifest
+    NOT_WRITTEN = "not written to"  # files not opened: neither written nor changed in the window
+    WHOLE = "taken whole"  # files born in the window
+    NEW_LEFT = "new, left to backup"  # more such files: only their window was taken
+    COMPRESSED = "compressed, left to backup"
+    OWED = "owed to the next increment"  # metrics, or folders, that could not be read
+    LATENESS = "p99 seconds late"  # 99 of 100 metrics were written no later than so long after their points' time
     # restore
     CREATED = "created"
     HEALED = "healed"
@@ -78,19 +91,22 @@ class Counters(NamedTuple):
 
 _PURGE = (Count.MISSING, Count.PURGED)
 _PURGE_SELDOM = (Count.MARKED_MISSING, Count.CAME_BACK, Count.ORPHANS_REMOVED)
+_INCREMENTS = (Count.INCREMENTS_REMOVED, Count.INCREMENTS_REWRITTEN, Count.RUNS_REMOVED)
 
 COUNTERS = {
     "backup": Counters(
         (Count.EXAMINED, Count.UNCHANGED, Count.BACKED_UP, Count.READ_BYTES, Count.STORED_BYTES, Count.REMOVED),
         (
-            Count.VANISHED,
-            Count.TOO_NEW,
-            Count.TORN,
-            Count.NOT_DELETED,
-            Count.GUARDED,
-            Count.STAMPED_ANEW,
-            *_PURGE,
-            *_PURGE_SELDOM,
+            *(Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.NOT_DELETED, Count.GUARDED, Count.STAMPED_ANEW),
+            *(*_PURGE, *_PURGE_SELDOM),
+            *_INCREMENTS,
+        ),
+    ),
+    "increment": Counters(
+        (Count.EXAMINED, Count.NOT_WRITTEN, Count.RECORDS, Count.POINTS, Count.STORED_BYTES, Count.LATENESS),
+        (
+            *(Count.WHOLE, Count.NEW_LEFT, Count.COMPRESSED, Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.OWED),
+            Count.PARTS,
         ),
     ),
     "restore": Counters(

@@ -129,6 +129,24 @@ def holds(driver: Driver, key: str, body: bytes) -> bool:
 
 
 @runtime_checkable
+class PartialDriver(Driver, Protocol):
+    """A driver that can read a part of an object."""
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Return `length` bytes (at least 1) of `key` from `offset` on: fewer at its end, none behind it.
+
+        Raises NotFound.  It never returns other bytes of the object, whatever the service answers.
+        """
+
+
+def get_range(driver: Driver, key: str, offset: int, length: int) -> bytes:
+    """Like `PartialDriver.get_range`, for any driver; one that can only read whole objects does so."""
+    if isinstance(driver, PartialDriver):
+        return driver.get_range(key, offset, length)
+    return driver.get(key)[offset : offset + length]
+
+
+@runtime_checkable
 class MarkedDriver(Driver, Protocol):
     """A driver whose location can exist without the store, for example a directory on which no disk is mounted."""
 

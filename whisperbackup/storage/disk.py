@@ -137,9 +137,17 @@ class Disk:
 
     def get(self, key: str) -> bytes:
         """Return the file's content."""
+        return self._read(key, 0, -1)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Return a part of the file's content."""
+        return self._read(key, offset, length)
+
+    def _read(self, key: str, offset: int, length: int) -> bytes:
         try:
             with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
-                return file.read()
+                file.seek(offset)
+                return file.read(length)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"'{key}' is not in {os.fsdecode(self._directory)}") from None
         except OSError as error:

@@ -31,7 +31,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
-from whisperbackup.storage import deadline
+from whisperbackup.storage import deadline, ranges
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -48,6 +48,7 @@ from whisperbackup.storage.base import (
     silence,
 )
 
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 STATUS = re.compile(r"HTTP/\S+ (\d{3})\b")
 DELETE_AT_ONCE = 100
 """Calls in one batch: the service's limit."""
@@ -61,6 +62,10 @@ RETRY_POLICY: dict[str, Any] = {
     "timeout": (5, 25),
     "retry": DEFAULT_RETRY.with_delay(initial=0.5, maximum=8, multiplier=2).with_timeout(40),
 }
+
+
+class RangeIgnored(Exception):
+    """The service answered a request for a part of an object with the whole."""
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
@@ -105,9 +110,11 @@ def _client(project: str | None) -> storage.Client:
 
 def _check_answer(response: requests.Response, **_: object) -> None:
     """Raise Unavailable for a 200 response that is not the service's; the client accepts any 200."""
+    url = urlsplit(response.url)
+    if asked := RANGE.fullmatch(str(response.request.headers.get("Range", ""))):
+        _check_part(response, url.netloc, int(asked[1]), int(asked[2]))
     if response.status_code != 200:
         return
-    url = urlsplit(response.url)
     match url.path.rpartition("/")[2], response.request.method:
         case _, "GET" if "alt=media" in url.query:
             is_right = "x-goog-hash" in response.headers
@@ -121,6 +128,20 @@ def _check_answer(response: requests.Response, **_: object) -> None:
             is_right = True
     if not is_right:
         raise Unavailable(f"{url.netloc} {NOT_GCS}")
+
+
+def _check_part(response: requests.Response, host: str, first: int, last: int) -> None:
+    """Check the answer to a request for a part of an object: the client accepts the whole object, or any part."""
+    if response.status_code == 200:
+        raise RangeIgnored
+    if response.status_code != ranges.PARTIAL:
+        return
+    try:
+        size = ranges.size_of(response.headers.get("Content-Range"), first, last + 1 - first)
+        if int(response.headers.get("Content-Length", size)) != size:
+            raise ranges.WrongRange
+    except ValueError:
+        raise Unavailable(f"{host} answers with another part of it than the requested one; check any proxy") from None
 
 
 def _kind_of(response: requests.Response) -> object:
@@ -215,6 +236,16 @@ class GoogleCloudStorage:
         with self._errors("read", key):
             # Raw: the stored bytes, whatever Content-Encoding the object has.
             return bytes(self._bucket.blob(key).download_as_bytes(raw_download=True, **RETRY_POLICY))
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        try:
+            with self._errors("read", key):
+                blob, end = self._bucket.blob(key), offset + length - 1
+                return bytes(blob.download_as_bytes(start=offset, end=end, raw_download=True, **RETRY_POLICY))
+        except (StorageError, RangeIgnored) as error:
+            if not isinstance(error, RangeIgnored) and not isinstance(error.__cause__, api.RequestRangeNotSatisfiable):
+                raise
+            return self.get(key)[offset : offset + length]
 
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})

@@ -12,6 +12,7 @@ from whisperbackup.storage.base import (
     StoredObject,
     UsageError,
     create_all,
+    get_range,
     is_marked,
     list_range,
     mark,
@@ -43,6 +44,11 @@ class Guarded:
         """Like the wrapped driver."""
         with guard(self._name):
             return self._driver.get(key)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Like the wrapped driver, if it can read parts of objects; otherwise a part of the whole object."""
+        with guard(self._name):
+            return get_range(self._driver, key, offset, length)
 
     def put(self, key: str, body: bytes) -> None:
         """Like the wrapped driver."""

@@ -14,7 +14,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import deadline, s3pages
+from whisperbackup.storage import deadline, ranges, s3pages
 from whisperbackup.storage.base import (
     LOCKED,
     AccessDenied,
@@ -227,13 +227,28 @@ class S3:
             yield from objects
 
     def get(self, key: str) -> bytes:
+        return self._get(key, lambda body, answer: body)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        def cut(body: bytes, answer: dict[str, Any]) -> bytes:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            return ranges.cut(body, status, answer.get("ContentRange"), offset, length)
+
+        try:
+            return self._get(key, cut, Range=ranges.header(offset, length))
+        except StorageError as error:
+            if _status(error) != ranges.NOT_SATISFIABLE:
+                raise
+            return self.get(key)[offset : offset + length]
+
+    def _get(self, key: str, accept: Callable[[bytes, dict[str, Any]], bytes], **part: str) -> bytes:
         attempt = 1
         while True:
             with self._errors("read", key):
-                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **part)
                 try:
-                    return bytes(body.read())
-                except BODY_CUT:
+                    return accept(bytes(answer["Body"].read()), answer)
+                except (*BODY_CUT, ranges.WrongRange):
                     # boto3 retries a request only until it has received the headers.
                     if attempt == 3:
                         raise
@@ -381,6 +396,11 @@ class S3:
             raise Unavailable(
                 f"{what}: {self._endpoint} does not answer ({type(error).__name__}); check the network, endpoint= "
                 "and region="
+            ) from error
+        except ranges.WrongRange as error:
+            raise Unavailable(
+                f"{what}: {self._endpoint} answers with another part of it than the requested one; check endpoint= and "
+                "any proxy"
             ) from error
         except boto.ParamValidationError as error:
             raise StorageError(f"{what}: {error}") from error

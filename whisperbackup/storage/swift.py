@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from swiftclient import ClientException, Connection
 from swiftclient.authv1 import PasswordPlugin
 
-from whisperbackup.storage import deadline
+from whisperbackup.storage import deadline, ranges
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -248,6 +248,22 @@ class Swift:
 
         return cast(bytes, self._call("read", key, request))
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        def request(swift: TimedConnection) -> bytes:
+            answer: dict[str, Any] = {}
+            part = {"Range": ranges.header(offset, length)}
+            headers, body = swift.get_object(self._bucket, key, headers=part, response_dict=answer)
+            if not headers.get("etag"):
+                raise NotSwift
+            return ranges.cut(bytes(body), answer["status"], headers.get("content-range"), offset, length)
+
+        try:
+            return cast(bytes, self._call("read", key, request))
+        except StorageError as error:
+            if getattr(error.__cause__, "http_status", None) != ranges.NOT_SATISFIABLE:
+                raise
+            return self.get(key)[offset : offset + length]
+
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
 
@@ -408,6 +424,10 @@ class Swift:
             raise StorageError(
                 f"{what}: the identity service sends an invalid answer ({type(error).__name__}); "
                 "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
+            ) from error
+        except ranges.WrongRange as error:
+            raise Unavailable(
+                f"{what}: the cluster answers with another part of it than the requested one; check any proxy"
             ) from error
         except ValueError as error:
             raise Unavailable(

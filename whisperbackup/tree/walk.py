@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 SIDECAR = b".ooo"
 HIDDEN_SIDECAR = re.compile(rb"\.[0-9a-f]{64}\.ooo")
 NOT_ENTERED = b"lost+found"
+VANISHED = "it vanished"
 
 
 class LocalFile(NamedTuple):
@@ -46,6 +47,11 @@ class Skipped(NamedTuple):
     path: bytes
     reason: str
     is_error: bool
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether there may be files that this walk should have seen."""
+        return self.is_error or self.reason == VANISHED
 
 
 class Sidecars:
@@ -130,7 +136,7 @@ def _entries(
                     sidecars.add(entry.path)
                 entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
     except FileNotFoundError:
-        return [Skipped(prefix, path, "it vanished", False)]
+        return [Skipped(prefix, path, VANISHED, False)]
     except OSError as error:
         return [Skipped(prefix, path, error.strerror or str(error), True)]
     entries.sort(key=lambda item: item.key)
