@@ -10,6 +10,7 @@ import base64
 import contextlib
 import email
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -35,6 +36,7 @@ from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StorageError,
     StoredObject,
@@ -159,6 +161,15 @@ def _is_stored(blob: storage.Blob, key: str, body: bytes) -> bool:
     return bool(blob.name == key and blob.size == len(body) and reported == base64.b64encode(digest).decode())
 
 
+def _message(text: str) -> str:
+    """The service's message in one response of a batch."""
+    _, brace, body = text.partition("{")
+    try:
+        return str(json.loads(brace + body[: body.rfind("}") + 1])["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def _text_of(part: object) -> str:
     return str(part.get_payload()) if isinstance(part, Message) else ""
 
@@ -260,25 +271,31 @@ class GoogleCloudStorage:
                 raise Unavailable(f"the service {NOT_GCS}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed: list[tuple[str, int]] = []
+        stayed: list[tuple[str, int, str]] = []
         for batch in batches(keys, DELETE_AT_ONCE):
             for _ in range(2):  # retry the keys that failed: the second attempt succeeds or shows the reason
                 with self._errors("delete from"):
-                    statuses = RETRY_POLICY["retry"](self._delete_batch)(batch)
-                failed = [(k, s) for k, s in zip(batch, statuses, strict=True) if s != 404 and not 200 <= s < 300]
-                batch = [key for key, _ in failed]
+                    answers = RETRY_POLICY["retry"](self._delete_batch)(batch)
+                failed = [
+                    (key, status, reason)
+                    for key, (status, reason) in zip(batch, answers, strict=True)
+                    if status != 404 and not 200 <= status < 300
+                ]
+                batch = [key for key, _, _ in failed]
                 if not batch:
                     break
             stayed += failed
         if stayed:
-            key, status = stayed[0]
-            raise StorageError(
+            key, status, reason = stayed[0]
+            raise NotDeleted(
                 f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted, first '{key}': "
-                f"status {status}; grant the roles that the README lists"
+                f"status {status}{reason and ', '}{reason}; grant the roles that the README lists",
+                {key: reason or f"status {status}" for key, status, reason in stayed if status == 403},
+                {key: reason or f"status {status}" for key, status, reason in stayed if status != 403},
             )
 
-    def _delete_batch(self, batch: Sequence[str]) -> Sequence[int]:
-        """Delete `batch` and return the HTTP status of each deletion (cloud.google.com/storage/docs/batch).
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[tuple[int, str]]:
+        """Delete `batch`; the HTTP status and the message of each deletion (cloud.google.com/storage/docs/batch).
 
         The client's own batches do not suffice: their parts have no Content-ID, so fake-gcs-server ignores them, and
         they keep only the last response.
@@ -299,7 +316,8 @@ class GoogleCloudStorage:
         kind = answer.headers["Content-Type"].encode()
         parts = email.message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (kind, answer.content)).get_payload()
         # Each part is a response, in the order of the requests: "HTTP/1.1 204 No Content" and so on.
-        statuses = [int(match[1]) for part in parts if (match := STATUS.match(_text_of(part)))]
+        texts = [_text_of(part) for part in parts]
+        statuses = [(int(match[1]), _message(text)) for text in texts if (match := STATUS.match(text))]
         if len(statuses) != len(batch):
             raise Unavailable(f"the service {NOT_GCS}")
         return statuses

@@ -22,9 +22,11 @@ from whisperbackup.storage.base import (
 class Guarded:
     """A driver that raises only StorageError and UsageError.  It converts what the driver itself did not convert."""
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str, deletes: bool = True) -> None:
+        """With `deletes` false no request to delete is ever sent."""
         self._driver = driver
         self._name = name
+        self._deletes = deletes
         self.threads = driver.threads
         self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
@@ -59,9 +61,10 @@ class Guarded:
             return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Like the wrapped driver."""
-        with guard(self._name):
-            self._driver.delete(keys)
+        """Like the wrapped driver, unless nothing may be deleted."""
+        if self._deletes:
+            with guard(self._name):
+                self._driver.delete(keys)
 
     def is_marked(self) -> bool:
         """Like the wrapped driver, if it uses markers."""

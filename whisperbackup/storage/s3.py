@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import boto3
@@ -25,8 +25,10 @@ from botocore.handlers import add_expect_header
 
 from whisperbackup.storage import deadline, ranges, s3pages
 from whisperbackup.storage.base import (
+    LOCKED,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StartAfterUnsupported,
     StorageError,
@@ -55,6 +57,8 @@ MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
 """An ETag that is not an MD5: a gateway stored the object in parts."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """The names that boto3 accepts; its own error message is a regular expression of four lines."""
+REFUSED = ("AccessDenied", "ObjectLocked", "MethodNotAllowed", "InvalidObjectState")
+"""The codes with which services refuse to delete one object of many."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
@@ -149,6 +153,15 @@ def _add_content_md5(params: dict[str, Any], **_: object) -> None:
     # boto3 sends a CRC32, which many S3-compatible stores do not support; they expect the older Content-MD5.
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+class _Stayed(NamedTuple):
+    """An object that was not deleted: alone because the store refuses it, or with a request that it denied."""
+
+    key: str
+    reason: str
+    is_refused: bool
+    is_denied: bool = False
 
 
 class S3:
@@ -300,12 +313,18 @@ class S3:
             raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of other content; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = [reason for batch in batches(keys, DELETE_AT_ONCE) for reason in self._delete_all(batch)]
+        stayed = [one for batch in batches(keys, DELETE_AT_ONCE) for one in self._delete_all(batch)]
         if stayed:
-            raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
+            first = f"'{stayed[0].key}': {stayed[0].reason}"
+            raise NotDeleted(
+                f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {first}",
+                {one.key: one.reason for one in stayed if one.is_refused},
+                {one.key: one.reason for one in stayed if not one.is_refused},
+                any(one.is_denied for one in stayed),
+            )
 
-    def _delete_all(self, batch: Sequence[str]) -> Iterator[str]:
-        """Delete `batch`; yield the key and the store's reason for each object that was not deleted.
+    def _delete_all(self, batch: Sequence[str]) -> Iterator[_Stayed]:
+        """Delete `batch`; yield the objects that were not deleted.
 
         The store would reject a whole batch with a key that XML cannot represent, so such a key gets its own request.
         """
@@ -315,7 +334,7 @@ class S3:
             if NOT_XML.search(key):
                 yield from self._delete_one(key)
 
-    def _delete_one(self, key: str) -> Iterator[str]:
+    def _delete_one(self, key: str) -> Iterator[_Stayed]:
         try:
             with self._errors("delete", key):
                 self._client.delete_object(Bucket=self._bucket, Key=key)
@@ -323,10 +342,10 @@ class S3:
             raise
         except StorageError as error:
             if not isinstance(error.__cause__, self._client.exceptions.NoSuchKey):
-                yield f"'{key}': {error}"
+                yield _Stayed(key, str(error), isinstance(error, AccessDenied))
 
-    def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
-        """Delete `batch`; return the key and the store's reason for each object that was not deleted."""
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[_Stayed]:
+        """Delete `batch`; return the objects that were not deleted."""
         for _ in range(2):  # S3 sometimes fails for one key in a thousand with "InternalError", and wants a retry
             try:
                 with self._errors("delete from"):
@@ -337,13 +356,20 @@ class S3:
                 raise  # each further batch would need a minute to fail
             except StorageError as error:
                 if _code(error) == "MalformedXML":  # some stores reject keys that others accept
-                    return [reason for key in batch for reason in self._delete_one(key)]
-                return [f"'{key}': {error}" for key in batch]
+                    return [one for key in batch for one in self._delete_one(key)]
+                return [_Stayed(key, str(error), False, isinstance(error, AccessDenied)) for key in batch]
             errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             batch = [error["Key"] for error in errors]
             if not batch:
                 break
-        return [f"'{error['Key']}': {error.get('Code')} {error.get('Message', '')}" for error in errors]
+        return [
+            _Stayed(
+                error["Key"],
+                f"{error.get('Code')} {error.get('Message', '')}".rstrip(),
+                error.get("Code") in REFUSED or bool(LOCKED.search(error.get("Message", ""))),
+            )
+            for error in errors
+        ]
 
     def close(self) -> None:
         self._client.close()

@@ -32,6 +32,7 @@ from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StorageError,
     StoredObject,
@@ -289,7 +290,7 @@ class Swift:
         self._call("write", key, request)
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = []
+        stayed: dict[str, StorageError] = {}
         for batch in batches(keys, self._keys_in_a_bulk_delete()):
             for key in self._bulk_delete(batch):
                 try:
@@ -297,9 +298,14 @@ class Swift:
                 except Unavailable:
                     raise  # each further key would need a minute to fail
                 except StorageError as error:
-                    stayed.append(error)
+                    stayed[key] = error
         if stayed:
-            raise StorageError(f"container '{self._bucket}': {len(stayed)} objects were not deleted; {stayed[0]}")
+            first = next(iter(stayed.values()))
+            raise NotDeleted(
+                f"container '{self._bucket}': {len(stayed)} objects were not deleted; {first}",
+                {key: str(error) for key, error in stayed.items() if isinstance(error, AccessDenied)},
+                {key: str(error) for key, error in stayed.items() if not isinstance(error, AccessDenied)},
+            )
 
     def _delete_one(self, key: str) -> None:
         def request(swift: TimedConnection) -> None:
