@@ -645,13 +645,14 @@ def test_an_increment_costs_few_requests_in_a_service(program: Program) -> None:
 
 
 COUNTING = """
+import io
 import os
 from whisperbackup.storage import disk
 
 
 class Counting(disk.Disk):
     def _note(self, what):
-        with open(os.environ["REQUESTS"], "a") as file:
+        with io.open(os.environ["REQUESTS"], "a") as file:
             file.write(what + "\\n")
 
     def list_range(self, prefix, after, until):
