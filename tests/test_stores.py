@@ -212,7 +212,7 @@ def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path
         _, checked = program.start("verify", direct.driver, *direct.arguments).communicate()
         assert re.search(r"(\d+) examined, \1 good", checked), checked  # what is complete is good
         assert set(re.findall(r"^ERROR: many\.\S+ (.*)", checked, re.MULTILINE)) <= {
-            "has no complete backup, only debris of an interrupted run"
+            "has no complete backup, only debris of an interrupted run; see list --debris"
         }
         assert re.search(r"2000 examined, [1-9]\d* unchanged", again("backup"))
         assert "2000 good" in again("verify")
