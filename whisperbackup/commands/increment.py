@@ -124,6 +124,7 @@ class _Work:
         with Pool(options.processes, options.threads or 1, prepare, all_failed, 1) as pool:
             for part, content in parts_of(self._frames(pool), number):
                 self.driver.put(self._key(part.name), content)
+                del content  # or it would stay in memory while the next one is made
                 self.stats.count(Count.STORED_BYTES, part.size)
                 self.stats.count(Count.PARTS)
                 parts.append(part)
