@@ -34,7 +34,7 @@ from whisperbackup.whisper.throttle import Throttle
 logger = logging.getLogger(__name__)
 
 FILES_IN_BATCH = 256
-BATCHES_IN_ROUND = 16  # for each process; a round ends before the next one begins, so that no result waits for long
+BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
 HOUR = 3600
 PART_NUMBERS = 900_000
