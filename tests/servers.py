@@ -809,6 +809,13 @@ class TroubleProxy:
         return b"connection: close" not in answer.lower()
 
 
+def refuse_deletions(head: bytes) -> bytes | None:
+    """For a proxy's `lie`: the answer to any request to delete, as of a service whose policy denies it."""
+    if re.match(rb"DELETE ", head) or re.match(dict(KINDS)["BULKDELETE"], head):
+        return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+    return None
+
+
 async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     """The body that follows `head`, as it is on the wire."""
     if length := re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,3 +54,7 @@ def test_increments_under_carbons_writing_hold_what_its_files_held(
     expected = live(carbon.prefix)
     assert len(expected) == len(METRICS) + 3
     assert images(open_store(servers.store("disk"), str(program.store))) == expected
+    shutil.rmtree(carbon.prefix)
+    carbon.prefix.mkdir()
+    program("restore", "disk", "-p", carbon.prefix)
+    assert live(carbon.prefix) == expected

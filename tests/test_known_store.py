@@ -18,7 +18,7 @@ from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.storage import disk
-from whisperbackup.storage.base import Unavailable
+from whisperbackup.storage.base import StorageError, Unavailable
 
 pytestmark = pytest.mark.slow
 
@@ -281,6 +281,22 @@ def test_a_listing_whose_disk_is_unmounted_does_not_end_as_if_it_were_whole(stor
             list(listing)
         with pytest.raises(Unavailable, match="was its disk unmounted"):
             driver.put("a/key", b"")
+
+
+def test_a_deletion_on_an_unmounted_disk_is_no_deletion(stored: Program) -> None:
+    """There the files are missing, too, and a missing file would count as deleted."""
+    driver = disk.open(str(stored.store), False, [])
+    keys = [found.key for found in driver.list("")]
+    away = unmount(stored)
+    with pytest.raises(Unavailable, match="was its disk unmounted"):
+        driver.delete(keys[:1])
+    assert all((away / key).exists() for key in keys)
+    stored.store.rmdir()
+    with pytest.raises(StorageError, match="mount its disk"):
+        driver.delete(keys[:1])
+    away.rename(stored.store)
+    driver.delete(keys)
+    assert list(driver.list("")) == []
 
 
 @pytest.mark.parametrize("is_marked", [True, False])

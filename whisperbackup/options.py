@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from whisperbackup import __version__, storage
 from whisperbackup.report import carbon
 from whisperbackup.repository import compression
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime.defaults import (
     INCREMENT_LOCKFILE,
     INCREMENT_STAMPFILE,
@@ -28,13 +28,14 @@ from whisperbackup.runtime.defaults import (
 from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
-USAGE = """whisper-backup [options] backup|increment|restore|purge|list|verify
+USAGE = """whisper-backup [options] backup|increment|restore|purge|prune|list|verify
                       disk|gcs|noop|s3|swift [storage args]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
     "increment": "store the points written since the last increment or backup",
     "restore": "create missing files, fill the gaps of existing ones",
     "purge": "delete the backups of metrics missing from the tree for -x days",
+    "prune": "delete what is due in the store, on a machine without the tree",
     "list": "show the metrics in the store and their backups",
     "verify": "read backups and check them",
 }
@@ -61,8 +62,10 @@ STATUS = {
 }
 COMMANDS = tuple(ABOUT)
 ALL_BUT_INCREMENT = tuple(command for command in COMMANDS if command != "increment")
-LOCKING = ("backup", "increment", "restore", "purge")
+LOCKING = ("backup", "increment", "restore", "purge", "prune")
 """The commands that hold the lock and touch the stamp file."""
+TREE = ("backup", "restore", "purge")
+"""The commands that always use the tree."""
 WORKING = (*LOCKING, "verify")
 """The commands that have worker processes, counters and the default log."""
 MAX_DAYS = 36500
@@ -86,6 +89,8 @@ class Options:
     keep: Keep
     purge_days: int
     purge_anyway: bool
+    no_delete: bool
+    protected_ok: bool
     new_store: bool
     noop: bool
     bucket: str  # for disk an absolute path
@@ -94,6 +99,9 @@ class Options:
     algorithm: str
     storage_path: str  # empty, or ending in a slash
     max_file_size: int  # bytes
+    since: int | None  # restore points from here on, Unix time
+    until: int | None
+    no_increments: bool
     overwrite: bool
     every_backup: bool
     shares: int  # verify only today's share, one of this many
@@ -247,7 +255,7 @@ def _table() -> dict[str, list[_Option]]:
     return {
         "Where": [
             _row("-p", "--prefix", dest="prefix", default="/opt/graphite/storage/whisper", metavar="DIR",
-                check=_not_empty, commands=WORKING, text="the tree of whisper files"),
+                check=_not_empty, commands=(*TREE, "verify"), text="the tree of whisper files"),
             _row("-b", "--bucket", dest="bucket", default="graphite-backups", metavar="NAME", check=_not_empty,
                 text="bucket, container, or (disk) directory"),
             _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
@@ -266,6 +274,12 @@ def _table() -> dict[str, list[_Option]]:
                 ignored_by=("backup",),  # the older tool accepts it there
                 text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
             _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
+            _row("--from", dest="since", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points from this moment on [all]"),
+            _row("--until", dest="until", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points up to this moment; others stay as they are [all]"),
+            _row("--no-increments", dest="no_increments", commands=("restore", "verify"), ignored_by=(),
+                text="use backups alone"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
                 text="replace existing files instead of filling their gaps"),
             _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
@@ -283,22 +297,27 @@ def _table() -> dict[str, list[_Option]]:
                 text="show the debris of interrupted runs instead of backups"),
         ],
         "Retention and purge": [
-            _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup",),
+            _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup", "prune"),
                 check=_integer(1, 10**9, "at least one backup must be kept"), text="backups to keep of each metric"),
             *(
                 _row(f"--keep-{period}", dest=f"keep_{period}", default="0", metavar="N", check=count,
-                    commands=("backup",),
+                    commands=("backup", "prune"),
                     text=f"also keep the newest backup from each of the last N {unit}s (UTC) that have one")
                 for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month"))
             ),
-            _row("-x", "--purge", dest="purge_days", default="45", metavar="DAYS", commands=("backup", "purge"),
+            _row("-x", "--purge", dest="purge_days", default="45", metavar="DAYS",
+                commands=("backup", "purge", "prune"),
                 check=_integer(-1, MAX_DAYS, f"days up to {MAX_DAYS}, 0 for at once, or -1 for never"),
                 text="days after which the backups of a missing metric are deleted; 0: at once, -1: never"),
-            _row("--keep-increments", dest="keep_increments", default="7", metavar="DAYS", commands=("backup",),
+            _row("--keep-increments", dest="keep_increments", default="7", metavar="DAYS", commands=("backup", "prune"),
                 check=_integer(0, MAX_DAYS, f"days up to {MAX_DAYS}"),
                 text="days after which an increment is deleted, if backups have all its points"),
-            _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge"),
+            _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge", "prune"),
                 text="purge even if half of all metrics would be deleted"),
+            _row("--no-delete", dest="no_delete", commands=("backup", "increment"), ignored_by=(),
+                text="delete nothing in the store, and need no right to do so; prune deletes it from elsewhere"),
+            _row("--protected-ok", dest="protected_ok", commands=("prune",), ignored_by=(),
+                text="objects that the store refuses to delete (locked, retained) are no failure"),
         ],
         "Tuning": [
             _row("-a", "--algorithm", dest="algorithm", default="gz", metavar="CODEC", check=_codec,
@@ -421,6 +440,11 @@ def parse(words: list[str]) -> Options:
             parser.error(f"{name} is not an option of {command}{hint}")
     if values.compares_tree and (values.every_backup or values.date is not None):
         parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    since, until = (seconds(text) if text else None for text in (values.since, values.until))
+    if values.overwrite and not since is until is None:
+        parser.error("--overwrite replaces whole files; it can't be combined with --from or --until")
+    if since is not None and until is not None and since > until:
+        parser.error(f"--from {values.since} is later than --until {values.until}")
     try:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:
@@ -446,6 +470,8 @@ def parse(words: list[str]) -> Options:
         "selection": selection,
         "exclude": tuple(values.exclude or ()),
         "shares": values.shares or 1,
+        "since": since,
+        "until": until,
         "logfile_is_default": "logfile" not in given,
         **{
             name: on_this_machine(getattr(values, name))

@@ -53,7 +53,10 @@ def known_bad_of(options: Options) -> KnownBad:
 
 def purge_rules(options: Options) -> Rules:
     """The rules for purge in this run."""
-    return Rules(options.prefix, options.storage_path, options.purge_days, options.purge_anyway, options.noop)
+    return Rules(
+        *(options.prefix, options.storage_path, options.purge_days, options.purge_anyway),
+        *(options.noop, not options.no_delete),
+    )
 
 
 def open_for_backup(options: Options, state: State) -> Driver:

@@ -131,8 +131,11 @@ def delete_debris(driver: Driver, options: Options, stats: RunStats) -> None:
         stats.fail("increments", f"cannot delete what killed runs left: {error}")
 
 
-def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run, stats: RunStats) -> None:
-    """Delete the increments and run records that are not needed any more; a failure is one of the run."""
+def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run | None, stats: RunStats) -> None:
+    """Delete the increments and run records that are not needed any more; a failure is one of the run.
+
+    `hours` are those of all backups, as stamps begin; `run` is the record of this run, if it is a backup.
+    """
     beyond = None if options.purge_days < 0 else options.purge_days * DAY
     rules = expire.Rules(options.storage_path, options.keep_increments * DAY, beyond, options.noop)
     try:

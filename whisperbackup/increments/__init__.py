@@ -14,6 +14,7 @@
     window.py     where a run's window begins
     retention.py  which increments may be deleted
     expire.py     deletes them
+    overlay.py    the increments of a store beside its backups, for restore and verify
     names.py      sets of metrics as runs name them
 
 `take`, `history` and `expire` read files and the store.  The rest, but for `fresh`, are functions of values.

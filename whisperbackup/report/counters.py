@@ -29,13 +29,15 @@ class Count(enum.StrEnum):
     REMOVED = "removed"  # backups that retention no longer keeps
     TOO_NEW = "too new"  # files that carbon was just creating
     TORN = "changing while read"  # stored, or found unchanged, nevertheless
+    NOT_DELETED = "objects not deleted"  # what --no-delete left to prune
     GUARDED = "kept, all newer being much smaller"  # backups beyond retention
     STAMPED_ANEW = "stamped anew"  # backups whose stamps came from a clock that was far ahead
     # purge, also after backup
     MISSING = "missing"  # metrics in the store, not in the tree
     PURGED = "purged"  # of them, those missing for -x days: all their backups were deleted
     MARKED_MISSING = "marked missing"  # of them, those that this run gave a tombstone
-    CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted
+    CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted, or are void
+    PROTECTED = "protected"  # prune: objects that the store refused to delete
     ORPHANS_REMOVED = "debris removed"  # incomplete backups of interrupted runs
     INCREMENTS_REMOVED = "increments removed"  # all their points are in backups
     INCREMENTS_REWRITTEN = "increments rewritten"  # to the records that no backup has confirmed
@@ -95,7 +97,8 @@ COUNTERS = {
     "backup": Counters(
         (Count.EXAMINED, Count.UNCHANGED, Count.BACKED_UP, Count.READ_BYTES, Count.STORED_BYTES, Count.REMOVED),
         (
-            *(Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.GUARDED, Count.STAMPED_ANEW, *_PURGE, *_PURGE_SELDOM),
+            *(Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.NOT_DELETED, Count.GUARDED, Count.STAMPED_ANEW),
+            *(*_PURGE, *_PURGE_SELDOM),
             *_INCREMENTS,
         ),
     ),
@@ -111,6 +114,10 @@ COUNTERS = {
         (Count.REPLACED, Count.COMPRESSED_DIFFERING, Count.NEEDED_OLDER),
     ),
     "purge": Counters((Count.EXAMINED, *_PURGE), _PURGE_SELDOM),
+    "prune": Counters(
+        (Count.EXAMINED, Count.REMOVED, *_PURGE),
+        (Count.CAME_BACK, Count.ORPHANS_REMOVED, Count.GUARDED, Count.PROTECTED),
+    ),
     "verify": Counters(
         (Count.EXAMINED, Count.GOOD, Count.READ_BYTES),
         (Count.VANISHED, Count.LEFT_TO_OTHER_DAYS),
