@@ -98,7 +98,7 @@ def test_options_and_arguments_come_in_any_order() -> None:
 
 def test_defaults_are_those_of_the_older_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(defaults.TEST_ROOT)
-    options = parse(["backup", "s3"])
+    options = parse(["--config", "/dev/null", "backup", "s3"])
     assert options.prefix == b"/opt/graphite/storage/whisper"
     assert (options.processes, options.keep, options.purge_days, options.bucket) == (4, Keep(5), 45, "graphite-backups")
     assert (options.algorithm, options.storage_path, options.lock_timeout, options.splay) == ("gz", "", 90, 0)

@@ -94,6 +94,7 @@ def _about(settings: Options) -> str:
         f"at {endpoint}" if endpoint else "",
         f"{settings.processes} processes",
         "nothing will be changed" if settings.noop else "",
+        f"settings of {settings.config}" if settings.config else "",
     ]
     return ", ".join(filter(None, parts))
 
