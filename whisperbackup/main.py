@@ -14,6 +14,7 @@ from whisperbackup.errors import CannotRun, StorageError, UsageError
 from whisperbackup.options import Options
 from whisperbackup.report import carbon
 from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository import dates
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock, files, logs, signals
 
@@ -113,7 +114,7 @@ def _run(settings: Options, stats: RunStats | None) -> int:
     if settings.date and settings.command == "backup":
         logger.warning("-c is ignored: backup stores current files")
     elif settings.date:
-        logger.info("using the newest backups at or before %s", settings.date)
+        logger.info("using the newest backups at or before %s", dates.shown(settings.date))
         if settings.date > stamp_of(clock.utc_now()):
             logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")

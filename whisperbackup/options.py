@@ -10,13 +10,12 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from whisperbackup import __version__, settings, storage
 from whisperbackup.report import carbon
-from whisperbackup.repository import compression
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository import compression, dates
+from whisperbackup.runtime import clock
 from whisperbackup.runtime.defaults import (
     CONFIG,
     LOCKFILE,
@@ -47,8 +46,8 @@ STORES = {
 }
 STORAGE_ARGS = "name=value, or one bare value, a region"
 SETTINGS = f"""\
-{CONFIG} sets options by their long names, for all commands or
-in a section for one, and the store (store = s3 eu-west-1). Environment variables
+{CONFIG} sets options by their long names, for all commands
+or in a section for one, and the store (store = s3 eu-west-1). Variables
 WHISPER_BACKUP_<NAME> override the file; the command line overrides both.
 """
 EXAMPLES = """\
@@ -151,18 +150,8 @@ def _decimal(low: float, high: float, what: str) -> Callable[[str], float]:
 _seconds = _decimal(0, MAX_SECONDS, f"a number of seconds from 0 to {MAX_SECONDS}")
 
 
-def parse_date(text: str) -> str:
-    """The stamp of a moment in ISO 8601; without a time it is 00:00, without a zone UTC.  Raises ValueError."""
-    compact = re.sub(r"\s+(?=[+-]\d\d|Z$)", "", re.sub(r"\s*(UTC|GMT)$", "Z", text.strip(), flags=re.I))
-    moment = datetime.fromisoformat(compact.upper())
-    return stamp_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
 def _date(text: str) -> str:
-    try:
-        return parse_date(text)
-    except (ValueError, OverflowError):
-        raise ValueError("a date in ISO 8601, for example 2026-11-23 or 2026-11-23T18:00:00+01:00") from None
+    return dates.parse_date(text, clock.utc_now())
 
 
 def _size(text: str) -> int:
@@ -272,8 +261,9 @@ def _table() -> dict[str, list[_Option]]:
                 text="metrics to leave out; may be repeated"),
             _row("-c", "--date", dest="date", metavar="DATE", check=_date, commands=("restore", "list", "verify"),
                 ignored_by=("backup",),  # the older tool accepts it there
-                text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
-            _row("-n", "--noop", dest="noop", by_hand="no run would change anything",
+                text="the newest backup at or before this moment: ISO 8601, 36h, 2d, yesterday; no zone is UTC, "
+                "a date alone 00:00 [now]"),
+            _row("-n", "--noop", "--dry-run", dest="noop", by_hand="no run would change anything",
                 text="read and report everything, change nothing"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
                 by_hand="every restore would delete newer points",
