@@ -106,6 +106,7 @@ class Options:
     carbon: carbon.Receiver | None
     carbon_prefix: str
     debris: bool
+    summary: bool
     debug: bool
     quiet: bool
     logfile: str | None
@@ -276,6 +277,8 @@ def _table() -> dict[str, list[_Option]]:
                 text="compare local files with the newest backups' checksums"),
             _row("--debris", dest="debris", commands=("list",), ignored_by=(),
                 text="show the debris of interrupted runs instead of backups"),
+            _row("--summary", dest="summary", commands=("list",), ignored_by=(),
+                text="one line for each storage path: metrics, backups, dates and sizes"),
         ],
         "Retention and purge": [
             _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup",),
@@ -438,6 +441,8 @@ def parse(words: list[str]) -> Options:
             parser.error(f"{name} is not an option of {command}{hint}")
     if values.compares_tree and (values.every_backup or values.date is not None):
         parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    if values.summary and (values.debris or values.date is not None):
+        parser.error("--summary counts everything; it can't be combined with --debris or -c")
     try:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:

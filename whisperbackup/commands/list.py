@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from whisperbackup.commands import WrongStoragePath, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import WrongStoragePath, list_summary, nothing_matches, open_catalog, open_store
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
 from whisperbackup.report import json_lines
@@ -55,6 +55,13 @@ def _flush() -> None:
 
 
 def _run(options: Options) -> int:
+    is_terminal = sys.stdout.isatty() and not options.json
+    if options.summary:
+        for line in list_summary.lines(options, is_terminal):
+            _print_line(line)
+        _flush()
+        return 0
+    width = 5 if is_terminal else 3  # of the codec; what scripts read stays as it was
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = open_catalog(options, driver)
@@ -63,6 +70,8 @@ def _run(options: Options) -> int:
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
+            if is_terminal and not metrics:
+                _print_line(f"{'stamp':<25}  {'left' if options.debris else 'codec':<5}  {'size':>10}  metric")
             since = "" if options.debris or options.date else metric.missing_since
             if options.json:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
@@ -71,9 +80,10 @@ def _run(options: Options) -> int:
                 _print_line(json_lines.line(fields))
             else:
                 for item in shown:
-                    _print_line(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
+                    size = shown_size(item.size) if is_terminal else item.size
+                    _print_line(f"{item.stamp}  {item.kind:<{width}}  {size:>10}  {printable(metric.name)}")
                 if since:
-                    _print_line(f"{since}  -       missing  {printable(metric.name)}")
+                    _print_line(f"{since}  {'-':<{width}}  {'missing':>10}  {printable(metric.name)}")
             missing += bool(since)
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})

@@ -16,7 +16,9 @@ counters of the command (counters.py), even if zero; sizes are in bytes.  Only t
 An invalid command line (status 2, at once) prints nothing on stdout.
 
 `list` prints {"metric": "a.b", "backups": [{"stamp": "…", "codec": "gz", "size": 123}]} for each metric, with
---debris {"metric": "a.b", "debris": [{"stamp": "…", "left": "wsp.gz", "size": 123}]}, and no summary.
+--debris {"metric": "a.b", "debris": [{"stamp": "…", "left": "wsp.gz", "size": 123}]}, with
+--summary {"storage_path": "node1/", "metrics": 2, "backups": 9, "bytes_by_codec": {"gz": 123}, "oldest": "…",
+"newest": "…", "missing": 0, "orphans": 0} for each storage path, and nothing after that.
 """
 
 from __future__ import annotations
