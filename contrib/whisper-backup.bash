@@ -7,26 +7,26 @@ _whisper_backup() {
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
     COMPREPLY=()
     case $before in
-        --statefile|--lockfile|--logfile|--stampfile|--config) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
+        --statefile|--lockfile|--logfile|--stampfile|--prometheus|--config) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -p|--prefix|-b|--bucket) mapfile -t COMPREPLY < <(compgen -d -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -a|--algorithm) mapfile -t COMPREPLY < <(compgen -W 'gz sz zst' -- "$word"); return ;;
-        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix|--config) return ;;
+        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix|--prometheus|--config) return ;;
     esac
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix|--config) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
+            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix|--prometheus|--config) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
             -*) ;;
             *) ((place++)) || command=${COMP_WORDS[index]} ;;
         esac
     done
     if [[ $word == -* ]]; then
         case $command in
-            backup) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -n --noop --dry-run -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --config -h --help --version' ;;
-            restore) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --overwrite -f --processes --threads --max-file-size --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --config -h --help --version' ;;
-            purge) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -n --noop --dry-run -x --purge --purge-anyway -f --processes --threads --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --config -h --help --version' ;;
+            backup) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -n --noop --dry-run -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
+            restore) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --overwrite -f --processes --threads --max-file-size --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
+            purge) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -n --noop --dry-run -x --purge --purge-anyway -f --processes --threads --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
             list) names='-b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --debris --summary -q --quiet -d --debug --logfile --nolog --syslog --json --config -h --help --version' ;;
-            verify) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --all --sample --tree -f --processes --threads --bwlimit --nice --max-file-size -q --quiet -d --debug --logfile --nolog --syslog --json --carbon --carbon-prefix --config -h --help --version' ;;
-            *) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -c --date -n --noop --dry-run --overwrite --all --sample --tree --debris --summary -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --config -h --help --version' ;;
+            verify) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --all --sample --tree -f --processes --threads --bwlimit --nice --max-file-size -q --quiet -d --debug --logfile --nolog --syslog --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
+            *) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -c --date -n --noop --dry-run --overwrite --all --sample --tree --debris --summary -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
         return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from whisperbackup import __version__, settings, storage
-from whisperbackup.report import carbon
+from whisperbackup.report import carbon, prometheus
 from whisperbackup.repository import compression, dates
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.defaults import (
@@ -105,6 +105,7 @@ class Options:
     json: bool
     carbon: carbon.Receiver | None
     carbon_prefix: str
+    prometheus: str | None
     debris: bool
     summary: bool
     debug: bool
@@ -343,6 +344,8 @@ def _table() -> dict[str, list[_Option]]:
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
                 text="counters are named PREFIX.<node>.<command>.<counter>"),
+            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=prometheus.parse_file,
+                commands=WORKING, text="write the run's counters to this file of node_exporter's textfile collector"),
         ],
         "Settings and help": [
             _row("--config", dest="config", default=CONFIG, metavar="FILE", by_hand="a file can't name another",
