@@ -80,7 +80,7 @@ def test_the_manual_page_renders_without_a_warning(generate: ModuleType) -> None
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
-    for unit in ("whisper-backup.service", "whisper-backup.timer"):
+    for unit in [path.name for path in CONTRIB.iterdir() if path.suffix in (".service", ".timer")]:
         text = (CONTRIB / unit).read_text().replace("/usr/local/bin/whisper-backup", "/bin/true")
         (tmp_path / unit).write_text(text)
     units = sorted(tmp_path.iterdir())
@@ -88,11 +88,15 @@ def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_the_cron_line_and_the_service_are_command_lines(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "command"), [("whisper-backup", "backup"), ("whisper-backup-increment", "increment")])
+def test_the_cron_line_and_the_service_are_command_lines(
+    name: str, command: str, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (machine / "etc/whisper-backup.conf").write_text("store = s3 eu-west-1\nbucket = x\n")
-    line = (CONTRIB / "whisper-backup.cron").read_text().splitlines()[-1]
-    assert options.parse(line.split("whisper-backup ", 1)[1].split()).storage_arguments == ["eu-west-1"]
-    (start,) = (line for line in (CONTRIB / "whisper-backup.service").read_text().splitlines() if "ExecStart" in line)
+    line = (CONTRIB / f"{name}.cron").read_text().splitlines()[-1]
+    read = options.parse(line.split("whisper-backup ", 1)[1].split())
+    assert (read.command, read.storage_arguments) == (command, ["eu-west-1"])
+    (start,) = (line for line in (CONTRIB / f"{name}.service").read_text().splitlines() if "ExecStart" in line)
     assert options.parse(start.replace("$WHISPER_BACKUP_OPTIONS", "").split()[1:]).bucket == "x"
     (machine / "etc/whisper-backup.conf").unlink()  # as an older installation has it
     monkeypatch.setenv("WHISPER_BACKUP_OPTIONS", "-b y --storage-path node1")

@@ -50,6 +50,9 @@ def test_each_storage_path_is_counted(program: Program) -> None:
     assert (two["storage_path"], two["metrics"], two["backups"], two["missing"]) == ("node2/x/", 1, 1, 0)
     assert two["bytes_by_codec"] == {"zst": payloads(program.store / "node2")}
     assert two["newest"] == program.stamps("node2/x/a.b")[-1]
+    assert (one["increments"], one["last_run"]["command"], one["last_run"]["status"]) == (0, "backup", 0)
+    assert one["last_run"]["counters"]["backed_up"] == 2
+    assert "skipped 1 unrecognized" in program("list", "disk", "--summary")  # not the records of runs
     header, *rows = program("list", "disk", "--summary", "-q").splitlines()
     assert header.split()[:3] == ["storage", "path", "metrics"]
     assert rows[0].split()[:5] == ["node1/", "2", "2", "1", "1"]
@@ -104,5 +107,5 @@ def test_list_on_a_terminal_has_a_header_and_human_sizes(program: Program) -> No
     assert header.split() == ["stamp", "codec", "size", "metric"]
     assert first.split()[3] in ("bytes", "kB")
     assert first.index("a.b") == header.index("metric")
-    assert max(len(line) for line in shown("--summary")) <= 80
+    assert max(len(line) for line in shown("--summary")) <= 120
     assert "codec" not in program("list", "disk", "-q", "--storage-path", "node2/x")

@@ -196,3 +196,11 @@ def test_settings_of_other_commands_do_not_apply(conf: Path) -> None:
     assert parse(["backup"]).date is None
     assert parse(["verify"]).shares == 30
     assert "x.y" not in parse(["backup"]).selection
+
+
+@pytest.mark.parametrize("command", ["backup", "increment", "restore", "purge", "verify"])
+def test_every_command_that_reads_the_tree_takes_its_place_from_the_file(conf: Path, command: str) -> None:
+    conf.write_text("store = disk\nprefix = /some/tree\nno-delete\nprotected-ok\n")
+    assert parse([command]).prefix == b"/some/tree"
+    assert parse(["backup"]).no_delete
+    assert not parse(["purge"]).no_delete

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from whisperbackup.commands import nothing_matches, open_store
+from whisperbackup.commands import list_runs, nothing_matches, open_store
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
 from whisperbackup.report import json_lines
@@ -17,7 +17,10 @@ from whisperbackup.storage.windows import list_in_windows
 logger = logging.getLogger(__name__)
 
 NO_PATH = "(none)"
-COLUMNS = ("storage path", "metrics", "backups", "missing", "orphans", "oldest", "newest", "stored")
+COLUMNS = (
+    *("storage path", "metrics", "backups", "missing", "orphans", "incr.", "oldest", "newest", "last run"),
+    *("status", "stored"),
+)
 
 
 def lines(options: Options, is_terminal: bool) -> Iterator[str]:
@@ -29,6 +32,8 @@ def lines(options: Options, is_terminal: bool) -> Iterator[str]:
             if options.storage_path or options.selection.wanted is not None:
                 raise CannotRun(str(nothing))
             logger.warning("%s", nothing)
+        for path, summary in found.by_path.items():
+            summary.increments, summary.increment_bytes, summary.last_run = list_runs.newest(driver, path)
     if found.foreign:
         logger.info("skipped %d unrecognized objects", found.foreign)
     summaries = [found.by_path[path] for path in sorted(found.by_path)]
@@ -47,10 +52,19 @@ def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
     sizes = [
         f"{codec} {shown_size(size) if is_terminal else size}" for codec, size in sorted(summary.bytes_by_codec.items())
     ]
+    if summary.increment_bytes:
+        size = shown_size(summary.increment_bytes) if is_terminal else summary.increment_bytes
+        sizes.append(f"increments {size}")
+    last = summary.last_run
     return (
         printable(summary.storage_path) or NO_PATH,
-        *(str(number) for number in (summary.metrics, summary.backups, summary.missing, summary.orphans)),
+        *(
+            str(number)
+            for number in (summary.metrics, summary.backups, summary.missing, summary.orphans, summary.increments)
+        ),
         summary.oldest[:length] or "-",
         summary.newest[:length] or "-",
+        str(last["begin"])[:length] if last else "-",
+        "-" if last is None else "no end" if last["status"] is None else str(last["status"]),
         ", ".join(sizes) or "-",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from whisperbackup.errors import UnsortedListing
 from whisperbackup.repository.catalog import Metric, Part, parse_suffix, read_metric, storage_path_of
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.tree.selection import Selection
+
+_IS_RECORD = re.compile(r"(^|/)\.(increments|runs)/")
+"""Keys of increments and of the records of runs, which are counted elsewhere."""
 
 
 @dataclass
@@ -26,6 +30,9 @@ class Summary:
     newest: str = ""
     missing: int = 0
     orphans: int = 0
+    increments: int = 0
+    increment_bytes: int = 0
+    last_run: dict[str, object] | None = None  # as list --runs shows it
 
     def add(self, metric: Metric) -> None:
         """Count one metric."""
@@ -68,6 +75,6 @@ class Summaries:
             folder, _, end = key.rpartition("/")
             suffix = parse_suffix(end)
             if path is None or suffix is None:
-                self.foreign += 1
+                self.foreign += not _IS_RECORD.search(key)
             else:
                 yield (path, folder[len(path) :]), (suffix, size, md5)
