@@ -56,6 +56,7 @@ setup(
             "hypothesis",
             "import-linter",
             "mypy",
+            "prometheus-client",
             "pytest>=9",
             "pytest-xdist>=3.6",
             "ruff",

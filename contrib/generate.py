@@ -73,6 +73,8 @@ Storage args: {storage_args}.
 Credentials come from the environment and from files, as the store's own client library reads them.
 .SH OPTIONS
 {options}
+.SH CONFIGURATION
+{settings}
 .SH EXIT STATUS
 {status}
 .SH EXAMPLES
@@ -115,6 +117,7 @@ def manual_page() -> str:
     parser = options.make_parser()
     groups = [f".SS {group.title}\n{_tagged(_described(parser, group.option_list))}" for group in parser.option_groups]
     files = {
+        options.CONFIG: "settings: options by their long names, and the store; may be absent",
         options.LOGFILE: "the log; five rotated ones of 10 MiB stay beside it",
         options.LOCKFILE: "the lock of backup, restore, purge and prune",
         options.STAMPFILE: "touched by a backup, restore, purge or prune that did all its work",
@@ -126,6 +129,7 @@ def manual_page() -> str:
         stores=_tagged((_bold(name), text) for name, text in options.STORES.items()),
         storage_args=_roff(options.STORAGE_ARGS),
         options="\n".join(groups),
+        settings=_roff(options.SETTINGS.strip()),
         status=_tagged((_bold(status), text) for status, text in options.STATUS.items()),
         examples=_roff(textwrap.dedent(options.EXAMPLES).rstrip()),
         files=_tagged((_bold(path), text) for path, text in files.items()),

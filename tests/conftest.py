@@ -117,8 +117,10 @@ def time_limit() -> Iterator[None]:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """What stands for this machine's `/` and home, so that no test reads or writes what its users have there."""
     root = tmp_path.with_name(f"{tmp_path.name}-machine")
-    for folder in ("var/log", "var/lock", "var/tmp", "home", "tmp"):
+    for folder in ("etc", "var/log", "var/lock", "var/tmp", "home", "tmp"):
         (root / folder).mkdir(parents=True)
+    for variable in [name for name in os.environ if name.startswith("WHISPER_BACKUP_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.setenv(defaults.TEST_ROOT, str(root))
     monkeypatch.setenv("HOME", str(root / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

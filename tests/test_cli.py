@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from conftest import MARKER, Program, unprivileged
 
-from whisperbackup.options import COMMANDS, make_parser, parse, parse_date
+from whisperbackup.options import COMMANDS, make_parser, parse
+from whisperbackup.repository.dates import parse_date
 from whisperbackup.runtime import defaults
 from whisperbackup.util import Keep
 
@@ -26,7 +28,10 @@ from whisperbackup.util import Keep
         (["backup", "disk", "-f", "0"], "-f 0"),
         (["backup", "disk", "-x", "-2"], "-x -2"),
         (["backup", "disk", "-a", "lzma"], "-a lzma"),
-        (["restore", "disk", "-c", "yesterday"], "yesterday"),
+        (["restore", "disk", "-c", "tomorow"], "-c tomorow: a date in ISO 8601"),
+        (["lst", "disk"], "did you mean 'list'?"),
+        (["list", "dsk"], "did you mean 'disk'?"),
+        (["list", "disk", "--buket", "x"], "did you mean '--bucket'?"),
         (["restore", "disk", "-m", "a.[b"], "a.[b"),
         (["restore", "disk", "-m", "a/b"], "slashes"),
         (["backup", "disk", "--splay", "-1"], "--splay"),
@@ -98,7 +103,7 @@ def test_options_and_arguments_come_in_any_order() -> None:
 
 def test_defaults_are_those_of_the_older_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(defaults.TEST_ROOT)
-    options = parse(["backup", "s3"])
+    options = parse(["--config", "/dev/null", "backup", "s3"])
     assert options.prefix == b"/opt/graphite/storage/whisper"
     assert (options.processes, options.keep, options.purge_days, options.bucket) == (4, Keep(5), 45, "graphite-backups")
     assert (options.algorithm, options.storage_path, options.lock_timeout, options.splay) == ("gz", "", 90, 0)
@@ -127,10 +132,38 @@ def test_a_storage_path_gets_its_slash_and_keeps_a_leading_one() -> None:
         ("2026-11-23 18:30:05 -0130", "2026-11-23T20:00:05+00:00"),
         ("20261123T183005Z", "2026-11-23T18:30:05+00:00"),
         ("2026-11-23T18:30:05.9", "2026-11-23T18:30:05+00:00"),
+        ("36h", "2026-11-23T18:30:05+00:00"),
+        ("-2d", "2026-11-23T06:30:05+00:00"),
+        ("1 w ago", "2026-11-18T06:30:05+00:00"),
+        ("90min", "2026-11-25T05:00:05+00:00"),
+        ("now", "2026-11-25T06:30:05+00:00"),
+        ("yesterday", "2026-11-24T00:00:00+00:00"),
+        ("Today 05:30", "2026-11-25T05:30:00+00:00"),
+        ("yesterday 18:00 +01:00", "2026-11-24T17:00:00+00:00"),
+        ("yesterday 18:00 -08:00", "2026-11-24T02:00:00+00:00"),  # there it is still the 24th
     ],
 )
 def test_dates_in_any_common_spelling(text: str, stamp: str) -> None:
-    assert parse_date(text) == stamp
+    assert parse_date(text, datetime(2026, 11, 25, 6, 30, 5, tzinfo=UTC)) == stamp
+
+
+@pytest.mark.parametrize("text", ["2", "2x", "h", "999999w", "yesterday 25:00", "2m", "yesterday tomorrow"])
+def test_no_date_is_guessed(text: str) -> None:
+    with pytest.raises(ValueError, match="ISO 8601"):
+        parse_date(text, datetime(2026, 11, 25, tzinfo=UTC))
+
+
+def test_what_a_date_was_understood_as_is_shown_in_utc_and_local_time(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "XYZ-02:00")
+    program.store.mkdir()
+    said = program("list", "disk", "-c", "2026-11-23T22:30Z")
+    assert "at or before 2026-11-23T22:30:00+00:00 (2026-11-24 00:30:00 XYZ here)" in said
+
+
+def test_dry_run_is_noop() -> None:
+    assert parse(["backup", "disk", "--dry-run"]).noop
 
 
 def test_help_shows_usage_and_every_default() -> None:

@@ -89,11 +89,17 @@ def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "command"), [("whisper-backup", "backup"), ("whisper-backup-increment", "increment")])
-def test_the_cron_line_and_the_service_are_command_lines(name: str, command: str) -> None:
+def test_the_cron_line_and_the_service_are_command_lines(
+    name: str, command: str, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine / "etc/whisper-backup.conf").write_text("store = s3 eu-west-1\nbucket = x\n")
     line = (CONTRIB / f"{name}.cron").read_text().splitlines()[-1]
-    assert options.parse(line.split("whisper-backup ", 1)[1].split()).command == command
+    read = options.parse(line.split("whisper-backup ", 1)[1].split())
+    assert (read.command, read.storage_arguments) == (command, ["eu-west-1"])
     (start,) = (line for line in (CONTRIB / f"{name}.service").read_text().splitlines() if "ExecStart" in line)
-    words = (
-        start.replace("$WHISPER_BACKUP_OPTIONS", "-b x").replace("$WHISPER_BACKUP_STORE", "s3 eu-west-1").split()[1:]
-    )
-    assert (options.parse(words).command, options.parse(words).storage_arguments) == (command, ["eu-west-1"])
+    assert options.parse(start.replace("$WHISPER_BACKUP_OPTIONS", "").split()[1:]).bucket == "x"
+    (machine / "etc/whisper-backup.conf").unlink()  # as an older installation has it
+    monkeypatch.setenv("WHISPER_BACKUP_OPTIONS", "-b y --storage-path node1")
+    monkeypatch.setenv("WHISPER_BACKUP_STORE", "s3 eu-west-2")
+    read = options.parse(start.replace("$WHISPER_BACKUP_OPTIONS", "-b y --storage-path node1").split()[1:])
+    assert (read.bucket, read.storage_path, read.storage_arguments) == ("y", "node1/", ["eu-west-2"])

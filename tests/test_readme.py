@@ -135,13 +135,23 @@ def test_every_make_target_that_is_named_is_one(document: Path) -> None:
     assert set(re.findall(r"`make ([a-z]+)`", document.read_text())) <= targets
 
 
-def test_every_command_line_of_the_readme_is_understood() -> None:
+def test_every_command_line_of_the_readme_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_BACKUP_STORE", "disk")  # some leave it to the configuration file
     given = re.findall(r"(?:^|`|&& |root +|graphite +|=\S+ )whisper-backup +([^`#\n]+)", README, re.MULTILINE)
     given = [line.replace("$STORE", "disk -b /backup/graphite").replace("$WHEN", "2026-11-20") for line in given]
     assert len(given) > 20
     for line in given:
         if "--help" not in line:
             options.parse(shlex.split(line))
+
+
+def test_the_readmes_configuration_file_is_understood(machine: Path) -> None:
+    (text,) = re.findall(r"```ini\n(# for every.*?)```", README, re.DOTALL)
+    (machine / "etc/whisper-backup.conf").write_text(text)
+    read = options.parse(["backup"])
+    assert (read.bucket, read.storage_path, read.storage_arguments) == ("graphite-backups", "node1/", ["eu-west-1"])
+    assert "test.x" not in read.selection
+    assert options.parse(["verify"]).shares == 30
 
 
 def test_every_storage_argument_of_the_readme_is_one() -> None:

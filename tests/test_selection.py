@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from whisperbackup.tree.selection import BadGlob, expand_braces, select
+from whisperbackup.tree.names import metric_name
+from whisperbackup.tree.selection import BadGlob, expand_braces, select, tagged_metrics
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,34 @@ def test_excluded_metrics_are_not_meant_and_wholly_excluded_folders_not_entered(
     assert not selection.may_hold("carbon.agents.")
     assert selection.may_hold("a.")
     assert select(["*"], ["carbon.*.cpu"]).may_hold("carbon.")
+
+
+TAGS = [
+    "disk.used;host=web1;dc=ams",
+    "a;t=v.1",
+    "cpu;b=2;a=1;b=3",
+    "x.y;path=/var/log;k=ü=1",
+    "m;name=other;z=%",
+    "~n;t= ",
+]
+
+
+@pytest.mark.parametrize("is_hashed", [False, True])
+@pytest.mark.parametrize("series", TAGS)
+def test_a_tagged_series_selects_the_file_that_carbon_writes(series: str, is_hashed: bool, tmp_path: Path) -> None:
+    from carbon.util import TaggedSeries
+
+    path = TaggedSeries.encode(TaggedSeries.parse(series).path, "/", hash_only=is_hashed) + ".wsp"
+    name = metric_name(path.encode())
+    selection = select([series])
+    assert name in selection
+    assert any((name + "/").startswith(prefix) for prefix in selection.prefixes)
+    assert name not in select(["*"], [series])
+    assert name + "x" not in selection
+
+
+def test_globs_over_the_names_of_tagged_files_are_globs_as_before() -> None:
+    name = tagged_metrics("disk.used;host=web1")[0]
+    for glob in (name, "_tagged.*;host=web1", "_tagged.*.disk_DOT_used;host=web[12]", "*;host=*"):
+        assert name in select([glob]), glob
+    assert "a;b" in select(["a;b"])

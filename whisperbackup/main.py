@@ -12,8 +12,9 @@ import sys
 from whisperbackup import __version__, options, storage, util
 from whisperbackup.errors import CannotRun, StorageError, UsageError
 from whisperbackup.options import Options
-from whisperbackup.report import carbon
+from whisperbackup.report import carbon, prometheus
 from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository import dates
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock, files, logs, signals
 
@@ -72,13 +73,19 @@ def _attempt(settings: Options, stats: RunStats | None) -> tuple[int, str | None
 
 
 def _report(settings: Options, stats: RunStats, status: int, error: str | None) -> None:
-    """Report how the run ended, to --json and --carbon."""
+    """Report how the run ended, to --json, --prometheus and --carbon."""
     counters = stats.by_key()
     stats.emit({"command": stats.key, "status": status, "error": error, "noop": settings.noop, **counters})
-    if settings.carbon and not settings.noop:
+    if settings.noop:
+        return
+    is_success = status == 0 and settings.driver != NO_STORE
+    now = int(clock.utc_now().timestamp())
+    if settings.prometheus:
+        ours = prometheus.labels(command=stats.key, bucket=settings.bucket, storage_path=settings.storage_path)
+        prometheus.write(settings.prometheus, ours, counters, status, is_success, now)
+    if settings.carbon:
         path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{stats.key}"
-        is_success = status == 0 and settings.driver != NO_STORE
-        text = carbon.lines(path, counters, status, is_success, int(clock.utc_now().timestamp()))
+        text = carbon.lines(path, counters, status, is_success, now)
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 
 
@@ -94,6 +101,7 @@ def _about(settings: Options) -> str:
         f"at {endpoint}" if endpoint else "",
         f"{settings.processes} processes",
         "nothing will be changed" if settings.noop else "",
+        f"settings of {settings.config}" if settings.config else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -112,7 +120,7 @@ def _run(settings: Options, stats: RunStats | None) -> int:
     if settings.date and settings.command == "backup":
         logger.warning("-c is ignored: backup stores current files")
     elif settings.date:
-        logger.info("using the newest backups at or before %s", settings.date)
+        logger.info("using the newest backups at or before %s", dates.shown(settings.date))
         if settings.date > stamp_of(clock.utc_now()):
             logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")

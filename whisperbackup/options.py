@@ -7,28 +7,32 @@ import functools
 import optparse
 import os
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, storage
-from whisperbackup.report import carbon
-from whisperbackup.repository import compression
-from whisperbackup.repository.stamps import seconds, stamp_of
+from whisperbackup import __version__, settings, storage
+from whisperbackup.report import carbon, prometheus
+from whisperbackup.repository import compression, dates
+from whisperbackup.repository.stamps import seconds
+from whisperbackup.runtime import clock
 from whisperbackup.runtime.defaults import (
+    CONFIG,
     INCREMENT_LOCKFILE,
     INCREMENT_STAMPFILE,
     LOCKFILE,
     LOGFILE,
     STAMPFILE,
     STATE_FOLDER,
+    TEST_ROOT,
     on_this_machine,
 )
 from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
-USAGE = """whisper-backup [options] backup|increment|restore|purge|prune|list|verify
+USAGE = """whisper-backup [options]
+                      backup|increment|restore|purge|prune|list|verify
                       disk|gcs|noop|s3|swift [storage args]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
@@ -47,16 +51,22 @@ STORES = {
     "swift": "OpenStack Swift",
 }
 STORAGE_ARGS = "name=value, or one bare value, a region"
+SETTINGS = f"""\
+{CONFIG} sets options by their long names, for all commands
+or in a section for one, and the store (store = s3 eu-west-1). Variables
+WHISPER_BACKUP_<NAME> override the file; the command line overrides both.
+"""
 EXAMPLES = """\
   whisper-backup -b /backup/graphite backup disk
   whisper-backup -b graphite-backups --storage-path node1 backup s3 eu-west-1
   whisper-backup -b /backup/graphite -m 'servers.web1.*' list disk
   whisper-backup -b /backup/graphite -m 'servers.web1.*' -n restore disk
+  whisper-backup -m 'servers.web1.*' restore      # with a configuration file
 """
 STATUS = {
     "0": "all done",
     "1": "could not run: no store, credentials, tree or match; lock busy",
-    "2": "wrong command line",
+    "2": "wrong command line or configuration",
     "3": "ran, but some metrics failed; each is named on stderr",
     "128+N": "stopped by signal N",
 }
@@ -64,7 +74,7 @@ COMMANDS = tuple(ABOUT)
 ALL_BUT_INCREMENT = tuple(command for command in COMMANDS if command != "increment")
 LOCKING = ("backup", "increment", "restore", "purge", "prune")
 """The commands that hold the lock and touch the stamp file."""
-TREE = ("backup", "restore", "purge")
+TREE = ("backup", "increment", "restore", "purge")
 """The commands that always use the tree."""
 WORKING = (*LOCKING, "verify")
 """The commands that have worker processes, counters and the default log."""
@@ -81,6 +91,7 @@ class Options:
     """A checked command line."""
 
     command: str
+    config: str | None  # the configuration file that was read
     driver: str
     storage_arguments: list[str]
     prefix: bytes
@@ -109,7 +120,9 @@ class Options:
     json: bool
     carbon: carbon.Receiver | None
     carbon_prefix: str
+    prometheus: str | None
     debris: bool
+    summary: bool
     debug: bool
     quiet: bool
     logfile: str | None
@@ -158,18 +171,8 @@ def _decimal(low: float, high: float, what: str) -> Callable[[str], float]:
 _seconds = _decimal(0, MAX_SECONDS, f"a number of seconds from 0 to {MAX_SECONDS}")
 
 
-def parse_date(text: str) -> str:
-    """The stamp of a moment in ISO 8601; without a time it is 00:00, without a zone UTC.  Raises ValueError."""
-    compact = re.sub(r"\s+(?=[+-]\d\d|Z$)", "", re.sub(r"\s*(UTC|GMT)$", "Z", text.strip(), flags=re.I))
-    moment = datetime.fromisoformat(compact.upper())
-    return stamp_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
 def _date(text: str) -> str:
-    try:
-        return parse_date(text)
-    except (ValueError, OverflowError):
-        raise ValueError("a date in ISO 8601, for example 2026-11-23 or 2026-11-23T18:00:00+01:00") from None
+    return dates.parse_date(text, clock.utc_now())
 
 
 def _size(text: str) -> int:
@@ -215,6 +218,12 @@ class _Option(optparse.Option):
     check: Callable[[str], Any] | None = None
     commands: tuple[str, ...] = COMMANDS
     ignored_by: tuple[str, ...] = COMMANDS
+    by_hand: str = ""  # why it must not be in a configuration file or in the environment
+
+    @property
+    def long_names(self) -> list[str]:
+        """Its names that begin with two dashes."""
+        return list(self._long_opts)
 
     def check_value(self, opt: str, value: str) -> Any:
         """The result of `check` for the text `value`; its ValueError becomes a one-line error."""
@@ -239,13 +248,14 @@ def _row(
     check: Callable[[str], Any] | None = None,
     commands: tuple[str, ...] = COMMANDS,
     ignored_by: tuple[str, ...] = COMMANDS,
-    **settings: Any,
+    by_hand: str = "",
+    **attributes: Any,
 ) -> _Option:
-    if "action" not in settings and "metavar" not in settings:
-        settings |= {"action": "store_true", "default": False}
-    shown = f"{text} [%default]" if settings.get("default") and settings["metavar"] else text
-    row = _Option(*names, help=shown, **settings)
-    row.check, row.commands, row.ignored_by = check, commands, ignored_by
+    if "action" not in attributes and "metavar" not in attributes:
+        attributes |= {"action": "store_true", "default": False}
+    shown = f"{text} [%default]" if attributes.get("default") and attributes["metavar"] else text
+    row = _Option(*names, help=shown, **attributes)
+    row.check, row.commands, row.ignored_by, row.by_hand = check, commands, ignored_by, by_hand
     return row
 
 
@@ -261,6 +271,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
                 text="first part of every key in the bucket [none]"),
             _row("--new-store", dest="new_store", commands=("backup",), ignored_by=(),
+                by_hand="it would switch off the check that the store is there",
                 text="start a new store if the one of earlier runs is absent or empty (not for cron)"),
         ],
         "What": [
@@ -272,8 +283,10 @@ def _table() -> dict[str, list[_Option]]:
                 text="metrics to leave out; may be repeated"),
             _row("-c", "--date", dest="date", metavar="DATE", check=_date, commands=("restore", "list", "verify"),
                 ignored_by=("backup",),  # the older tool accepts it there
-                text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
-            _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
+                text="the newest backup at or before this moment: ISO 8601, 36h, 2d, yesterday; no zone is UTC, "
+                "a date alone 00:00 [now]"),
+            _row("-n", "--noop", "--dry-run", dest="noop", by_hand="no run would change anything",
+                text="read and report everything, change nothing"),
             _row("--from", dest="since", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
                 text="restore only points from this moment on [all]"),
             _row("--until", dest="until", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
@@ -281,6 +294,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--no-increments", dest="no_increments", commands=("restore", "verify"), ignored_by=(),
                 text="use backups alone"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
+                by_hand="every restore would delete newer points",
                 text="replace existing files instead of filling their gaps"),
             _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
                 text="check every backup of every metric, or those up to -c"),
@@ -295,6 +309,8 @@ def _table() -> dict[str, list[_Option]]:
                 text="show the runs of backup and the increments; a run's end is the -c DATE that gives all of it"),
             _row("--debris", dest="debris", commands=("list",), ignored_by=(),
                 text="show the debris of interrupted runs instead of backups"),
+            _row("--summary", dest="summary", commands=("list",), ignored_by=(),
+                text="one line for each storage path: metrics, backups, dates and sizes"),
         ],
         "Retention and purge": [
             _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup", "prune"),
@@ -313,6 +329,7 @@ def _table() -> dict[str, list[_Option]]:
                 check=_integer(0, MAX_DAYS, f"days up to {MAX_DAYS}"),
                 text="days after which an increment is deleted, if backups have all its points"),
             _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge", "prune"),
+                by_hand="it would switch off the check for a wrong tree",
                 text="purge even if half of all metrics would be deleted"),
             _row("--no-delete", dest="no_delete", commands=("backup", "increment"), ignored_by=(),
                 text="delete nothing in the store, and need no right to do so; prune deletes it from elsewhere"),
@@ -367,12 +384,20 @@ def _table() -> dict[str, list[_Option]]:
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
                 text="counters are named PREFIX.<node>.<command>.<counter>"),
+            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=prometheus.parse_file,
+                commands=WORKING, text="write the run's counters to this file of node_exporter's textfile collector"),
         ],
-        "Help": [
-            _row("-h", "--help", action="help", text="show this and exit; after a command: its options"),
-            _row("--version", action="version", text="show the version and exit"),
+        "Settings and help": [
+            _row("--config", dest="config", default=CONFIG, metavar="FILE", by_hand="a file can't name another",
+                text="file with settings; /dev/null for none"),
+            _row("-h", "--help", action="help", by_hand="it is for one run",
+                text="show this and exit; after a command: its options"),
+            _row("--version", action="version", by_hand="it is for one run", text="show the version and exit"),
         ],
     }  # fmt: skip
+
+
+CONFIG_VARIABLE = f"{settings.VARIABLE}CONFIG"
 
 
 class _Parser(optparse.OptionParser):
@@ -392,8 +417,24 @@ class _Parser(optparse.OptionParser):
             if chosen := [row for row in rows if command is None or command in row.commands]:
                 self.add_option_group(optparse.OptionGroup(self, title)).add_options(chosen)
 
+    @property
+    def rows(self) -> list[_Option]:
+        """All options."""
+        return [row for group in self.option_groups for row in group.option_list if isinstance(row, _Option)]
+
+    def _match_long_opt(self, opt: str) -> str:
+        """The option that `opt` names or abbreviates; of an unknown one the error names the nearest."""
+        try:
+            matched: str = super()._match_long_opt(opt)
+            return matched
+        except optparse.AmbiguousOptionError:
+            raise
+        except optparse.BadOptionError:
+            near = settings.nearest(opt, (name for row in self.rows for name in row.long_names))
+            raise optparse.BadOptionError(opt + near) from None
+
     def error(self, msg: str) -> NoReturn:
-        self.exit(2, f"whisper-backup: {msg}; see whisper-backup --help\n")
+        self.exit(2, f"whisper-backup: {msg}{' See' if msg.endswith('?') else '; see'} whisper-backup --help\n")
 
     def print_help(self, file: Any = None) -> None:
         words = [*(self.largs or ()), *(self.rargs or ())]
@@ -411,6 +452,7 @@ class _Parser(optparse.OptionParser):
             _shown("Stores", STORES),
             f"Storage args: {STORAGE_ARGS}\n",
             self.format_option_help(formatter),
+            f"Settings:\n{textwrap.indent(SETTINGS, '  ')}",
             f"Examples:\n{EXAMPLES}",
             _shown("Exit status", STATUS),
         ]
@@ -433,13 +475,17 @@ def parse(words: list[str]) -> Options:
     """Parse and check the command line; an invalid one ends the process with status 2 and one line."""
     parser = make_parser()
     values, arguments = parser.parse_args(words)
-    command, driver = _positionals(parser, arguments)
+    command = _command(parser, arguments)
+    configured, config = _apply_settings(parser, values, command, words)
+    (driver, *storage_arguments) = _store(parser, arguments[1:] or configured.get(settings.STORE))
     for option, name in parser.given.items():
         if command not in option.commands and command not in option.ignored_by:
             hint = "; it uses -x DAYS" if name in ("-c", "--date") else f"; it is one of {', '.join(option.commands)}"
             parser.error(f"{name} is not an option of {command}{hint}")
     if values.compares_tree and (values.every_backup or values.date is not None):
         parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    if values.summary and (values.debris or values.date is not None):
+        parser.error("--summary counts everything; it can't be combined with --debris or -c")
     since, until = (seconds(text) if text else None for text in (values.since, values.until))
     if values.overwrite and not since is until is None:
         parser.error("--overwrite replaces whole files; it can't be combined with --from or --until")
@@ -455,7 +501,8 @@ def parse(words: list[str]) -> Options:
         bucket = _absolute(parser, "-b", bucket)
         if command in ("backup", "increment", "purge") and _lies_in(bucket, prefix):
             parser.error(f"-b {values.bucket}: the store must not be inside the tree, {values.prefix} (-p)")
-    given = {option.dest for option in parser.given}
+    on_command_line = {option.dest for option in parser.given}
+    given = on_command_line | set(configured)
     if command == "increment":  # beside a backup that takes hours
         own = {"lockfile": INCREMENT_LOCKFILE, "stampfile": INCREMENT_STAMPFILE}
         for name in own.keys() - given:
@@ -463,7 +510,8 @@ def parse(words: list[str]) -> Options:
     made = {
         "command": command,
         "driver": driver,
-        "storage_arguments": arguments[2:],
+        "storage_arguments": storage_arguments,
+        "config": config,
         "prefix": os.fsencode(prefix),
         "keep": Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
         "bucket": bucket,
@@ -472,7 +520,7 @@ def parse(words: list[str]) -> Options:
         "shares": values.shares or 1,
         "since": since,
         "until": until,
-        "logfile_is_default": "logfile" not in given,
+        "logfile_is_default": "logfile" not in on_command_line,  # one in the configuration may be only root's
         **{
             name: on_this_machine(getattr(values, name))
             for name in ("logfile", "lockfile", "stampfile")
@@ -483,17 +531,52 @@ def parse(words: list[str]) -> Options:
     return Options(**{name: made[name] if name in made else getattr(values, name) for name in fields})
 
 
-def _positionals(parser: _Parser, arguments: list[str]) -> tuple[str, str]:
-    """Command and driver."""
+def _command(parser: _Parser, arguments: list[str]) -> str:
     if not arguments:
         parser.error(f"no command; one of {', '.join(COMMANDS)}")
     if arguments[0] not in COMMANDS:
-        parser.error(f"unknown command '{arguments[0]}'; one of {', '.join(COMMANDS)}")
-    if len(arguments) == 1:
-        parser.error(f"no storage driver; one of {', '.join(storage.names())}")
-    if not storage.is_known(arguments[1]):
-        parser.error(f"unknown storage driver '{arguments[1]}'; one of {', '.join(storage.names())}")
-    return arguments[0], arguments[1]
+        parser.error(f"unknown command '{arguments[0]}'; {_meant(arguments[0], COMMANDS)}")
+    return arguments[0]
+
+
+def _store(parser: _Parser, words: list[str] | None) -> list[str]:
+    """Driver and storage arguments."""
+    if not words:
+        parser.error(f"no storage driver; one of {', '.join(storage.names())}, or 'store' in {CONFIG}")
+    if not storage.is_known(words[0]):
+        parser.error(f"unknown storage driver '{words[0]}'; {_meant(words[0], storage.names())}")
+    return words
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    return settings.nearest(word, known).removeprefix("; ") or f"one of {', '.join(known)}"
+
+
+def _apply_settings(
+    parser: _Parser, values: optparse.Values, command: str, words: list[str]
+) -> tuple[dict[str, Any], str | None]:
+    """Put settings of environment and file into `values`, below the command line.
+
+    Returns those that are set, the store among them, and the path of the file if one was read.
+    """
+    given = {option.dest for option in parser.given}
+    rows = {name.removeprefix("--"): row for row in parser.rows for name in row.long_names}
+    path = os.environ.get(CONFIG_VARIABLE) if "config" not in given else values.config
+    try:
+        environment = settings.from_environment(os.environ, (TEST_ROOT, CONFIG_VARIABLE), words)
+        if path == "":
+            raise settings.BadSetting("the name of the configuration file is empty; /dev/null stands for none")
+        file = path or on_this_machine(CONFIG)
+        sections = settings.from_file(file, is_default=path is None)
+        chosen = settings.understood(rows, COMMANDS, environment, sections, command)
+    except settings.BadSetting as error:
+        parser.error(str(error))
+    configured = {}
+    for dest, (_, value, is_default, *_) in chosen.items():
+        if dest not in given and not is_default:
+            configured[dest] = value
+            setattr(values, dest, value)
+    return configured, file if sections else None
 
 
 def _absolute(parser: _Parser, option: str, path: str) -> str:

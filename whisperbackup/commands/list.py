@@ -7,7 +7,14 @@ import os
 import sys
 from typing import NamedTuple
 
-from whisperbackup.commands import WrongStoragePath, list_runs, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import (
+    WrongStoragePath,
+    list_runs,
+    list_summary,
+    nothing_matches,
+    open_catalog,
+    open_store,
+)
 from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.options import Options
@@ -56,6 +63,13 @@ def _flush() -> None:
 
 
 def _run(options: Options) -> int:
+    is_terminal = sys.stdout.isatty() and not options.json
+    if options.summary:
+        for line in list_summary.lines(options, is_terminal):
+            _print_line(line)
+        _flush()
+        return 0
+    width = 5 if is_terminal else 3  # of the codec; what scripts read stays as it was
     if options.runs:
         with open_store(options) as driver:
             for line in list_runs.lines(driver, options.storage_path, options.json):
@@ -70,6 +84,8 @@ def _run(options: Options) -> int:
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
+            if is_terminal and not metrics:
+                _print_line(f"{'stamp':<25}  {'left' if options.debris else 'codec':<5}  {'size':>10}  metric")
             since = "" if options.debris or options.date else metric.missing_since
             if options.json:
                 objects = [{"stamp": item.stamp, item.label: item.kind, "size": item.size} for item in shown]
@@ -78,9 +94,10 @@ def _run(options: Options) -> int:
                 _print_line(json_lines.line(fields))
             else:
                 for item in shown:
-                    _print_line(f"{item.stamp}  {item.kind:<3}  {item.size:>10}  {printable(metric.name)}")
+                    size = shown_size(item.size) if is_terminal else item.size
+                    _print_line(f"{item.stamp}  {item.kind:<{width}}  {size:>10}  {printable(metric.name)}")
                 if since:
-                    _print_line(f"{since}  -       missing  {printable(metric.name)}")
+                    _print_line(f"{since}  {'-':<{width}}  {'missing':>10}  {printable(metric.name)}")
             missing += bool(since)
             metrics += 1
             count += len(shown) if options.debris else len({item.stamp for item in shown})

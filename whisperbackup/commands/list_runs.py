@@ -27,6 +27,20 @@ def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
                 yield _line(made, _of_increment(made, sizes[stamp]), as_json)
 
 
+def newest(driver: Driver, storage_path: str) -> tuple[int, int, Fields | None]:
+    """The number of complete increments, their bytes, and the last run: its fields in JSON.  Raises StorageError."""
+    found = history.look_at_all(driver, storage_path)
+    sizes = dict(found.increments)
+    last: Fields | None = None
+    if found.newest and found.newest > found.newest_run:
+        for made in history.manifests(driver, storage_path, [found.newest]):
+            last = _fields(made, _of_increment(made, sizes[found.newest]))
+    elif found.newest_run:
+        for run in history.runs_of(driver, storage_path, [found.newest_run]):
+            last = _fields(run, _of_run(run))
+    return len(sizes), sum(sizes.values()), last
+
+
 def _of_run(run: Run) -> Fields:
     return {
         "command": "backup",
@@ -48,15 +62,20 @@ def _of_increment(made: Manifest, size: int) -> Fields:
     }
 
 
-def _line(one: Run | Manifest, fields: Fields, as_json: bool) -> str:
-    begin, end = _moment(one.begin), _moment(one.end) if fields["status"] is not None else None
+def _fields(one: Run | Manifest, fields: Fields) -> Fields:
+    end = _moment(one.end) if fields["status"] is not None else None
     about = {"node": one.node, "prefix": one.prefix, "files": one.files}
+    return {"run": one.stamp, "begin": _moment(one.begin), "end": end, **fields, **about, "counters": one.counters}
+
+
+def _line(one: Run | Manifest, fields: Fields, as_json: bool) -> str:
+    whole = _fields(one, fields)
     if as_json:
-        first = {"run": one.stamp, "begin": begin, "end": end}
-        return json_lines.line({**first, **fields, **about, "counters": one.counters})
+        return json_lines.line(whole)
     status = "no end" if fields["status"] is None else f"status {fields['status']}"
     shown = [f"{name} {number}" for name, number in one.counters.items() if number]
-    return printable(f"{begin}  {end or '-':<25}  {fields['command']:<9}  {status}  {', '.join(shown)}")
+    end = whole["end"] or "-"
+    return printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}")
 
 
 def _moment(moment: int) -> str:

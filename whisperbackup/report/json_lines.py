@@ -20,7 +20,10 @@ An invalid command line (status 2, at once) prints nothing on stdout.
 --debris {"metric": "a.b", "debris": [{"stamp": "…", "left": "wsp.gz", "size": 123}]} and
 {"increment": ".increments/…", "debris": [{"left": "part", "size": 123}]}, and no summary.  With --runs it prints
 {"run": "<stamp>", "begin": "…", "end": "…", "command": "backup", "status": 0, …, "counters": {…}} for each run of
-`backup` and `increment`; `end` and `status` are null for one that did not come to its end.
+`backup` and `increment`; `end` and `status` are null for one that did not come to its end.  With --summary it prints
+{"storage_path": "node1/", "metrics": 2, "backups": 9, "bytes_by_codec": {"gz": 123}, "oldest": "…", "newest": "…",
+"missing": 0, "orphans": 0, "increments": 3, "last_run": {…}} for each storage path; `last_run` is as with --runs, or
+null.
 """
 
 from __future__ import annotations

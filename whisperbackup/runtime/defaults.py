@@ -1,9 +1,10 @@
-"""The default paths of log, lock, stamp and state files."""
+"""The default paths of configuration, log, lock, stamp and state files."""
 
 from __future__ import annotations
 
 import os
 
+CONFIG = "/etc/whisper-backup.conf"
 LOGFILE = "/var/log/whisperbackup.py.log"
 LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"

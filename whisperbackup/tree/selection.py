@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whisperbackup.tree.names import metric_name
+
 MAX_ALTERNATIVES = 1000
 MAX_LENGTH = 4096
 MAX_BRACES = 100
@@ -145,9 +147,40 @@ def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
 
 
 def _expanded(globs: Sequence[str]) -> list[str]:
+    expanded: list[str] = []
     for glob in globs:
-        check_glob(glob)
-    return [one for glob in globs for one in expand_braces(glob)]
+        if series := tagged_metrics(glob):
+            expanded += series
+            if "/" not in glob:
+                expanded.append(glob)  # what was written without tags in mind may have this very name
+        else:
+            check_glob(glob)
+            expanded += expand_braces(glob)
+    return expanded
+
+
+def tagged_metrics(series: str) -> list[str]:
+    """The metrics whose files can hold the tagged series `name;tag=value`, in Graphite's two forms; else none.
+
+    Its tags may be in any order.  Both carbon and go-carbon name the file by the SHA-256 of the name with sorted tags,
+    with TAG_HASH_FILENAMES by that alone.  What has a wildcard, or is a file's name already, is a glob.
+    """
+    name, *tags = series.split(";")
+    name = name.lstrip("~")  # as carbon does
+    pairs = dict(tag.split("=", 1) for tag in tags if "=" in tag)
+    if (
+        not name or len(series) > MAX_LENGTH or not tags
+        or name.startswith("_tagged.") or re.search(r"[*?\[{}]", series) or not _is_unicode(series)
+        or not all(re.fullmatch(r"[^;!^=]+=[^~].*", tag, re.DOTALL) for tag in tags)
+    ):  # fmt: skip
+        return []
+    pairs.pop("name", None)
+    path = name + "".join(sorted(f";{tag}={value}" for tag, value in pairs.items()))
+    if not pairs:
+        return [path]
+    digest = hashlib.sha256(path.encode()).hexdigest()
+    stems = (path.replace(".", "_DOT_"), digest)
+    return [metric_name(f"_tagged/{digest[:3]}/{digest[3:6]}/{stem}.wsp".encode()) for stem in stems]
 
 
 def _any_of(globs: Sequence[str]) -> re.Pattern[str] | None:

@@ -1,0 +1,111 @@
+"""list --summary, and list on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from conftest import Program
+
+from whisperbackup.errors import UnsortedListing
+from whisperbackup.repository.summary import Summaries
+from whisperbackup.storage.base import StoredObject
+from whisperbackup.tree.selection import select
+
+STAMP = "2026-11-{:02}T00:00:00+00:00"
+
+
+def two_nodes(program: Program) -> None:
+    program.write("a.b")
+    program.write("a.c")
+    program("backup", "disk", "--storage-path", "node1")
+    program("backup", "disk", "--storage-path", "node2/x", "-m", "a.b", "-a", "zst")
+    (program.prefix / "a/c.wsp").unlink()
+    program("purge", "disk", "--storage-path", "node1")
+    (program.store / "node1/a.b" / f"{STAMP.format(1)}.sha1").write_text("0" * 40)
+    (program.store / "node1/notes.txt").write_text("somebody's")
+
+
+def payloads(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.wsp.*"))
+
+
+def test_each_storage_path_is_counted(program: Program) -> None:
+    two_nodes(program)
+    one, two = (json.loads(line) for line in program("list", "disk", "--summary", "--json", "-q").splitlines())
+    assert (one["storage_path"], one["metrics"], one["backups"], one["missing"], one["orphans"]) == (
+        "node1/",
+        2,
+        2,
+        1,
+        1,
+    )
+    assert one["bytes_by_codec"] == {"gz": payloads(program.store / "node1")}
+    assert one["oldest"] == min(program.stamps("node1/a.b") + program.stamps("node1/a.c"))
+    assert (two["storage_path"], two["metrics"], two["backups"], two["missing"]) == ("node2/x/", 1, 1, 0)
+    assert two["bytes_by_codec"] == {"zst": payloads(program.store / "node2")}
+    assert two["newest"] == program.stamps("node2/x/a.b")[-1]
+    assert (one["increments"], one["last_run"]["command"], one["last_run"]["status"]) == (0, "backup", 0)
+    assert one["last_run"]["counters"]["backed_up"] == 2
+    assert "skipped 1 unrecognized" in program("list", "disk", "--summary")  # not the records of runs
+    header, *rows = program("list", "disk", "--summary", "-q").splitlines()
+    assert header.split()[:3] == ["storage", "path", "metrics"]
+    assert rows[0].split()[:5] == ["node1/", "2", "2", "1", "1"]
+    assert rows[1].split()[-2:] == ["zst", str(payloads(program.store / "node2"))]
+    below = program("list", "disk", "--summary", "--json", "-q", "--storage-path", "node2").splitlines()
+    assert [json.loads(line)["storage_path"] for line in below] == ["node2/x/"]
+
+
+def test_a_summary_of_nothing_says_so(program: Program) -> None:
+    two_nodes(program)
+    assert "node3" in program("list", "disk", "--summary", "--storage-path", "node3", status=1)
+    assert "can't be combined" in program("list", "disk", "--summary", "-c", "2d", status=2)
+
+
+def test_a_summary_is_of_sorted_listings_only() -> None:
+    keys = [f"b/{STAMP.format(1)}.sha1", f"a/{STAMP.format(1)}.sha1"]
+    with pytest.raises(UnsortedListing):
+        Summaries([StoredObject(key, 40, None) for key in keys], select(["*"]))
+
+
+def test_a_summarys_memory_does_not_follow_the_metrics() -> None:
+    def peak(metrics: int) -> int:
+        listing = (
+            StoredObject(f"n/m{number:07}/{STAMP.format(day)}.{kind}", 40, None)
+            for number in range(metrics)
+            for day in (1, 2)
+            for kind in ("sha1", "wsp.gz")
+        )
+        tracemalloc.start()
+        (summary,) = Summaries(listing, select(["*"])).by_path.values()
+        (_, highest), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+        assert (summary.metrics, summary.backups) == (metrics, 2 * metrics)
+        return highest
+
+    peak(100)
+    assert peak(4000) < 2 * peak(200) + 100_000
+
+
+def test_list_on_a_terminal_has_a_header_and_human_sizes(program: Program) -> None:
+    two_nodes(program)
+
+    def shown(*words: str) -> list[str]:
+        ours, theirs = pty.openpty()
+        done = subprocess.run(program.words("list", "disk", "-q", *words), stdout=theirs, check=True)
+        assert done.returncode == 0
+        os.close(theirs)
+        text = os.read(ours, 1 << 16).decode()
+        os.close(ours)
+        return text.splitlines()
+
+    header, first, *_ = shown("--storage-path", "node2/x")
+    assert header.split() == ["stamp", "codec", "size", "metric"]
+    assert first.split()[3] in ("bytes", "kB")
+    assert first.index("a.b") == header.index("metric")
+    assert max(len(line) for line in shown("--summary")) <= 120
+    assert "codec" not in program("list", "disk", "-q", "--storage-path", "node2/x")

@@ -1,0 +1,70 @@
+"""list --summary: one line for each storage path below the given one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from whisperbackup.commands import list_runs, nothing_matches, open_store
+from whisperbackup.errors import CannotRun
+from whisperbackup.options import Options
+from whisperbackup.report import json_lines
+from whisperbackup.report.run_stats import shown_size
+from whisperbackup.repository.summary import Summaries, Summary
+from whisperbackup.runtime.logs import printable
+from whisperbackup.storage.windows import list_in_windows
+
+logger = logging.getLogger(__name__)
+
+NO_PATH = "(none)"
+COLUMNS = (
+    *("storage path", "metrics", "backups", "missing", "orphans", "incr.", "oldest", "newest", "last run"),
+    *("status", "stored"),
+)
+
+
+def lines(options: Options, is_terminal: bool) -> Iterator[str]:
+    """Yield the lines to print; dates and human sizes on a terminal, else whole stamps and bytes."""
+    with open_store(options) as driver:
+        found = Summaries(list_in_windows(driver, options.storage_path, iter(())), options.selection)
+        if not found.by_path:
+            nothing = nothing_matches(options, driver)
+            if options.storage_path or options.selection.wanted is not None:
+                raise CannotRun(str(nothing))
+            logger.warning("%s", nothing)
+        for path, summary in found.by_path.items():
+            summary.increments, summary.increment_bytes, summary.last_run = list_runs.newest(driver, path)
+    if found.foreign:
+        logger.info("skipped %d unrecognized objects", found.foreign)
+    summaries = [found.by_path[path] for path in sorted(found.by_path)]
+    if options.json:
+        yield from (json_lines.line(summary.fields()) for summary in summaries)
+        return
+    rows = [COLUMNS, *(_row(summary, is_terminal) for summary in summaries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
+    for path, *numbers, stored in rows:
+        cells = [f"{path:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True))]
+        yield " ".join([*cells, stored])
+
+
+def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
+    length = len("2026-11-25") if is_terminal else None
+    sizes = [
+        f"{codec} {shown_size(size) if is_terminal else size}" for codec, size in sorted(summary.bytes_by_codec.items())
+    ]
+    if summary.increment_bytes:
+        size = shown_size(summary.increment_bytes) if is_terminal else summary.increment_bytes
+        sizes.append(f"increments {size}")
+    last = summary.last_run
+    return (
+        printable(summary.storage_path) or NO_PATH,
+        *(
+            str(number)
+            for number in (summary.metrics, summary.backups, summary.missing, summary.orphans, summary.increments)
+        ),
+        summary.oldest[:length] or "-",
+        summary.newest[:length] or "-",
+        str(last["begin"])[:length] if last else "-",
+        "-" if last is None else "no end" if last["status"] is None else str(last["status"]),
+        ", ".join(sizes) or "-",
+    )
