@@ -366,6 +366,8 @@ class S3:
 
     def close(self) -> None:
         self._client.close()
+        if way := self.__dict__.get("_wire"):
+            way.wire.close()
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:

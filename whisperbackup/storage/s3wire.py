@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from botocore.exceptions import BotoCoreError
-from botocore.httpsession import get_cert_path
 
 from whisperbackup.storage import wire
 from whisperbackup.storage.wire import Answer, Failed, Wire
@@ -101,10 +100,10 @@ def connect(session: Any, client: Any, bucket: str) -> S3Wire | None:
         client.meta.events.register_first("choose-signer.s3.HeadObject", _sign_with_version_4)
         url = urlsplit(client.generate_presigned_url("head_object", Params={"Bucket": bucket, "Key": KEY}))
         region = parse_qs(url.query)["X-Amz-Credential"][0].split("/")[-3]
-        if not url.path.endswith(f"/{KEY}") or wire.goes_through_a_proxy(url.geturl()):
-            return None
         named = session._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
-        connections = Wire(f"{url.scheme}://{url.netloc}", named or get_cert_path(True))
+        connections = wire.open_wire(f"{url.scheme}://{url.netloc}", named)
+        if connections is None or not url.path.endswith(f"/{KEY}"):
+            return None
     except (BotoCoreError, OSError, ValueError, LookupError):
         return None  # boto3 meets the same trouble, and reports it
     return S3Wire(connections, url.path.removesuffix(KEY), region, credentials)

@@ -21,13 +21,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import certifi
+
 from whisperbackup.storage import deadline
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS, READ_SECONDS = 5, 25
-REFUSED = {*range(300, 404), *range(405, 409), 410, 411, *range(413, 429)}
-"""The statuses of requests that this way makes wrong; not of objects that are missing or exist, nor of a busy store."""
+REFUSED = {*range(300, 401), 402, 403, *range(405, 409), 410, 411, *range(413, 429)}
+"""The statuses of requests that this way makes wrong; not of objects that are missing or exist, of a
+token that has expired, nor of a busy store."""
 REFUSALS = 3
 """After so many refusals in a row of what the service's client could do, this way is given up."""
 NOT_IN_A_HEADER = re.compile("[^\x20-\x7e]")
@@ -52,7 +55,7 @@ class Wire:
     def __init__(self, url: str, certificates: str | None = None) -> None:
         """Raises OSError if the file with certificates cannot be read."""
         where = urlsplit(url)
-        self.host = where.netloc
+        self.host, self.path = where.netloc, where.path.rstrip("/")
         self._address = (where.hostname or "", where.port or (443 if where.scheme == "https" else 80))
         self._tls = ssl.create_default_context(cafile=certificates) if where.scheme == "https" else None
         self._idle: list[http.client.HTTPConnection] = []
@@ -127,8 +130,15 @@ def _is_readable(connection: http.client.HTTPConnection) -> bool:
     return bool(poll.poll(0))
 
 
-def goes_through_a_proxy(url: str) -> bool:
-    """Whether the environment names a proxy for this address; requests to it are the service's client's."""
+def open_wire(url: str, certificates: str | None) -> Wire | None:
+    """A wire to the server of `url`; None where the service's client must find the way, or the fault."""
+    try:
+        return None if _goes_through_a_proxy(url) else Wire(url, certificates or certifi.where())
+    except (OSError, ValueError):
+        return None
+
+
+def _goes_through_a_proxy(url: str) -> bool:
     where = urlsplit(url)
     proxies = urllib.request.getproxies()
     is_named = bool(proxies.get(where.scheme) or proxies.get("all"))
