@@ -52,6 +52,8 @@ HEADERS = {
     "IfNoneMatch": "if-none-match",
 }
 """The headers that boto3 makes of a put's arguments."""
+QUERY = {"Prefix": "prefix", "StartAfter": "start-after", "ContinuationToken": "continuation-token"}
+"""The same for a listing."""
 DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request: the service's limit."""
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -204,15 +206,11 @@ class S3:
         return self.list_range(prefix, "", "")
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        start = {"StartAfter": after} if after else {}
-        paginator = self._client.get_paginator("list_objects_v2")
-        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix, **start))
+        token = ""
         while True:
-            with self._errors("list"):
-                page = next(pages, None)
-            if page is None:
-                return
-            if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+            page = self._page(prefix, after, token)
+            following = page.get("NextContinuationToken", "")
+            if page.get("IsTruncated") and following in ("", token):
                 raise StorageError(
                     f"cannot list bucket '{self._bucket}': {self._endpoint} ends the listing before its last page; "
                     "check endpoint="
@@ -224,6 +222,20 @@ class S3:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return
             yield from objects
+            if not page.get("IsTruncated"):
+                return
+            token = following
+
+    def _page(self, prefix: str, after: str, token: str) -> Mapping[str, Any]:
+        given = {"Prefix": prefix, "StartAfter": after, "ContinuationToken": token}
+        fields = {name: value for name, value in given.items() if value}
+        query = {"list-type": "2", "encoding-type": "url", **{QUERY[name]: value for name, value in fields.items()}}
+        with self._attempt(lambda way: way.list(query)) as answer:
+            page = s3pages.page_in(answer.body) if answer and answer.status == 200 else None
+            if page is None:
+                with self._errors("list"):
+                    page = self._client.list_objects_v2(Bucket=self._bucket, **fields)
+            return page
 
     @functools.cached_property
     def _wire(self) -> s3wire.S3Wire | None:

@@ -31,7 +31,7 @@ class Signer:
         self._derived: tuple[tuple[str, str], bytes] | None = None
 
     def sign(
-        self, method: str, path: str, headers: Mapping[str, str], credentials: Any, now: time.struct_time
+        self, method: str, path: str, query: str, headers: Mapping[str, str], credentials: Any, now: time.struct_time
     ) -> dict[str, str]:
         """`headers`, with their signature; among them must be host and x-amz-content-sha256, all in lower case."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", now)
@@ -41,7 +41,7 @@ class Signer:
         names = sorted(signed)
         listed = ";".join(names)
         lines = "".join(f"{name}:{signed[name]}\n" for name in names)
-        canonical = f"{method}\n{path}\n\n{lines}\n{listed}\n{headers['x-amz-content-sha256']}"
+        canonical = f"{method}\n{path}\n{query}\n{lines}\n{listed}\n{headers['x-amz-content-sha256']}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
         signature = hmac.digest(self._key(credentials.secret_key, stamp[:8]), text.encode(), "sha256").hex()
@@ -78,14 +78,28 @@ class S3Wire:
         """Raises Failed."""
         return self._ask("GET", key, EMPTY, {}, b"")
 
-    def _ask(self, method: str, key: str, digest: str, more: Mapping[str, str], body: bytes) -> Answer:
+    def list(self, query: Mapping[str, str]) -> Answer:
+        """Raises Failed."""
+        return self._ask("GET", None, EMPTY, {}, b"", query)
+
+    def _ask(
+        self,
+        method: str,
+        key: str | None,
+        digest: str,
+        more: Mapping[str, str],
+        body: bytes,
+        query: Mapping[str, str] | None = None,
+    ) -> Answer:
         try:
-            path = self._path + quote(key, safe="/~")
+            path = (self._path.rstrip("/") or "/") if key is None else self._path + quote(key, safe="/~")
+            words = "&".join(f"{name}={quote(value, safe='')}" for name, value in sorted((query or {}).items()))
             frozen = self._credentials.get_frozen_credentials()
         except (ValueError, BotoCoreError, OSError) as error:
             raise Failed(str(error)) from error
         headers = {"host": self.wire.host, "user-agent": wire.AGENT, "x-amz-content-sha256": digest, **more}
-        return self.wire.ask(method, path, self._signer.sign(method, path, headers, frozen, time.gmtime()), body)
+        signed = self._signer.sign(method, path, words, headers, frozen, time.gmtime())
+        return self.wire.ask(method, f"{path}?{words}" if words else path, signed, body)
 
 
 def connect(session: Any, client: Any, bucket: str) -> S3Wire | None:
