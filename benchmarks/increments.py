@@ -1,18 +1,27 @@
 """What increments cost: CPU and bytes a metric to write one, metrics a second to read a day of them back.
 
+    python benchmarks/increments.py command [--metrics 200000] [--rounds 5] [--scratch DIR]
+    python benchmarks/increments.py nightly [--scratch DIR]
     python benchmarks/increments.py [--metrics 20000] [--rounds 5] [--read 6000] [--scratch DIR]
 
 Every file has noise of its own, a day of points, several archives, and is in the page cache.
-An increment has all files, an hour and the default lag.
+An increment has all files, an hour and the default lag.  `command` runs the command itself: CPU of all processes, with
+their start and the walk, the parent's peak, bytes and objects stored.  `nightly`: every file of a tree advances by
+a day, and each tool stores it; restic and borg are used where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import resource
+import shutil
 import statistics
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +31,10 @@ from typing import NamedTuple
 import numpy as np
 from whispertree import RECORD, series
 
-from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record
+from whisperbackup.increments import fresh, history, image, manifest, merge, part, reader, record
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, walk
+from whisperbackup.whisper.format import header_size, parse_header
 
 LAYOUTS = (
     ((30, 2880), (300, 2016), (3600, 720)),
@@ -34,15 +44,17 @@ LAYOUTS = (
 LAG, HOUR = 900, 3600
 
 
-def whisper_file(chance: np.random.Generator, layout: tuple[tuple[int, int], ...], now: int) -> bytes:
-    """A file with a day of points, each archive a series of its own."""
+def whisper_file(
+    chance: np.random.Generator, layout: tuple[tuple[int, int], ...], now: int, held: int = 86400
+) -> bytes:
+    """A file with `held` seconds of points, each archive a series of its own."""
     header = struct.pack(">2LfL", 1, max(step * points for step, points in layout), 0.5, len(layout))
     offset = 16 + 12 * len(layout)
     body = b""
     for step, points in layout:
         header += struct.pack(">3L", offset, step, points)
         offset += 12 * points
-        filled = min(points, 86400 // step)
+        filled = min(points, held // step)
         times = now - now % step - step * np.arange(filled)[::-1]
         ring = np.zeros(points, RECORD)
         slots = (np.arange(filled) + int(chance.integers(0, points - filled + 1))) % points
@@ -54,6 +66,17 @@ def whisper_file(chance: np.random.Generator, layout: tuple[tuple[int, int], ...
     return header + body
 
 
+def write_sparse(path: Path, content: bytes) -> None:
+    """A file with holes where there are only zeros: a ring that is not full yet."""
+    with path.open("wb") as file:
+        for at in range(0, len(content), 4096):
+            piece = content[at : at + 4096]
+            if piece.count(0) < len(piece):
+                file.seek(at)
+                file.write(piece)
+        file.truncate(len(content))
+
+
 def make_tree(root: Path, metrics: int, now: int) -> None:
     """The files, in folders of fifty."""
     chance = np.random.default_rng(1)
@@ -62,7 +85,7 @@ def make_tree(root: Path, metrics: int, now: int) -> None:
         if number % 50 == 0:
             folder.mkdir(parents=True)
         path = folder / f"metric-{number % 50:02}.wsp"
-        path.write_bytes(whisper_file(chance, LAYOUTS[number % len(LAYOUTS)], now))
+        write_sparse(path, whisper_file(chance, LAYOUTS[number % len(LAYOUTS)], now))
         os.utime(path, (now, now))
 
 
@@ -105,6 +128,149 @@ def write(root: Path, since: int, until: int) -> Written:
     return Written(made, {each.name: content for each, content in parts}, cpu)
 
 
+# The command
+
+
+class Measured(NamedTuple):
+    """A run of the command: seconds of CPU of all its processes, and in all; its parent's peak in MB."""
+
+    cpu: float
+    seconds: float
+    peak: float
+
+
+def run_command(*words: object) -> Measured:
+    """Run whisper-backup to its end."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    options = ["--nolog", "--nolock", "--nostamp", "--nostate", "-q"]
+    run = subprocess.Popen([sys.executable, "-m", "whisperbackup", *options, *[str(word) for word in words]])
+    peak = 0
+    while run.poll() is None:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{run.pid}/status").read_text().splitlines()
+            peak = max([peak, *[int(line.split()[1]) for line in lines if line.startswith("VmHWM")]])
+        time.sleep(0.02)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Measured(cpu, time.monotonic() - began, peak / 1000)
+
+
+def command(metrics: int, rounds: int, scratch: Path | None) -> None:
+    """Print what the command costs; the record of a run stands for a backup.
+
+    The files were born a moment ago, and would be taken whole after a run of an hour ago.  So the run is of this
+    moment, and the lag has the hour: it is the same window, but the hour ahead is looked at, too.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        root, store = Path(folder) / "tree", Path(folder) / "store"
+        now = int(time.time())
+        make_tree(root, metrics, now)
+        time.sleep(2.5)
+        measured = []
+        for _ in range(rounds):
+            shutil.rmtree(store, ignore_errors=True)
+            (store / ".runs").mkdir(parents=True)
+            begin = int(time.time()) - 1
+            stamp = history.stamp_at(begin)
+            values = {"stamp": stamp, "node": os.uname().nodename, "prefix": str(root), "begin": begin, "end": begin}
+            run = manifest.Run(**values, files=metrics, status=0, is_complete=True)  # type: ignore[arg-type]
+            (store / f".runs/{stamp}.json").write_bytes(run.to_json())
+            measured.append(run_command("-p", root, "-b", store, "--lag", HOUR + LAG, "increment", "disk"))
+        (stored,) = (store / ".increments").iterdir()
+        made = manifest.read_manifest((stored / "manifest.json").read_bytes())
+        assert made.records == metrics, made.records
+        size = sum(path.stat().st_size for path in stored.iterdir())
+        shown = [
+            f"{metrics:,} metrics, {made.points / metrics:.0f} points each, {len(made.parts)} parts",
+            f"CPU: {_median([one.cpu for one in measured], 1e6 / metrics)} us a metric, target 45",
+            f"in all: {_median([one.seconds for one in measured], 1)} s",
+            f"stored: {size / metrics:.0f} bytes a metric, target 650",
+            f"the parent's peak: {_median([one.peak for one in measured], 1)} MB, target 60",
+        ]
+        print("\n".join(shown))
+
+
+def _median(values: list[float], factor: float) -> str:
+    return f"{statistics.median(values) * factor:.1f} ({min(values) * factor:.1f}-{max(values) * factor:.1f})"
+
+
+# A night
+
+
+def advance(root: Path, begin: int, chance: np.random.Generator) -> None:
+    """A day of points for every file, from `begin` on, where whisper would put them."""
+    for path in sorted(root.rglob("*.wsp")):
+        content = bytearray(path.read_bytes())
+        for offset, step, points in parse_header(bytes(content[: header_size(content)])).archives:
+            ring = np.frombuffer(content, RECORD, points, offset)
+            base = int(ring["t"][0])
+            times = np.arange(begin - begin % step + step, begin + 86400, step)[-points:]
+            slots = (times - base) // step % points
+            ring["t"][slots], ring["v"][slots] = times, series(chance, times)
+        path.write_bytes(content)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def nightly(files: int, scratch: Path | None) -> None:
+    """Print what each tool stores of a tree of full files that advanced by a day; an increment, and 24 of them."""
+    day = 86400
+    layout = ((60, 43200), (300, 20160), (3600, 6480))  # 838 kB, of which a day changes 2.5 %
+    chance = np.random.default_rng(7)
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        root, store = folder / "tree", folder / "store"
+        now = int(time.time()) - day
+        for number in range(files):
+            path = root / f"servers/web{number // 20:03}/metric-{number % 20:02}.wsp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            full = whisper_file(chance, layout, now, 10**9)
+            path.write_bytes(full)
+        print(f"{files} files, {size_of(root) / 1e6:.0f} MB, all full and advanced by a day; MB stored of that night")
+        (folder / "repository").mkdir()
+        environment = {**os.environ, "RESTIC_PASSWORD": "x", "BORG_BASE_DIR": str(folder / "borg-home")}
+        plans = {
+            "restic": [["restic", "init", "-q", "-r", "@"], ["restic", "backup", "-q", "-r", "@", str(root)]],
+            "borg": [["borg", "init", "-e", "none", "@"], ["borg", "create", "-C", "lz4", "@::{now}", str(root)]],
+            "borg, fixed,4096": [
+                ["borg", "init", "-e", "none", "@"],
+                ["borg", "create", "-C", "zstd,3", "--chunker-params", "fixed,4096", "@::{now}", str(root)],
+            ],
+        }
+        plans = {tool: plan for tool, plan in plans.items() if shutil.which(plan[0][0])}
+
+        def peer(tool: str, step: int) -> None:
+            target = str(folder / "repository" / tool.replace(",", "").replace(" ", "-"))
+            words = [word.replace("@", target) for word in plans[tool][step]]
+            subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+        run_command("-p", root, "-b", store, "backup", "disk")
+        for tool in plans:
+            peer(tool, 0)
+            peer(tool, 1)
+        before = {tool: size_of(folder / "repository" / tool.replace(",", "").replace(" ", "-")) for tool in plans}
+        (record_path,) = (store / ".runs").iterdir()
+        values = json.loads(record_path.read_bytes())
+        values |= {"begin": int(time.time()) - 1, "boot": ""}  # as in `command`: the lag has the day
+        record_path.write_text(json.dumps(values))
+        advance(root, now, chance)
+        run_command("-p", root, "-b", store, "--lag", day, "increment", "disk")
+        own = size_of(store)
+        rows = {"whisper-backup increment, one for the day": size_of(store / ".increments")}
+        run_command("-p", root, "-b", store, "backup", "disk")
+        rows["whisper-backup backup"] = size_of(store) - own
+        for tool in plans:
+            peer(tool, 1)
+            rows[tool] = size_of(folder / "repository" / tool.replace(",", "").replace(" ", "-")) - before[tool]
+        for tool, size in rows.items():
+            print(f"| {tool} | {size / 1e6:.1f} |")
+
+
 def main() -> None:
     """Print the figures."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -114,7 +280,14 @@ def main() -> None:
         "--read", type=int, default=6_000, help="metrics in each of the 24 increments that are read back"
     )
     options.add_argument("--scratch", type=Path)
+    options.add_argument("what", nargs="?", choices=["core", "command", "nightly"], default="core")
     given = options.parse_args()
+    if given.what == "command":
+        command(given.metrics, given.rounds, given.scratch)
+        return
+    if given.what == "nightly":
+        nightly(600, given.scratch)
+        return
     now = int(time.time())
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         root = Path(folder) / "tree"

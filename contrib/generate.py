@@ -116,8 +116,8 @@ def manual_page() -> str:
     groups = [f".SS {group.title}\n{_tagged(_described(parser, group.option_list))}" for group in parser.option_groups]
     files = {
         options.LOGFILE: "the log; five rotated ones of 10 MiB stay beside it",
-        options.LOCKFILE: "the lock of backup, restore and purge",
-        options.STAMPFILE: "touched by a backup, restore or purge that did all its work",
+        options.LOCKFILE: "the lock of backup, restore, purge and prune",
+        options.STAMPFILE: "touched by a backup, restore, purge or prune that did all its work",
         "/var/cache/whisper-backup": "what backup knows of files that need not be read again",
     }
     return MAN.format(

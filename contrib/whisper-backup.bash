@@ -10,29 +10,31 @@ _whisper_backup() {
         --statefile|--lockfile|--logfile|--stampfile) mapfile -t COMPREPLY < <(compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -p|--prefix|-b|--bucket) mapfile -t COMPREPLY < <(compgen -d -- "$word"); compopt -o filenames 2>/dev/null; return ;;
         -a|--algorithm) mapfile -t COMPREPLY < <(compgen -W 'gz sz zst' -- "$word"); return ;;
-        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) return ;;
+        -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--from|--until|--sample|--lag|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|--keep-increments|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) return ;;
     esac
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--sample|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
+            -p|--prefix|-b|--bucket|--storage-path|-m|--metrics|--exclude|-c|--date|--from|--until|--sample|--lag|-r|--retention|--keep-daily|--keep-weekly|--keep-monthly|-x|--purge|--keep-increments|-a|--algorithm|-f|--processes|--threads|--bwlimit|--max-file-size|--statefile|--splay|--lockfile|--locktimeout|--logfile|--stampfile|--carbon|--carbon-prefix) [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++)); ((index++)) ;;
             -*) ;;
             *) ((place++)) || command=${COMP_WORDS[index]} ;;
         esac
     done
     if [[ $word == -* ]]; then
         case $command in
-            backup) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -n --noop -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
-            restore) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --overwrite -f --processes --threads --max-file-size --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
+            backup) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -n --noop -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --keep-increments --purge-anyway --no-delete -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
+            increment) names='-b --bucket --storage-path --exclude -n --noop --lag --no-delete -f --processes --threads --nice --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
+            restore) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --from --until --no-increments --overwrite -f --processes --threads --max-file-size --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
             purge) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -n --noop -x --purge --purge-anyway -f --processes --threads --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
-            list) names='-b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --debris -q --quiet -d --debug --logfile --nolog --syslog --json -h --help --version' ;;
-            verify) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --all --sample --tree -f --processes --threads --bwlimit --nice --max-file-size -q --quiet -d --debug --logfile --nolog --syslog --json --carbon --carbon-prefix -h --help --version' ;;
-            *) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -c --date -n --noop --overwrite --all --sample --tree --debris -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --purge-anyway -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
+            prune) names='-b --bucket --storage-path -m --metrics --exclude -n --noop -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --keep-increments --purge-anyway --protected-ok -f --processes --threads --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
+            list) names='-b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --runs --debris -q --quiet -d --debug --logfile --nolog --syslog --json -h --help --version' ;;
+            verify) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --no-increments --all --sample --tree -f --processes --threads --bwlimit --nice --max-file-size -q --quiet -d --debug --logfile --nolog --syslog --json --carbon --carbon-prefix -h --help --version' ;;
+            *) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -c --date -n --noop --from --until --no-increments --overwrite --all --sample --tree --lag --runs --debris -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --keep-increments --purge-anyway --no-delete --protected-ok -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix -h --help --version' ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
         return
     fi
     case $place in
-        0) mapfile -t COMPREPLY < <(compgen -W 'backup restore purge list verify' -- "$word") ;;
+        0) mapfile -t COMPREPLY < <(compgen -W 'backup increment restore purge prune list verify' -- "$word") ;;
         1) mapfile -t COMPREPLY < <(compgen -W 'disk gcs noop s3 swift' -- "$word") ;;
     esac
 }

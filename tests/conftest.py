@@ -213,8 +213,9 @@ class Program:
         return path
 
     def objects(self) -> dict[str, bytes]:
-        """Everything in the directory store."""
+        """Everything in the directory store but the records of runs, which every run adds to."""
         paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name != MARKER]
+        paths = [path for path in paths if path.parent.name != ".runs"]
         return {str(path.relative_to(self.store)): path.read_bytes() for path in paths}
 
     def stamps(self, metric: str) -> list[str]:

@@ -98,7 +98,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "HOME": str(log.parent), **(environment or {})},
+            env={**os.environ, "HOME": str(log.parent), "TMPDIR": str(log.parent), **(environment or {})},
             preexec_fn=die_with_parent,
         )
     try:
@@ -592,6 +592,7 @@ def _shared(name: str) -> Any:
 @contextlib.contextmanager
 def shared_servers() -> Iterator[None]:
     """Let this process start the servers that it, and those that inherit its environment, ask for; end them after."""
+    _folder()  # now: a test has a temporary folder of its own, which is removed after it
     key = secrets.token_bytes(16)
     with multiprocessing.connection.Listener(("127.0.0.1", 0), backlog=64, authkey=key) as listener:
         os.environ[ADDRESS] = f"{listener.address[1]} {key.hex()}"
@@ -806,6 +807,13 @@ class TroubleProxy:
             writer.write(whole)
         await writer.drain()
         return b"connection: close" not in answer.lower()
+
+
+def refuse_deletions(head: bytes) -> bytes | None:
+    """For a proxy's `lie`: the answer to any request to delete, as of a service whose policy denies it."""
+    if re.match(rb"DELETE ", head) or re.match(dict(KINDS)["BULKDELETE"], head):
+        return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+    return None
 
 
 async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:

@@ -137,7 +137,8 @@ def test_help_shows_usage_and_every_default() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "whisperbackup", "-h"], capture_output=True, text=True, check=True
     ).stdout
-    usage = "whisper-backup [options] backup|restore|purge|list|verify disk|gcs|noop|s3|swift [storage args]"
+    commands = "backup|increment|restore|purge|prune|list|verify"
+    usage = f"whisper-backup [options] {commands} disk|gcs|noop|s3|swift [storage args]"
     assert usage in re.sub(r"\s+", " ", shown)
     names = ("/var/log/whisperbackup.py.log", "/var/lock/whisperbackup.py", "/var/tmp/whisperbackup.py.success")
     values = ("/opt/graphite/storage/whisper", "[4]", "[5]", "[45]", "[graphite-backups]", "[gz]", "[90]", "[0]")
@@ -165,14 +166,17 @@ def test_help_after_a_command_shows_its_options_and_no_others(
     assert f"[options] {command} " in shown
     assert max(len(line) for line in shown.splitlines()) < 80
     assert ("--overwrite" in shown) == (command == "restore")
-    assert ("--retention" in shown) == (command == "backup")
-    assert ("--purge-anyway" in shown) == (command in ("backup", "purge"))
-    assert ("--lockfile" in shown) == (command in ("backup", "restore", "purge"))
+    assert ("--retention" in shown) == (command in ("backup", "prune"))
+    assert ("--purge-anyway" in shown) == (command in ("backup", "purge", "prune"))
+    assert ("--prefix" in shown) == (command not in ("prune", "list"))
+    assert ("--no-delete" in shown) == (command in ("backup", "increment"))
+    assert ("--protected-ok" in shown) == (command == "prune")
+    assert ("--lockfile" in shown) == (command in ("backup", "increment", "restore", "purge", "prune"))
     assert "--bucket" in shown
 
 
 def test_options_of_the_older_tool_are_accepted_with_every_command() -> None:
-    for command in COMMANDS:
+    for command in set(COMMANDS) - {"increment"}:
         parse(
             [
                 command,

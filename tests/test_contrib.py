@@ -80,7 +80,7 @@ def test_the_manual_page_renders_without_a_warning(generate: ModuleType) -> None
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
-    for unit in ("whisper-backup.service", "whisper-backup.timer"):
+    for unit in [path.name for path in CONTRIB.iterdir() if path.suffix in (".service", ".timer")]:
         text = (CONTRIB / unit).read_text().replace("/usr/local/bin/whisper-backup", "/bin/true")
         (tmp_path / unit).write_text(text)
     units = sorted(tmp_path.iterdir())
@@ -88,11 +88,12 @@ def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_the_cron_line_and_the_service_are_command_lines() -> None:
-    line = (CONTRIB / "whisper-backup.cron").read_text().splitlines()[-1]
-    assert options.parse(line.split("whisper-backup ", 1)[1].split()).command == "backup"
-    (start,) = (line for line in (CONTRIB / "whisper-backup.service").read_text().splitlines() if "ExecStart" in line)
+@pytest.mark.parametrize(("name", "command"), [("whisper-backup", "backup"), ("whisper-backup-increment", "increment")])
+def test_the_cron_line_and_the_service_are_command_lines(name: str, command: str) -> None:
+    line = (CONTRIB / f"{name}.cron").read_text().splitlines()[-1]
+    assert options.parse(line.split("whisper-backup ", 1)[1].split()).command == command
+    (start,) = (line for line in (CONTRIB / f"{name}.service").read_text().splitlines() if "ExecStart" in line)
     words = (
         start.replace("$WHISPER_BACKUP_OPTIONS", "-b x").replace("$WHISPER_BACKUP_STORE", "s3 eu-west-1").split()[1:]
     )
-    assert options.parse(words).storage_arguments == ["eu-west-1"]
+    assert (options.parse(words).command, options.parse(words).storage_arguments) == (command, ["eu-west-1"])

@@ -17,15 +17,21 @@ PURGE = {"missing", "purged", "marked_missing", "came_back", "debris_removed"}
 KEYS = {
     "backup": PURGE
     | {"unchanged", "backed_up", "read_bytes", "stored_bytes", "removed", "vanished", "too_new", "changing_while_read"}
-    | {"kept_all_newer_being_much_smaller", "stamped_anew"},
+    | {"kept_all_newer_being_much_smaller", "stamped_anew", "objects_not_deleted"}
+    | {"increments_removed", "increments_rewritten", "run_records_removed"},
+    "increment": {"not_written_to", "recorded", "points", "stored_bytes", "p99_seconds_late", "taken_whole", "vanished"}
+    | {"new_left_to_backup", "compressed_left_to_backup", "too_new", "changing_while_read", "parts"}
+    | {"owed_to_the_next_increment"},
     "restore": {"created", "healed", "points_filled", "already_whole", "skipped", "replaced", "needed_an_older_backup"}
     | {"compressed_differing"},
     "purge": PURGE,
+    "prune": {"removed", "missing", "purged", "came_back", "debris_removed", "protected"}
+    | {"kept_all_newer_being_much_smaller"},
     "verify": {"good", "read_bytes", "vanished", "left_to_other_days"},
     "verify_tree": {"same", "differ", "not_backed_up", "new", "gone", "read_bytes", "unseen", "vanished"}
     | {"left_to_other_days"},
 }
-COMMANDS = [("backup",), ("restore",), ("purge",), ("verify",), ("verify", "--tree")]
+COMMANDS = [("backup",), ("increment",), ("restore",), ("purge",), ("prune",), ("verify",), ("verify", "--tree")]
 
 
 class Ran:

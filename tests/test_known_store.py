@@ -18,7 +18,7 @@ from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.storage import disk
-from whisperbackup.storage.base import Unavailable
+from whisperbackup.storage.base import StorageError, Unavailable
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +199,7 @@ def test_the_marker_is_no_object_and_stays(stored: Program) -> None:
     assert "1 purged" in stored("purge", "disk", "-x", "0")
     assert (stored.store / MARKER).is_file()
     driver = open_store(servers.store("disk"), str(stored.store))
-    assert [listed.key for listed in driver.list("") if listed.key.startswith(".")] == []
+    assert [listed.key for listed in driver.list("") if listed.key.startswith(".w")] == []
 
 
 def test_a_new_store_that_cannot_be_marked_is_an_error(program: Program) -> None:
@@ -275,12 +275,28 @@ def test_a_listing_whose_disk_is_unmounted_does_not_end_as_if_it_were_whole(stor
     if is_marked:  # it was mounted again
         stored.store.rmdir()
         shutil.copytree(stored.home / "disk", stored.store)
-        assert len([first, *listing]) == 4
+        assert len([first, *listing]) == 5
     else:
         with pytest.raises(Unavailable, match="was its disk unmounted"):
             list(listing)
         with pytest.raises(Unavailable, match="was its disk unmounted"):
             driver.put("a/key", b"")
+
+
+def test_a_deletion_on_an_unmounted_disk_is_no_deletion(stored: Program) -> None:
+    """There the files are missing, too, and a missing file would count as deleted."""
+    driver = disk.open(str(stored.store), False, [])
+    keys = [found.key for found in driver.list("")]
+    away = unmount(stored)
+    with pytest.raises(Unavailable, match="was its disk unmounted"):
+        driver.delete(keys[:1])
+    assert all((away / key).exists() for key in keys)
+    stored.store.rmdir()
+    with pytest.raises(StorageError, match="mount its disk"):
+        driver.delete(keys[:1])
+    away.rename(stored.store)
+    driver.delete(keys)
+    assert list(driver.list("")) == []
 
 
 @pytest.mark.parametrize("is_marked", [True, False])

@@ -18,7 +18,7 @@ from test_storage import open_store, put_all
 from test_stores import connect, plant
 
 from whisperbackup.storage import deadline, gcs, s3, s3pages, swift
-from whisperbackup.storage.base import Driver, Unavailable
+from whisperbackup.storage.base import Driver, Unavailable, get_range
 
 KINDS = ["s3-rclone", "swift-v1", "gcs"]
 BODIES = {
@@ -30,6 +30,7 @@ BODIES = {
 CALLS: dict[str, Callable[[Driver], object]] = {
     "list": lambda driver: list(driver.list("")),
     "get": lambda driver: driver.get("the key"),
+    "get a part": lambda driver: get_range(driver, "the key", 5, 5),
     "put": lambda driver: driver.put("the key", b"body"),
     "put nothing": lambda driver: driver.put("the key", b""),
     "delete one": lambda driver: driver.delete(["the key"]),
@@ -135,6 +136,58 @@ def test_a_body_shorter_than_it_was_said_to_be_is_no_object(
     proxy.lie = lambda _: head % (b"0" * 32) + b"x" * 50
     with pytest.raises(Unavailable, match="key"):
         driver.get("key")
+
+
+CONTENT = bytes(range(200))
+ANSWER = b'ETag: "%b"\r\nx-goog-hash: md5=AAAA\r\nConnection: close\r\n' % (b"0" * 32)
+
+
+def part(told: bytes, body: bytes, status: bytes = b"206 Partial Content") -> bytes:
+    told = b"Content-Range: bytes %b\r\n" % told if told else b""
+    return b"HTTP/1.1 %b\r\n%b%bContent-Length: %d\r\n\r\n%b" % (status, ANSWER, told, len(body), body)
+
+
+WRONG_PARTS = {
+    "the beginning": part(b"0-49/200", CONTENT[:50]),
+    "beside it": part(b"60-109/200", CONTENT[60:110]),
+    "less": part(b"50-79/200", CONTENT[50:80]),
+    "more": part(b"50-199/200", CONTENT[50:]),
+    "less than it says": part(b"50-99/200", CONTENT[50:80]),
+    "without its place": part(b"", CONTENT[50:100]),
+    "rubbish": part(b"a-b/c", CONTENT[50:100]),
+    "a part that is called the whole": part(b"0-49/200", CONTENT[:50], b"200 OK"),
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("wrong", WRONG_PARTS)
+def test_no_part_of_an_object_is_believed_to_be_another(proxied: tuple[Store, TroubleProxy], wrong: str) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("key", CONTENT)
+    proxy.lie = lambda head: WRONG_PARTS[wrong] if b"\nrange:" in head.lower() else None
+    try:
+        got = get_range(driver, "key", 50, 50)
+    except Unavailable as error:
+        assert re.search("'key'.*(another part of it|not answer)", str(error))
+    else:
+        assert got == CONTENT[50:100]  # it asked for the whole instead
+        assert (store.driver, wrong) == ("gcs", "a part that is called the whole")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_store_that_ignores_ranges_gives_the_right_part_all_the_same(
+    proxied: tuple[Store, TroubleProxy], refused: bool
+) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("key", CONTENT)
+    proxy.lie = lambda head: (
+        None if b"\nrange:" not in head.lower() else
+        part(b"", b"no", b"416 Range Not Satisfiable") if refused else part(b"", CONTENT, b"200 OK")
+    )  # fmt: skip
+    for offset, length in ((0, 10), (50, 50), (190, 100), (200, 10), (0, 200)):
+        assert get_range(driver, "key", offset, length) == CONTENT[offset : offset + length]
 
 
 def run_all(tmp_path: Path, store: Store, bucket: str, tree: Program, commands: list[str]) -> dict[str, str]:

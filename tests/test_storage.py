@@ -34,7 +34,11 @@ from whisperbackup.storage.base import (
     StorageError,
     Unavailable,
     UsageError,
+    get_range,
 )
+from whisperbackup.storage.guarded import Guarded
+from whisperbackup.storage.noop import Noop
+from whisperbackup.storage.readonly import ReadOnly
 
 APPLICATION = "swift-v3-application"
 """Keystone again with another way to get a token, which is all that is tried with it."""
@@ -266,6 +270,53 @@ def test_every_byte_survives_in_a_large_object(driver: Driver) -> None:
     content = bytes(range(256)) * 40_000 + b"\r\n\0"
     driver.put("large", content)
     assert driver.get("large") == content
+
+
+PARTS = [(0, 1), (0, 10), (3, 4), (9, 1), (0, 11), (4, 100), (9, 2)]
+BEHIND = [(10, 1), (11, 5), (10_000, 3)]
+
+
+def test_a_part_of_an_object_is_read(driver: Driver) -> None:
+    driver.put("a part", b"0123456789")
+    driver.put("nothing", b"")
+    for offset, length in PARTS + BEHIND:
+        assert get_range(driver, "a part", offset, length) == b"0123456789"[offset : offset + length]
+    assert get_range(driver, "nothing", 0, 5) == b""
+    for key in ("not there", "a part/b"):
+        with pytest.raises(NotFound, match=key):
+            get_range(driver, key, 0, 5)
+
+
+def test_every_byte_survives_in_the_parts_of_a_large_object(driver: Driver) -> None:
+    content = os.urandom(3_000_000)
+    driver.put("large", content)
+    parts = [get_range(driver, "large", offset, 1 << 20) for offset in range(0, len(content), 1 << 20)]
+    assert b"".join(parts) == content
+
+
+def test_a_part_costs_one_request_and_no_more_bytes(network_store: Store, new_name: Callable[[Store], str]) -> None:
+    heads: list[bytes] = []
+    with TroubleProxy(network_store.port) as proxy:
+        driver = open_store(network_store.through(proxy.port), new_name(network_store), create=True)
+        driver.put("large", b"x" * 500_000)
+        proxy.requests.clear()
+        proxy.alter = lambda head, answer: heads.append(answer) or answer  # type: ignore[func-returns-value]
+        assert get_range(driver, "large", 1000, 100) == b"x" * 100
+        assert proxy.requests["GET"] == proxy.requests.total() == 1
+    (head,) = heads
+    assert re.search(rb"(?i)content-length: 100\r\n", head)
+
+
+def test_a_driver_that_reads_no_parts_is_asked_for_the_whole() -> None:
+    class Whole(Noop):
+        def get(self, key: str) -> bytes:
+            return b"0123456789"
+
+    for driver in (Whole(), Guarded(Whole(), "whole"), ReadOnly(Whole(), absent_is_empty=False)):
+        for offset, length in PARTS + BEHIND:
+            assert get_range(driver, "key", offset, length) == b"0123456789"[offset : offset + length]
+    with pytest.raises(NotFound):
+        get_range(Noop(), "key", 0, 1)
 
 
 def test_threads_share_a_driver(driver: Driver) -> None:
@@ -702,6 +753,7 @@ def test_the_wrapper_of_noop_reads_and_never_writes(tmp_path: Path) -> None:
     wrapped = storage.open_bucket("disk", str(tmp_path / "store"), [], create=True, noop=True)
     wrapped.put("a/c", b"y")
     wrapped.delete(["a/b"])
+    assert get_range(wrapped, "a/b", 0, 5) == b"x"
     assert [found.key for found in wrapped.list("")] == ["a/b"]
     assert wrapped.get("a/b") == b"x"
     absent = storage.open_bucket("disk", str(tmp_path / "none"), [], create=True, noop=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import Program, add_point, contents
+from conftest import Program, add_point, contents, wait_for
 from servers import Store, TroubleProxy
 from test_storage import open_store
 
@@ -193,15 +193,11 @@ def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path
         proxy.delay = 0.02
         store = direct.through(proxy.port)
         connect(program, store)
-        runs.append((program, direct, proxy, program.start("backup", store.driver, *store.arguments)))
-    for _, _, proxy, _ in runs:
-        deadline = time.monotonic() + 30
-        while proxy.requests["PUT"] + proxy.requests["POST"] < 100 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    began = time.monotonic()
-    for _, _, proxy, _ in runs:
+        run = program.start("backup", store.driver, *store.arguments)
+        wait_for(lambda: proxy.requests["PUT"] + proxy.requests["POST"] >= 100)  # noqa: B023
         proxy.vanish()
-    for program, direct, proxy, run in runs:
+        runs.append((program, direct, proxy, run, time.monotonic()))
+    for program, direct, proxy, run, began in runs:
         _, said = run.communicate(timeout=120)
         assert time.monotonic() - began < 120
         assert run.returncode in (1, 3), said
@@ -212,7 +208,7 @@ def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path
         _, checked = program.start("verify", direct.driver, *direct.arguments).communicate()
         assert re.search(r"(\d+) examined, \1 good", checked), checked  # what is complete is good
         assert set(re.findall(r"^ERROR: many\.\S+ (.*)", checked, re.MULTILINE)) <= {
-            "has no complete backup, only debris of an interrupted run"
+            "has no complete backup, only debris of an interrupted run; see list --debris"
         }
         assert re.search(r"2000 examined, [1-9]\d* unchanged", again("backup"))
         assert "2000 good" in again("verify")

@@ -17,7 +17,8 @@ from conftest import Program, add_point, unprivileged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.commands.verify_tree import NEW, birth_time, is_new
+from whisperbackup.commands.verify_tree import NEW, is_new
+from whisperbackup.tree.birth import birth_time
 from whisperbackup.tree.selection import is_in_share
 
 METRICS = ("a.one", "a.two", "b.one", "b.two")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CannotRun(Exception):
     """The command cannot run."""
@@ -37,6 +39,22 @@ class StartAfterUnsupported(StorageError):
 
 class UnsortedListing(StorageError):
     """The listing is not sorted, so a key that is absent from it may still exist."""
+
+
+class NotDeleted(StorageError):
+    """Some objects could not be deleted; all the others were tried.
+
+    `refused` are keys that the store does not allow to delete, one by one: locked, held, or kept by a policy; with its
+    reasons.  `failed` are the others, and those of a request that was denied as a whole (`is_denied`).
+    """
+
+    def __init__(
+        self, message: str, refused: Mapping[str, str], failed: Mapping[str, str], is_denied: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.failed = failed
+        self.is_denied = is_denied or bool(refused)
 
 
 class Exists(StorageError):

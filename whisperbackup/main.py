@@ -84,7 +84,7 @@ def _report(settings: Options, stats: RunStats, status: int, error: str | None) 
 
 def _about(settings: Options) -> str:
     """The tree and store of the run, so that the logs of two nodes can be distinguished."""
-    reads_tree = settings.command in options.LOCKING or settings.compares_tree
+    reads_tree = settings.command in options.TREE or settings.compares_tree
     endpoint = storage.endpoint(settings.driver, settings.storage_arguments)
     parts = [
         _name(settings),

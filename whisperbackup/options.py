@@ -15,17 +15,27 @@ from typing import Any, NoReturn
 from whisperbackup import __version__, storage
 from whisperbackup.report import carbon
 from whisperbackup.repository import compression
-from whisperbackup.repository.stamps import stamp_of
-from whisperbackup.runtime.defaults import LOCKFILE, LOGFILE, STAMPFILE, STATE_FOLDER, on_this_machine
+from whisperbackup.repository.stamps import seconds, stamp_of
+from whisperbackup.runtime.defaults import (
+    INCREMENT_LOCKFILE,
+    INCREMENT_STAMPFILE,
+    LOCKFILE,
+    LOGFILE,
+    STAMPFILE,
+    STATE_FOLDER,
+    on_this_machine,
+)
 from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
-USAGE = """whisper-backup [options] backup|restore|purge|list|verify
+USAGE = """whisper-backup [options] backup|increment|restore|purge|prune|list|verify
                       disk|gcs|noop|s3|swift [storage args]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
+    "increment": "store the points written since the last increment or backup",
     "restore": "create missing files, fill the gaps of existing ones",
     "purge": "delete the backups of metrics missing from the tree for -x days",
+    "prune": "delete what is due in the store, on a machine without the tree",
     "list": "show the metrics in the store and their backups",
     "verify": "read backups and check them",
 }
@@ -51,11 +61,15 @@ STATUS = {
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
-LOCKING = ("backup", "restore", "purge")
+ALL_BUT_INCREMENT = tuple(command for command in COMMANDS if command != "increment")
+LOCKING = ("backup", "increment", "restore", "purge", "prune")
 """The commands that hold the lock and touch the stamp file."""
+TREE = ("backup", "restore", "purge")
+"""The commands that always use the tree."""
 WORKING = (*LOCKING, "verify")
 """The commands that have worker processes, counters and the default log."""
 MAX_DAYS = 36500
+MAX_LAG = 86400
 MAX_SECONDS = 10_000_000
 MAX_SHARES = 1000
 MAX_THREADS = 64  # the drivers keep this many connections
@@ -75,6 +89,8 @@ class Options:
     keep: Keep
     purge_days: int
     purge_anyway: bool
+    no_delete: bool
+    protected_ok: bool
     new_store: bool
     noop: bool
     bucket: str  # for disk an absolute path
@@ -83,6 +99,9 @@ class Options:
     algorithm: str
     storage_path: str  # empty, or ending in a slash
     max_file_size: int  # bytes
+    since: int | None  # restore points from here on, Unix time
+    until: int | None
+    no_increments: bool
     overwrite: bool
     every_backup: bool
     shares: int  # verify only today's share, one of this many
@@ -99,6 +118,10 @@ class Options:
     lockfile: str | None
     lock_timeout: float  # seconds
     splay: float  # seconds
+    exclude: tuple[str, ...]
+    lag: int  # seconds
+    keep_increments: int  # days
+    runs: bool
     stampfile: str | None
     statefile: str | None  # empty: the default one; None: none
     bandwidth: float | None  # bytes a second, for all processes together
@@ -232,7 +255,7 @@ def _table() -> dict[str, list[_Option]]:
     return {
         "Where": [
             _row("-p", "--prefix", dest="prefix", default="/opt/graphite/storage/whisper", metavar="DIR",
-                check=_not_empty, commands=WORKING, text="the tree of whisper files"),
+                check=_not_empty, commands=(*TREE, "verify"), text="the tree of whisper files"),
             _row("-b", "--bucket", dest="bucket", default="graphite-backups", metavar="NAME", check=_not_empty,
                 text="bucket, container, or (disk) directory"),
             _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
@@ -241,7 +264,8 @@ def _table() -> dict[str, list[_Option]]:
                 text="start a new store if the one of earlier runs is absent or empty (not for cron)"),
         ],
         "What": [
-            _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB",
+            _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB", commands=ALL_BUT_INCREMENT,
+                ignored_by=(),
                 text="metrics to work on, for example 'servers.web1.*' or 'a.{b,c}'; * crosses dots; "
                 "may be repeated [*]"),
             _row("--exclude", dest="exclude", action="append", metavar="GLOB",
@@ -250,6 +274,12 @@ def _table() -> dict[str, list[_Option]]:
                 ignored_by=("backup",),  # the older tool accepts it there
                 text="the newest backup at or before this moment, ISO 8601; no zone is UTC, a date alone 00:00 [now]"),
             _row("-n", "--noop", dest="noop", text="read and report everything, change nothing"),
+            _row("--from", dest="since", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points from this moment on [all]"),
+            _row("--until", dest="until", metavar="DATE", check=_date, commands=("restore",), ignored_by=(),
+                text="restore only points up to this moment; others stay as they are [all]"),
+            _row("--no-increments", dest="no_increments", commands=("restore", "verify"), ignored_by=(),
+                text="use backups alone"),
             _row("--overwrite", dest="overwrite", commands=("restore",), ignored_by=(),
                 text="replace existing files instead of filling their gaps"),
             _row("--all", dest="every_backup", commands=("verify",), ignored_by=(),
@@ -258,23 +288,36 @@ def _table() -> dict[str, list[_Option]]:
                 ignored_by=(), text="check another share of the metrics each day (UTC); N consecutive days cover all"),
             _row("--tree", dest="compares_tree", commands=("verify",), ignored_by=(),
                 text="compare local files with the newest backups' checksums"),
+            _row("--lag", dest="lag", default="900", metavar="SECONDS", check=_integer(0, MAX_LAG,
+                f"whole seconds up to {MAX_LAG}"), commands=("increment",), ignored_by=(),
+                text="how long points may come after their time; longer than carbon keeps them in memory"),
+            _row("--runs", dest="runs", commands=("list",), ignored_by=(),
+                text="show the runs of backup and the increments; a run's end is the -c DATE that gives all of it"),
             _row("--debris", dest="debris", commands=("list",), ignored_by=(),
                 text="show the debris of interrupted runs instead of backups"),
         ],
         "Retention and purge": [
-            _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup",),
+            _row("-r", "--retention", dest="retention", default="5", metavar="N", commands=("backup", "prune"),
                 check=_integer(1, 10**9, "at least one backup must be kept"), text="backups to keep of each metric"),
             *(
                 _row(f"--keep-{period}", dest=f"keep_{period}", default="0", metavar="N", check=count,
-                    commands=("backup",),
+                    commands=("backup", "prune"),
                     text=f"also keep the newest backup from each of the last N {unit}s (UTC) that have one")
                 for period, unit in (("daily", "day"), ("weekly", "ISO week"), ("monthly", "month"))
             ),
-            _row("-x", "--purge", dest="purge_days", default="45", metavar="DAYS", commands=("backup", "purge"),
+            _row("-x", "--purge", dest="purge_days", default="45", metavar="DAYS",
+                commands=("backup", "purge", "prune"),
                 check=_integer(-1, MAX_DAYS, f"days up to {MAX_DAYS}, 0 for at once, or -1 for never"),
                 text="days after which the backups of a missing metric are deleted; 0: at once, -1: never"),
-            _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge"),
+            _row("--keep-increments", dest="keep_increments", default="7", metavar="DAYS", commands=("backup", "prune"),
+                check=_integer(0, MAX_DAYS, f"days up to {MAX_DAYS}"),
+                text="days after which an increment is deleted, if backups have all its points"),
+            _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge", "prune"),
                 text="purge even if half of all metrics would be deleted"),
+            _row("--no-delete", dest="no_delete", commands=("backup", "increment"), ignored_by=(),
+                text="delete nothing in the store, and need no right to do so; prune deletes it from elsewhere"),
+            _row("--protected-ok", dest="protected_ok", commands=("prune",), ignored_by=(),
+                text="objects that the store refuses to delete (locked, retained) are no failure"),
         ],
         "Tuning": [
             _row("-a", "--algorithm", dest="algorithm", default="gz", metavar="CODEC", check=_codec,
@@ -287,20 +330,21 @@ def _table() -> dict[str, list[_Option]]:
                 text="requests in flight in each process [the store's preference]"),
             _row("--bwlimit", dest="bandwidth", default=None, metavar="MB/s", check=_bandwidth,
                 commands=("backup", "verify"), text="read whisper files no faster than this [no limit]"),
-            _row("--nice", dest="nice", commands=("backup", "verify"),
+            _row("--nice", dest="nice", commands=("backup", "increment", "verify"),
                 text="lowest CPU and I/O priority; normal CPU priority while holding a file lock"),
             _row("--max-file-size", dest="max_file_size", default="1G", metavar="SIZE", check=_size,
                 commands=("backup", "restore", "verify"), text="refuse larger files, in the tree and in the store"),
-            _row("--statefile", dest="statefile", default="", metavar="FILE", commands=("backup",),
+            _row("--statefile", dest="statefile", default="", metavar="FILE", commands=("backup", "increment"),
                 text="where to record which files need not be read again [one for each prefix and store, in "
                 f"{STATE_FOLDER}, or in the cache folder of a user other than root]"),
-            _row("--nostate", dest="statefile", action="store_const", const=None, commands=("backup",),
-                text="read every file, modified or not, and keep no state file"),
+            _row("--nostate", dest="statefile", action="store_const", const=None,
+                commands=("backup", "increment"), text="read every file, modified or not, and keep no state file"),
         ],
         "When": [
             _row("--splay", dest="splay", default="0", metavar="SECONDS", check=_seconds, commands=LOCKING,
                 text="first sleep for a random time up to this; not at a terminal"),
-            _row("--lockfile", dest="lockfile", default=LOCKFILE, metavar="FILE", commands=LOCKING, text="lock file"),
+            _row("--lockfile", dest="lockfile", default=LOCKFILE, metavar="FILE", commands=LOCKING,
+                text="lock file [increment: the same and .increment]"),
             _row("--locktimeout", dest="lock_timeout", default="90", metavar="SECONDS", check=_seconds,
                 commands=LOCKING, text="how long to wait for the lock"),
             _row("--nolock", dest="lockfile", action="store_const", const=None, commands=LOCKING,
@@ -313,7 +357,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--nolog", dest="logfile", action="store_const", const=None, text="no log file"),
             _row("--syslog", dest="syslog", text="also log to syslog"),
             _row("--stampfile", dest="stampfile", default=STAMPFILE, metavar="FILE", commands=LOCKING,
-                text="touched after a fully successful run"),
+                text="touched after a fully successful run [increment: the same with .increment]"),
             _row("--nostamp", dest="stampfile", action="store_const", const=None, commands=LOCKING,
                 text="no stamp file"),
             _row("--json", dest="json", text="JSON on stdout: failures, then counters and status as the last line"),
@@ -374,7 +418,7 @@ class _Parser(optparse.OptionParser):
 
 
 def _shown(title: str, rows: dict[str, str]) -> str:
-    return f"{title}:\n" + "".join(f"  {name:<8} {text}\n" for name, text in rows.items())
+    return f"{title}:\n" + "".join(f"  {name:<9} {text}\n" for name, text in rows.items())
 
 
 def make_parser(command: str | None = None) -> _Parser:
@@ -396,6 +440,11 @@ def parse(words: list[str]) -> Options:
             parser.error(f"{name} is not an option of {command}{hint}")
     if values.compares_tree and (values.every_backup or values.date is not None):
         parser.error("--tree compares with the newest backups; it can't be combined with --all or -c")
+    since, until = (seconds(text) if text else None for text in (values.since, values.until))
+    if values.overwrite and not since is until is None:
+        parser.error("--overwrite replaces whole files; it can't be combined with --from or --until")
+    if since is not None and until is not None and since > until:
+        parser.error(f"--from {values.since} is later than --until {values.until}")
     try:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:
@@ -404,9 +453,13 @@ def parse(words: list[str]) -> Options:
     bucket = values.bucket
     if driver == "disk":
         bucket = _absolute(parser, "-b", bucket)
-        if command in ("backup", "purge") and _lies_in(bucket, prefix):
+        if command in ("backup", "increment", "purge") and _lies_in(bucket, prefix):
             parser.error(f"-b {values.bucket}: the store must not be inside the tree, {values.prefix} (-p)")
     given = {option.dest for option in parser.given}
+    if command == "increment":  # beside a backup that takes hours
+        own = {"lockfile": INCREMENT_LOCKFILE, "stampfile": INCREMENT_STAMPFILE}
+        for name in own.keys() - given:
+            setattr(values, name, own[name])
     made = {
         "command": command,
         "driver": driver,
@@ -415,7 +468,10 @@ def parse(words: list[str]) -> Options:
         "keep": Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
         "bucket": bucket,
         "selection": selection,
+        "exclude": tuple(values.exclude or ()),
         "shares": values.shares or 1,
+        "since": since,
+        "until": until,
         "logfile_is_default": "logfile" not in given,
         **{
             name: on_this_machine(getattr(values, name))

@@ -15,8 +15,10 @@ from whisperbackup.tree import names
 
 
 def open_driver(options: Options, create: bool = False) -> Driver:
-    """Open the bucket that the command line names; with --noop nothing in it changes."""
-    return storage.open_bucket(options.driver, options.bucket, options.storage_arguments, create, options.noop)
+    """Open the bucket that the command line names; with --noop nothing changes, with --no-delete nothing is deleted."""
+    return storage.open_bucket(
+        options.driver, options.bucket, options.storage_arguments, create, options.noop, not options.no_delete
+    )
 
 
 def open_store(options: Options, create: bool = False) -> contextlib.closing[Driver]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from whisperbackup.commands import nothing_to_back_up
 from whisperbackup.commands.context import Context, MetricJob, open_pool
 from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
+from whisperbackup.commands.run_record import RunRecord, expire_increments
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -22,13 +25,14 @@ from whisperbackup.repository.deleter import Deleter
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.repository.outcome import Outcome, PendingDelete
-from whisperbackup.repository.purge import Purge, log_return
+from whisperbackup.repository.purge import Purge, log_return, needs_new_backup
+from whisperbackup.repository.retention import dropped, may_drop
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
 from whisperbackup.tree.walk import LocalFile, check_tree
-from whisperbackup.util import Generation, Keep, retain
+from whisperbackup.util import Generation
 from whisperbackup.whisper import format, reader
 
 logger = logging.getLogger(__name__)
@@ -41,14 +45,16 @@ def run(options: Options, stats: RunStats) -> int:
         check_tree(options.prefix)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet):
             catalog, pairs = tree_and_store(options, driver, state)
-            deleter = Deleter()
+            deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
             purge = Purge(purge_rules(options), stats, clock.utc_now())
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
             filled = MARKED if is_marked(driver) else FILLED
+            record = RunRecord(options, driver)
 
             def on_outcome(outcome: Outcome) -> None:
                 deleter.add(*outcome.deletes)
+                record.note(outcome)
                 if Count.BACKED_UP in outcome.counts:
                     still_bad.pop(outcome.name, None)
                 if Count.BACKED_UP in outcome.counts or Count.UNCHANGED in outcome.counts:
@@ -56,12 +62,15 @@ def run(options: Options, stats: RunStats) -> int:
                 if outcome.record:
                     state.note(outcome.record)
 
-            pairs = _find_bad(purge.watch(pairs), known_bad, still_bad)
-            changed = _modified(pairs, still_bad, state, options.keep, stats)
+            pairs = _find_bad(record.watch(purge.watch(pairs)), known_bad, still_bad)
+            changed = _modified(pairs, still_bad, state, options, stats)
             try:
                 run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
                 finish_purge(pool, purge, deleter, stats)
                 catalog.report_foreign()
+                ended = record.complete(stats)
+                if not options.no_delete:
+                    expire_increments(driver, options, record.hours, ended, stats)
             except BaseException:
                 state.save()  # files backed up so far need not be read again
                 raise
@@ -85,20 +94,22 @@ def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, s
 
 
 def _modified(
-    pairs: Iterable[Pair], bad: Container[str], state: State, keep: Keep, stats: RunStats
+    pairs: Iterable[Pair], bad: Container[str], state: State, options: Options, stats: RunStats
 ) -> Iterator[MetricJob]:
     """Yield a job for each file, except those whose current content is known to be in the store."""
     now = clock.utc_now()
     for local, metric in pairs:
         if not isinstance(local, LocalFile):
             continue
+        if metric and options.no_delete:
+            stats.count(Count.NOT_DELETED, len(metric.tombstones))
         known = state.recall(local.key)
         if local.name in bad:
             yield BackupMetric(local.name, local.path, metric, None, is_bad=True)
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, keep) and not future_stamps.misdated(metric.backups, now):
+        if known and metric and _is_done(metric, known, options, now):
             stats.count(Count.EXAMINED)
             stats.count(Count.UNCHANGED)
             tick(stats)
@@ -114,14 +125,13 @@ def _fingerprint(path: bytes) -> str:
         return ""  # the job reports why it cannot read the file
 
 
-def _is_done(metric: Metric, known: Record, keep: Keep) -> bool:
+def _is_done(metric: Metric, known: Record, options: Options, now: datetime) -> bool:
     """Whether a metric whose file has not changed since `known` was recorded needs no job."""
-    if not metric.backups or metric.tombstones or not known.is_of(metric.backups[-1]):
+    if not metric.backups or not known.is_of(metric.backups[-1]) or may_drop(metric.backups, options.keep):
         return False
-    if len(metric.backups) <= keep.last:
-        return True
-    kept = retain(_generations(metric.backups), keep)
-    return not kept.dropped and not kept.guarded
+    if options.no_delete:
+        return not needs_new_backup(metric, options.purge_days, now, deletes=False)
+    return not metric.tombstones and not future_stamps.misdated(metric.backups, now)
 
 
 def _with_deletions(jobs: Iterable[MetricJob], deleter: Deleter) -> Iterator[MetricJob]:
@@ -141,7 +151,7 @@ class BackupMetric(NamedTuple):
     path: bytes
     metric: Metric | None
     known: Record | None
-    is_bad: bool = False  # its newest backup is known to be damaged
+    is_bad: bool = False  # its newest backup is known to be damaged, or may be deleted by another run
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
@@ -149,19 +159,28 @@ class BackupMetric(NamedTuple):
 
         Raises OSError, StorageError, and ValueError if no later stamp is possible.
         """
+        if self.metric and self.metric.tombstones:
+            options = context.options
+            if needs_new_backup(self.metric, options.purge_days, clock.utc_now(), not options.no_delete):
+                return self._replace(known=None, is_bad=True)._run(context, came_back=True)
+            return self._run(context, came_back=not options.no_delete)
+        return self._run(context, came_back=False)
+
+    def _run(self, context: Context, came_back: bool) -> Outcome:
         with context.budget.take(_size(self.path)):
             key = keys.metric_key(context.options.storage_path, self.name)
             counts = {Count.EXAMINED: 1}
-            if self.metric and self.metric.tombstones:  # first: if the file disappears again, its -x days start again
+            if came_back and self.metric:
                 log_return(self.name, context.noop)
-                context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
+                if not context.options.no_delete:  # first: if the file disappears again, its -x days start again
+                    context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
                 counts[Count.CAME_BACK] = 1
             metric = _with_true_stamps(self.metric, key, context, counts)
             existing = metric.backups if metric else ()
             if self.known and existing and backups.has_digest(context.driver, key, existing[-1], self.known.sha1):
                 counts[Count.UNCHANGED] = 1
                 record = self.known.seen_in(existing[-1])
-                return _outcome(self.name, context, existing, counts, _generations(existing), record)
+                return _outcome(self.name, context, existing, counts, record)
             try:
                 reading = reader.read(self.path, context.options.max_file_size, context.throttle)
             except FileNotFoundError:
@@ -169,7 +188,9 @@ class BackupMetric(NamedTuple):
             except (reader.TooNew, format.CorruptFile) as error:
                 # A short file that already has backups was truncated, even if its last write is recent.
                 if not isinstance(error, reader.TooNew) or existing:
-                    return Outcome(self.name, counts, (f"not a whisper file, not backed up: {error}",))
+                    is_foreign = not existing and not isinstance(error, reader.TooLarge)
+                    reason = f"not a whisper file, not backed up: {error}"
+                    return Outcome(self.name, counts, (reason,), is_foreign=is_foreign)
                 logger.warning("%s: too new: %s", self.name, error)
                 return Outcome(self.name, counts | {Count.TOO_NEW: 1})
             return self._store_reading(reading, metric, key, context, counts)
@@ -183,7 +204,8 @@ class BackupMetric(NamedTuple):
         if reading.is_torn:
             counts[Count.TORN] = 1
         sha1 = backups.sha1_of(reading.content)
-        generations = _generations(existing)
+        newer: list[Generation] = []
+        given = None
         if existing and not self.is_bad and backups.has_digest(context.driver, key, existing[-1], sha1):
             counts[Count.UNCHANGED] = 1
             stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
@@ -193,15 +215,15 @@ class BackupMetric(NamedTuple):
             if metric is None:
                 backups.check_form(context.driver, key, now)
             stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None
-            stamp = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
+            stamp = given = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
             did = "would be backed up" if context.noop else f"stored {stamp}"
             _log(context, "%s: %s, %d bytes of %s", self.name, did, len(payload), codec)
             counts |= {Count.BACKED_UP: 1, Count.STORED_BYTES: len(payload)}
-            generations.append(Generation(stamp, codec, len(payload), mark_md5(sha1)))
+            newer = [Generation(stamp, codec, len(payload), mark_md5(sha1))]
         record = None
         if is_settled(reading.status, reading.began) and not reading.is_torn:
             record = Record(self.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
-        return _outcome(self.name, context, existing, counts, generations, record)
+        return _outcome(self.name, context, existing, counts, record, newer)._replace(stamp=given)
 
 
 def _size(path: bytes) -> int:
@@ -213,8 +235,8 @@ def _size(path: bytes) -> int:
 
 def _with_true_stamps(metric: Metric | None, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
     """Give new stamps to the backups that a fast clock stamped far in the future; the metric after that."""
-    if metric is None:
-        return None
+    if metric is None or context.options.no_delete:  # a copy beside its original would help nobody
+        return metric
     max_size = context.options.max_file_size
     changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
     if moved:
@@ -227,31 +249,24 @@ def _outcome(
     context: Context,
     existing: tuple[Backup, ...],
     counts: dict[Count, int],
-    generations: list[Generation],
     record: Record | None,
+    newer: Sequence[Generation] = (),
 ) -> Outcome:
-    """The outcome for a metric whose backups are now `generations`, with what retention drops of `existing`."""
-    key, keep = keys.metric_key(context.options.storage_path, name), context.options.keep
-    kept = retain(generations, keep)
-    if kept.dropped or kept.guarded:
-        # Retention would drop some if all contents differed; only now is it worth reading the marks to compare.
-        contents = {backup.stamp: backups.content_of(context.driver, key, backup) for backup in existing}
-        kept = retain([g._replace(content=contents.get(g.stamp, g.content)) for g in generations], keep)
-    if kept.guarded:
-        counts[Count.GUARDED] = len(kept.guarded)
-        logger.info("%s: kept beyond -r: all newer backups are much smaller: %s", name, ", ".join(kept.guarded))
-    dropped = [backup for backup in existing if backup.stamp in kept.dropped]
-    if dropped:
-        did, stamps = "would delete" if context.noop else "deleting", ", ".join(backup.stamp for backup in dropped)
+    """The outcome for a metric whose backups are now `existing` and `newer`, with what retention drops of them."""
+    options = context.options
+    key = keys.metric_key(options.storage_path, name)
+    surplus = dropped(context.driver, key, existing, options.keep, newer)
+    if surplus.guarded:
+        counts[Count.GUARDED] = len(surplus.guarded)
+        logger.info("%s: kept beyond -r: all newer backups are much smaller: %s", name, ", ".join(surplus.guarded))
+    if surplus.backups:
+        did = "would delete" if context.noop else "left to prune" if options.no_delete else "deleting"
+        stamps = ", ".join(backup.stamp for backup in surplus.backups)
         _log(context, "%s: %s the backups of %s: retention does not keep them", name, did, stamps)
-    deletes = [PendingDelete(Count.REMOVED, tuple(key + end for end in backup.suffixes())) for backup in dropped]
+    deletes = [PendingDelete(Count.REMOVED, tuple(key + end for end in old.suffixes())) for old in surplus.backups]
     return Outcome(name, counts, deletes=tuple(deletes), record=record)
 
 
 def _log(context: Context, text: str, *arguments: object) -> None:
     """Log what happens to one metric: at level info in a dry run, else at debug."""
     logger.log(logging.INFO if context.noop else logging.DEBUG, text, *arguments)
-
-
-def _generations(existing: Iterable[Backup]) -> list[Generation]:
-    return [backups.generation_of(backup) for backup in existing]

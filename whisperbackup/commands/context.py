@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from whisperbackup.commands import open_driver
+from whisperbackup.increments.overlay import NO_OVERLAY, Overlay
 from whisperbackup.options import Options
 from whisperbackup.repository import compression
 from whisperbackup.repository.outcome import Outcome, failed
@@ -24,9 +25,10 @@ class Context:
     driver: Driver
     noop: bool
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, overlay: Overlay = NO_OVERLAY) -> None:
         """Raises StorageError."""
         self.options = options
+        self.overlay = overlay
         self.noop = options.noop
         # The parent has already created the bucket, except in a dry run, where an absent bucket counts as empty.
         self.driver = open_driver(options, create=options.noop and options.command == "backup")
@@ -51,7 +53,7 @@ WorkerPool = Pool[Context, Outcome]
 MetricJob = Job[Context, Outcome]
 
 
-def open_pool(options: Options, driver: Driver) -> WorkerPool:
+def open_pool(options: Options, driver: Driver, overlay: Overlay = NO_OVERLAY) -> WorkerPool:
     """Start the worker processes of a run; `driver.threads` is the default number of threads in each."""
     threads = options.threads or driver.threads
-    return Pool(options.processes, threads, functools.partial(Context, options), failed)
+    return Pool(options.processes, threads, functools.partial(Context, options, overlay.without_frames()), failed)

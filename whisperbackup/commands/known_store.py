@@ -13,11 +13,21 @@ import os
 from whisperbackup.commands import open_driver
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
+from whisperbackup.repository.keys import AFTER_RECORDS, is_record
 from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.repository.purge import Rules
 from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.runtime import defaults
-from whisperbackup.storage.base import AccessDenied, Driver, NotFound, Unavailable, is_marked, mark
+from whisperbackup.storage.base import (
+    AccessDenied,
+    Driver,
+    NotFound,
+    StartAfterUnsupported,
+    Unavailable,
+    is_marked,
+    list_range,
+    mark,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +53,10 @@ def known_bad_of(options: Options) -> KnownBad:
 
 def purge_rules(options: Options) -> Rules:
     """The rules for purge in this run."""
-    return Rules(options.prefix, options.storage_path, options.purge_days, options.purge_anyway, options.noop)
+    return Rules(
+        *(options.prefix, options.storage_path, options.purge_days, options.purge_anyway),
+        *(options.noop, not options.no_delete),
+    )
 
 
 def open_for_backup(options: Options, state: State) -> Driver:
@@ -91,9 +104,32 @@ def open_for_purge(options: Options, state: State) -> Driver:
     return driver
 
 
+def open_for_increment(options: Options, state: State) -> Driver:
+    """Open the store; it must be the one that earlier backup runs used.  Raises CannotRun, StorageError."""
+    try:
+        driver = open_driver(options)
+    except NotFound:
+        if state.store != EMPTY:
+            raise _lost(options, state, "does not exist") from None
+        raise
+    if state.store == MARKED and not is_marked(driver):
+        raise _lost(options, state, "has no file .whisper-backup-store")
+    return driver
+
+
+def check_store(driver: Driver, options: Options, state: State) -> None:
+    """Raises CannotRun if earlier backup runs stored something, and there is nothing now."""
+    if state.store != EMPTY and holds_nothing(driver, options):
+        raise _lost(options, state, "holds no backups" + _below(options))
+
+
 def holds_nothing(driver: Driver, options: Options) -> bool:
-    """Whether there is no object below the storage path."""
-    return next(driver.list(options.storage_path), None) is None
+    """Whether there is no object below the storage path but records of runs and increments, which are no backups."""
+    path = options.storage_path
+    try:
+        return next(list_range(driver, path, f"{path}{AFTER_RECORDS}", ""), None) is None
+    except StartAfterUnsupported:
+        return all(is_record(found.key.removeprefix(path)) for found in driver.list(path))
 
 
 def _is_empty(driver: Driver, options: Options, state: State) -> bool:

@@ -7,8 +7,9 @@ import os
 import sys
 from typing import NamedTuple
 
-from whisperbackup.commands import WrongStoragePath, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import WrongStoragePath, list_runs, nothing_matches, open_catalog, open_store
 from whisperbackup.errors import CannotRun
+from whisperbackup.increments import history
 from whisperbackup.options import Options
 from whisperbackup.report import json_lines
 from whisperbackup.report.run_stats import shown_size
@@ -55,6 +56,12 @@ def _flush() -> None:
 
 
 def _run(options: Options) -> int:
+    if options.runs:
+        with open_store(options) as driver:
+            for line in list_runs.lines(driver, options.storage_path, options.json):
+                _print_line(line)
+        _flush()
+        return 0
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = open_catalog(options, driver)
@@ -79,12 +86,20 @@ def _run(options: Options) -> int:
             count += len(shown) if options.debris else len({item.stamp for item in shown})
             total += sum(item.size for item in shown)
         catalog.report_foreign()
-        if not metrics and not (options.debris and seen):
+        found = history.look_at_all(driver, options.storage_path)
+        if options.debris:
+            for key, size in found.debris:
+                count, total = count + 1, total + size
+                fields = {"increment": key, "debris": [{"left": "part", "size": size}]}
+                _print_line(json_lines.line(fields) if options.json else f"{size:>40}  {printable(key)}")
+        if not metrics and not (options.debris and (seen or found.debris)):
             _explain(options, driver, seen, catalog.foreign)
     if not options.json:
         what = "pieces of debris" if options.debris else "backups"
         gone = f", {missing} missing from the tree" if missing else ""
-        _print_line(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}")
+        sizes = [size for _, size in found.increments]
+        more = f", {len(sizes)} increments, {shown_size(sum(sizes))}" if sizes and not options.debris else ""
+        _print_line(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}{more}")
     _flush()
     return 0
 

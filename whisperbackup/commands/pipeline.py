@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
 from whisperbackup.errors import Unavailable
+from whisperbackup.increments.merge import Share
+from whisperbackup.increments.overlay import NO_OVERLAY, Overlay, Reading, open_overlay
 from whisperbackup.options import Options
 from whisperbackup.report.progress import reporting, tick
 from whisperbackup.report.run_stats import RunStats
@@ -17,6 +20,7 @@ from whisperbackup.repository.deleter import Deleter
 from whisperbackup.repository.join import Pair, join
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.purge import Purge
+from whisperbackup.repository.stamps import seconds
 from whisperbackup.repository.state import State
 from whisperbackup.runtime.signals import Stopped
 from whisperbackup.storage.base import Driver
@@ -81,19 +85,23 @@ def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Cata
 
 
 def restorable(
-    catalog: Iterable[Metric], date: str | None, stats: RunStats, now_of: Callable[[str], Metric]
+    catalog: Iterable[Metric],
+    date: str | None,
+    stats: RunStats,
+    now_of: Callable[[str], Metric],
+    has_records: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[tuple[Metric, list[Backup]]]:
     """Yield the metrics with a complete backup at or before `date`, and these backups, the newest first.
 
     A metric without one is a failure and is named; if many have only later backups, some are named and all are counted.
-    `now_of` looks up a metric in the store again.
+    `now_of` looks up a metric in the store again; one that `has_records` in increments needs no backup.
     """
     too_late, earliest = 0, ""
     for metric in catalog:
         if metric.orphans and not metric.backups:
             metric = now_of(metric.name)  # it may only look so because another run is rotating its backups
         candidates = newest_at(metric, date)
-        if candidates:
+        if candidates or has_records(metric.name):
             yield metric, candidates
         elif metric.backups:
             first = metric.backups[0].stamp
@@ -112,11 +120,16 @@ def restorable(
 def work_on_backups(
     options: Options,
     stats: RunStats,
-    jobs: Callable[[Metric, list[Backup]], Iterable[MetricJob]],
+    jobs: Callable[[Metric, list[Backup], tuple[Share, ...]], Iterable[MetricJob]],
     is_selected: Callable[[str], bool] = lambda _: True,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
+    more: Callable[[Overlay], Iterable[MetricJob]] = lambda _: (),
+    reads_records: bool = False,
 ) -> int:
-    """Run `jobs(metric, candidates)` for every selected metric in the store; the exit status."""
+    """Run `jobs(metric, candidates)` for every selected metric in the store; the exit status.
+
+    With `reads_records` the jobs get the metrics' records of increments too; `more` are jobs of the increments' own.
+    """
     saw_any = False
 
     def seen(catalog: Iterable[Metric]) -> Iterator[Metric]:
@@ -127,11 +140,18 @@ def work_on_backups(
                 yield metric
 
     with open_store(options) as driver:
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+        until = seconds(options.date) if options.date else None
+        overlay = NO_OVERLAY
+        if not options.no_increments:
+            overlay = open_overlay(driver, options.storage_path, until, stats.fail)
+        with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet):
             catalog = open_catalog(options, driver)
             look_up_now = functools.partial(look_up, driver, options.storage_path)
-            found = restorable(seen(catalog), options.date, stats, look_up_now)
-            run_jobs(pool, (job for metric, backups in found for job in jobs(metric, backups)), stats, on_outcome)
+            used = overlay if reads_records else NO_OVERLAY
+            reading = Reading(used, driver, options.storage_path, options.selection, until, stats.fail)
+            found = restorable(seen(reading.beside(catalog)), options.date, stats, look_up_now, reading.has_records)
+            of_metrics = (job for metric, backups in found for job in jobs(metric, backups, reading.take(metric.name)))
+            run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
             catalog.report_foreign()
         if not saw_any:
             raise nothing_matches(options, driver)

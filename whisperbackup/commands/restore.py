@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from typing import NamedTuple
 
 from whisperbackup import util
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
+from whisperbackup.increments import image
+from whisperbackup.increments.merge import Share
+from whisperbackup.increments.record import CorruptIncrement, Record, decode
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
-from whisperbackup.repository.catalog import Backup, newest_at
+from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.tree import names, walk
-from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed, Placer
+from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
+from whisperbackup.whisper import cwhisper, span
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +37,19 @@ CANNOT_FILL = (
 def run(options: Options, stats: RunStats) -> int:
     """Restore every selected metric; the exit status."""
     walk.check_prefix(options.prefix)
-    return work_on_backups(options, stats, lambda metric, candidates: [RestoreMetric(metric.name, tuple(candidates))])
+
+    def jobs(metric: Metric, candidates: list[Backup], shares: tuple[Share, ...]) -> list[RestoreMetric]:
+        return [RestoreMetric(metric.name, tuple(candidates), shares)]
+
+    return work_on_backups(options, stats, jobs, reads_records=True)
 
 
 class RestoreMetric(NamedTuple):
-    """Restore one metric from `candidates`, the newest first."""
+    """Restore one metric from `candidates`, the newest first, and `shares`, its records of increments."""
 
     name: str
     candidates: tuple[Backup, ...]
+    shares: tuple[Share, ...] = ()
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
@@ -65,8 +75,18 @@ class RestoreMetric(NamedTuple):
         used: list[str] = []
         restored: Placed | None = None
         is_substitute = needed_older = False
-        candidates, tried = list(self.candidates), set[str]()
-        while candidates:
+        candidates, tried = list(self.candidates), set[str | None]()
+        has_nothing_there = False  # in the span of --from and --until
+        while candidates or (self.shares and not newer and not restored and None not in tried):
+            if not candidates:
+                tried.add(None)
+                placed = self._restore_from_records(context, path, errors)
+                if placed is None:
+                    has_nothing_there = True
+                elif placed.how:
+                    used.append("increments")
+                    restored = placed
+                break
             backup, *candidates = candidates
             tried.add(backup.stamp)
             generation = backups.generation_of(backup)
@@ -74,7 +94,7 @@ class RestoreMetric(NamedTuple):
                 newer.append(generation)
                 continue
             copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
-            use = functools.partial(_place_or_fill, placer, path, restored)
+            use = functools.partial(self._place_or_fill, context, path, restored, backup, errors)
             try:
                 placed = backups.load(context.driver, key, backup, options.max_file_size, context.budget, copies, use)
             except backups.BadBackup as error:
@@ -96,6 +116,10 @@ class RestoreMetric(NamedTuple):
                 errors.append(str(error))
                 break
             newer.append(generation)
+            if placed is None:
+                has_nothing_there = True
+                is_substitute = False
+                continue
             used.append(backup.stamp)
             logger.debug("%s: %s from %s", self.name, placed.how, backup.stamp)
             if restored and placed.how == "skipped":
@@ -116,6 +140,8 @@ class RestoreMetric(NamedTuple):
             logger.info("%s: %s%s, from %s", self.name, IN_A_DRY_RUN[Count(restored.how)], points, ", ".join(used))
         if restored:
             counts |= {Count(restored.how): 1, Count.POINTS_FILLED: restored.points}
+        elif has_nothing_there:
+            counts[Count.SKIPPED] = 1
         elif is_substitute:
             errors.append("no good backup is left")
         elif not errors:
@@ -124,10 +150,80 @@ class RestoreMetric(NamedTuple):
             counts[Count.NEEDED_OLDER] = 1
         return Outcome(self.name, counts, tuple(errors))
 
+    def _place_or_fill(
+        self, context: Context, path: bytes, restored: Placed | None, backup: Backup, errors: list[str], content: bytes
+    ) -> Placed | None:
+        """Place the first good backup of a metric with its records, fill from the others; one is in memory at a time.
 
-def _place_or_fill(placer: Placer, path: bytes, restored: Placed | None, content: bytes) -> Placed:
-    """Place the first good backup of a metric, fill from the others; only one is in memory at a time."""
-    return placer.fill(path, content, restored.planned) if restored else placer.place(path, content)
+        None: there is nothing in the span of --from and --until, and no file there.
+        """
+        if restored:
+            chosen = _in_span(content, context)
+            if chosen is None:
+                return Placed("already whole", planned=restored.planned)
+            return context.placer.fill(path, chosen, restored.planned)
+        if self.shares:
+            records = self._records(context, backup.stamp, errors)
+            content = self._laid(content, records, context, errors) or content
+        return self._place(context, path, content)
+
+    def _restore_from_records(self, context: Context, path: bytes, errors: list[str]) -> Placed | None:
+        """Restore a metric without a good backup from its records alone.  `how` is empty if none can be read."""
+        content = self._laid(None, self._records(context, "", errors), context, errors)
+        if content is None:
+            return Placed("")
+        try:
+            return self._place(context, path, content)
+        except CannotPlace as error:
+            errors.append(str(error))
+            return Placed("")
+
+    def _place(self, context: Context, path: bytes, content: bytes) -> Placed | None:
+        chosen = _in_span(content, context)
+        if chosen is None:
+            return Placed("already whole") if context.placer.is_occupied(path) else None
+        return context.placer.place(path, chosen)
+
+    def _records(self, context: Context, stamp: str, errors: list[str]) -> list[Record]:
+        """The records that are later than the backup `stamp` (empty: all), in order."""
+        overlay, key = context.overlay, self.name + "/"
+        records = []
+        for number, content in self.shares:
+            increment = overlay.increments[number]
+            try:
+                found = decode(content)
+            except CorruptIncrement as error:
+                errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
+                continue
+            by = image.confirmed_by(stamp, key, overlay.runs_of(increment)) if stamp else None
+            if not stamp or image.applies(found, increment, stamp, by):
+                records.append(found)
+        return records
+
+    def _laid(self, content: bytes | None, records: list[Record], context: Context, errors: list[str]) -> bytes | None:
+        try:
+            made = image.lay(content, records, context.options.max_file_size)
+        except CorruptIncrement as error:
+            errors.append(f"a record of an increment cannot be used: {error}")
+            return None
+        if made is None:
+            return None
+        if not made.is_based:
+            errors.append(
+                "increments have points of it, but neither they nor a backup have the whole file: "
+                "it is restored from what there is"
+            )
+        return made.content
+
+
+def _in_span(content: bytes, context: Context) -> bytes | None:
+    """The content's points of --from and --until; None if it has none there.  Raises CannotPlace."""
+    options = context.options
+    if options.since is None and options.until is None:
+        return content
+    if cwhisper.is_compressed(content):
+        raise CannotPlace("its backup is a compressed whisper file, of which --from and --until can choose no points")
+    return span.only(content, options.since, options.until, int(time.time()))
 
 
 def _combined(before: Placed | None, after: Placed) -> Placed:

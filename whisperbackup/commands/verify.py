@@ -11,7 +11,12 @@ from whisperbackup.commands import verify_tree
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.known_store import known_bad_of
 from whisperbackup.commands.pipeline import work_on_backups
-from whisperbackup.errors import StorageError
+from whisperbackup.errors import NotFound, StorageError
+from whisperbackup.increments.manifest import Part, increment_key
+from whisperbackup.increments.merge import Share
+from whisperbackup.increments.overlay import DELETED, Overlay, missing, parts_of
+from whisperbackup.increments.reader import check_part
+from whisperbackup.increments.record import CorruptIncrement
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
@@ -32,11 +37,16 @@ def run(options: Options, stats: RunStats) -> int:
         if options.compares_tree:
             return verify_tree.run(options, stats, is_selected, on_outcome)
 
-        def jobs(metric: Metric, candidates: list[Backup]) -> list[VerifyBackup]:
+        def jobs(metric: Metric, candidates: list[Backup], _: tuple[Share, ...]) -> list[VerifyBackup]:
             chosen = candidates if options.every_backup else used_by_restore(candidates)
             return [VerifyBackup(metric.name, one, one is candidates[0], bool(metric.missing_since)) for one in chosen]
 
-        return work_on_backups(options, stats, jobs, is_selected, on_outcome)
+        def parts(overlay: Overlay) -> Iterator[VerifyPart]:
+            for stamp, part, after in parts_of(overlay, options.selection):
+                if is_selected(f"{stamp}/{part.name}"):
+                    yield VerifyPart(f"the increment of {stamp}", stamp, part, after)
+
+        return work_on_backups(options, stats, jobs, is_selected, on_outcome, parts)
 
 
 def used_by_restore(candidates: list[Backup]) -> list[Backup]:
@@ -71,6 +81,35 @@ def _in_todays_share(shares: int, stats: RunStats) -> Callable[[str], bool]:
         return is_selected
 
     return is_todays if shares > 1 else lambda _: True
+
+
+class VerifyPart(NamedTuple):
+    """Check one part of the increment `stamp`; `after` is the first key of the next part, if there is one."""
+
+    name: str
+    stamp: str
+    part: Part
+    after: str
+    examines: bool = True
+
+    def run(self, context: Context) -> Outcome:
+        """Check the part; one whose increment was deleted meanwhile counts as vanished."""
+        path, part = context.options.storage_path, self.part
+        counts = {Count.EXAMINED: 1}
+        try:
+            with context.budget.take(part.size):
+                content = context.driver.get(path + increment_key(self.stamp, part.name))
+                last, _ = check_part(part, [content])
+            if self.after and last >= self.after:
+                raise CorruptIncrement(f"part {part.name}: '{last}' comes before '{self.after}' of the next part")
+        except NotFound:
+            reason = missing(context.driver, path, self.stamp, part.name)
+            if reason == DELETED:
+                return Outcome(self.name, {Count.VANISHED: 1})
+            return Outcome(self.name, counts, (reason,))
+        except CorruptIncrement as error:
+            return Outcome(self.name, counts, (f"it is damaged: {error}",))
+        return Outcome(self.name, counts | {Count.GOOD: 1, Count.READ_BYTES: part.size})
 
 
 class VerifyBackup(NamedTuple):

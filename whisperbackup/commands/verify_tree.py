@@ -7,10 +7,8 @@ and is no failure.  Failures are what a restore could not bring back: a metric w
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -28,16 +26,13 @@ from whisperbackup.repository.catalog import Backup, mark_md5
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.runtime import clock
+from whisperbackup.tree.birth import birth_time
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 from whisperbackup.whisper import format, reader
-from whisperbackup.whisper.throttle import LIBC
 
 logger = logging.getLogger(__name__)
 
 NEW = 86400.0  # seconds; an older file must have a backup
-# linux/stat.h, linux/fcntl.h
-AT_FDCWD, AT_SYMLINK_NOFOLLOW, STATX_BTIME = -100, 0x100, 0x800
-STATX_SIZE, BTIME = 256, struct.Struct("=I76xqI")  # stx_mask, stx_btime
 
 
 def run(
@@ -145,17 +140,6 @@ def is_new(path: bytes, now: float) -> bool:
     except OSError:
         return False
     return born is not None and min(born, written) > now - NEW
-
-
-def birth_time(path: bytes) -> float | None:
-    """The Unix time when the file was created; None if C library, kernel or file system do not report it (statx(2))."""
-    status = ctypes.create_string_buffer(STATX_SIZE)
-    try:
-        failed = LIBC.statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BTIME, status)
-    except AttributeError:  # a C library from before 2018, or not on Linux
-        return None
-    mask, seconds, nanoseconds = BTIME.unpack_from(status)
-    return seconds + nanoseconds / 1e9 if not failed and mask & STATX_BTIME else None
 
 
 class CompareFile(NamedTuple):

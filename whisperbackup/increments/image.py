@@ -17,13 +17,13 @@ Records are laid in the order of the increments.  Of an archive's points:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
 
 from whisperbackup.increments.manifest import Manifest, Run
 from whisperbackup.increments.record import VALUE_SIZE, CorruptIncrement, Record, Ring, parse
+from whisperbackup.repository.stamps import seconds as seconds
 from whisperbackup.whisper.cwhisper import is_compressed
 from whisperbackup.whisper.format import Archive, check, parse_header
 from whisperbackup.whisper.healing import heal
@@ -72,11 +72,6 @@ def applies(record: Record, increment: Manifest, stamp: str, by: Run | None) -> 
     if by is not None and moment > by.end:
         moment = by.begin
     return record.version >= moment
-
-
-def seconds(stamp: str) -> int:
-    """A stamp as Unix time."""
-    return int(datetime.fromisoformat(stamp).timestamp())
 
 
 def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image | None:

@@ -67,7 +67,7 @@ def choose(
         i
         for i in mine
         if now.time - MAX_AGE <= i.begin < now.time
-        and _step(i, now) <= lag // 4
+        and _step(i, now) <= max(lag // 4, 1)  # both are whole seconds
         and i.owed is not None
         and 2 * i.files >= i.reference_files
     ]

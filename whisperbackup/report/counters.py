@@ -29,14 +29,29 @@ class Count(enum.StrEnum):
     REMOVED = "removed"  # backups that retention no longer keeps
     TOO_NEW = "too new"  # files that carbon was just creating
     TORN = "changing while read"  # stored, or found unchanged, nevertheless
+    NOT_DELETED = "objects not deleted"  # what --no-delete left to prune
     GUARDED = "kept, all newer being much smaller"  # backups beyond retention
     STAMPED_ANEW = "stamped anew"  # backups whose stamps came from a clock that was far ahead
     # purge, also after backup
     MISSING = "missing"  # metrics in the store, not in the tree
     PURGED = "purged"  # of them, those missing for -x days: all their backups were deleted
     MARKED_MISSING = "marked missing"  # of them, those that this run gave a tombstone
-    CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted
+    CAME_BACK = "came back"  # metrics in the tree again: their tombstones were deleted, or are void
+    PROTECTED = "protected"  # prune: objects that the store refused to delete
     ORPHANS_REMOVED = "debris removed"  # incomplete backups of interrupted runs
+    INCREMENTS_REMOVED = "increments removed"  # all their points are in backups
+    INCREMENTS_REWRITTEN = "increments rewritten"  # to the records that no backup has confirmed
+    RUNS_REMOVED = "run records removed"
+    # increment
+    RECORDS = "recorded"  # metrics with a record
+    POINTS = "points"  # in these
+    PARTS = "parts"  # objects stored, besides the manifest
+    NOT_WRITTEN = "not written to"  # files not opened: neither written nor changed in the window
+    WHOLE = "taken whole"  # files born in the window
+    NEW_LEFT = "new, left to backup"  # more such files: only their window was taken
+    COMPRESSED = "compressed, left to backup"
+    OWED = "owed to the next increment"  # metrics, or folders, that could not be read
+    LATENESS = "p99 seconds late"  # 99 of 100 metrics were written no later than so long after their points' time
     # restore
     CREATED = "created"
     HEALED = "healed"
@@ -76,17 +91,33 @@ class Counters(NamedTuple):
 
 _PURGE = (Count.MISSING, Count.PURGED)
 _PURGE_SELDOM = (Count.MARKED_MISSING, Count.CAME_BACK, Count.ORPHANS_REMOVED)
+_INCREMENTS = (Count.INCREMENTS_REMOVED, Count.INCREMENTS_REWRITTEN, Count.RUNS_REMOVED)
 
 COUNTERS = {
     "backup": Counters(
         (Count.EXAMINED, Count.UNCHANGED, Count.BACKED_UP, Count.READ_BYTES, Count.STORED_BYTES, Count.REMOVED),
-        (Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.GUARDED, Count.STAMPED_ANEW, *_PURGE, *_PURGE_SELDOM),
+        (
+            *(Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.NOT_DELETED, Count.GUARDED, Count.STAMPED_ANEW),
+            *(*_PURGE, *_PURGE_SELDOM),
+            *_INCREMENTS,
+        ),
+    ),
+    "increment": Counters(
+        (Count.EXAMINED, Count.NOT_WRITTEN, Count.RECORDS, Count.POINTS, Count.STORED_BYTES, Count.LATENESS),
+        (
+            *(Count.WHOLE, Count.NEW_LEFT, Count.COMPRESSED, Count.VANISHED, Count.TOO_NEW, Count.TORN, Count.OWED),
+            Count.PARTS,
+        ),
     ),
     "restore": Counters(
         (Count.EXAMINED, Count.CREATED, Count.HEALED, Count.POINTS_FILLED, Count.ALREADY_WHOLE, Count.SKIPPED),
         (Count.REPLACED, Count.COMPRESSED_DIFFERING, Count.NEEDED_OLDER),
     ),
     "purge": Counters((Count.EXAMINED, *_PURGE), _PURGE_SELDOM),
+    "prune": Counters(
+        (Count.EXAMINED, Count.REMOVED, *_PURGE),
+        (Count.CAME_BACK, Count.ORPHANS_REMOVED, Count.GUARDED, Count.PROTECTED),
+    ),
     "verify": Counters(
         (Count.EXAMINED, Count.GOOD, Count.READ_BYTES),
         (Count.VANISHED, Count.LEFT_TO_OTHER_DAYS),

@@ -1,7 +1,7 @@
 """The output of --json: one object per line on stdout, and nothing else.
 
-`backup`, `restore`, `purge` and `verify` print a line for each failure as it occurs.  Their last line is the summary,
-however the run ended (except after `kill -9`):
+`backup`, `increment`, `restore`, `purge`, `prune` and `verify` print a line for each failure as it occurs.  Their last
+line is the summary, however the run ended (except after `kill -9`):
 
     {"metric": "a.b", "error": "…"}                         also named on stderr; `metric` may be a directory that
                                                             cannot be read, or a step, for example `purge`
@@ -10,13 +10,17 @@ however the run ended (except after `kill -9`):
                                                             newest backup; also `gone`, and `new` without `backup`
     {"command": "backup", "status": 0, "error": null, "noop": false, "seconds": 1.2, "failed": 0, "examined": 10, …}
 
-In the summary `command` is backup, restore, purge, verify or verify_tree; `status` is the exit status; `error` is the
-reason if the run ended early (status 1, 2, 128+N), else null; `failed` is the number of failures.  The rest are all
-counters of the command (counters.py), even if zero; sizes are in bytes.  Only the summary has the key `command`.
+In the summary `command` is backup, increment, restore, purge, prune, verify or verify_tree; `status` is the exit
+status; `error` is the reason if the run ended early (status 1, 2, 128+N), else null; `failed` is the number of
+failures.  The rest are all counters of the command (counters.py), even if zero; sizes are in bytes.  Only the summary,
+and a line of `list --runs`, has the key `command`.
 An invalid command line (status 2, at once) prints nothing on stdout.
 
 `list` prints {"metric": "a.b", "backups": [{"stamp": "…", "codec": "gz", "size": 123}]} for each metric, with
---debris {"metric": "a.b", "debris": [{"stamp": "…", "left": "wsp.gz", "size": 123}]}, and no summary.
+--debris {"metric": "a.b", "debris": [{"stamp": "…", "left": "wsp.gz", "size": 123}]} and
+{"increment": ".increments/…", "debris": [{"left": "part", "size": 123}]}, and no summary.  With --runs it prints
+{"run": "<stamp>", "begin": "…", "end": "…", "command": "backup", "status": 0, …, "counters": {…}} for each run of
+`backup` and `increment`; `end` and `status` are null for one that did not come to its end.
 """
 
 from __future__ import annotations

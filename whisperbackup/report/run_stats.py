@@ -78,6 +78,10 @@ class RunStats:
         counts = {name.key: self._counts.get(name, 0) for name in names}
         return {"seconds": round(self._seconds, 3), "failed": self.failed, **counts}
 
+    def whole_numbers(self) -> dict[str, int]:
+        """Failures and all counters of the command, for what the store records of the run."""
+        return {name: int(number) for name, number in self.by_key().items() if name != "seconds"}
+
     @property
     def key(self) -> str:
         """The command's name in JSON and carbon."""

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from whisperbackup.errors import UnsortedListing
 from whisperbackup.repository.compression import CODECS
+from whisperbackup.repository.keys import STAMP, TEMPORARY, is_record
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
@@ -29,9 +30,9 @@ from whisperbackup.tree.selection import Selection
 
 logger = logging.getLogger(__name__)
 
-_STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
-_OBJECT = re.compile(rf"({_STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
-_TEMPORARY = re.compile(rf"\.whisper-backup-({_STAMP})-[0-9a-f]+", re.ASCII)
+_OBJECT = re.compile(rf"({STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
+_TEMPORARY = re.compile(TEMPORARY, re.ASCII)
+_RECORD = re.compile(r"(.*/)?(\.(?:increments|runs)/.+)", re.DOTALL)
 
 
 class Payload(NamedTuple):
@@ -131,6 +132,9 @@ def parse_suffix(suffix: str) -> Suffix | None:
 
 def storage_path_of(key: str) -> str | None:
     """The storage path in a whole key; None if this tool does not write such keys."""
+    record = _RECORD.fullmatch(key) if ".increments/" in key or ".runs/" in key else None
+    if record and is_record(record[2]):
+        return record[1] or ""
     folder, slash, suffix = key.rpartition("/")
     if not slash or parse_suffix(suffix) is None:
         return None
@@ -202,7 +206,8 @@ class Catalog:
                         if self._is_absent(self.storage_path + prefix):
                             break
                         is_first = False
-                    self._count(name + slash, suffix is None)
+                    if not (name.startswith(".") and is_record(key[len(self.storage_path) :])):
+                        self._count(name + slash, suffix is None)
                 else:
                     is_first = False
                     parts.append((suffix, size, md5))

@@ -44,7 +44,9 @@ class Outcome(NamedTuple):
     record: Record | None = None  # for the state file
     store_failed: bool = False  # the error is the store's, so the next job may fail too
     is_damaged: bool = False  # the backup `stamp` was read, and is damaged
+    unexplained: int = 0  # objects that the store refused to delete without saying that it protects them
     stamp: str | None = None  # of the backup that this job processed, if any
+    is_foreign: bool = False  # the file is no whisper file, and the metric has no backup that is one
 
 
 class StoreJob(Protocol):

@@ -7,26 +7,25 @@ ends without an error.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import pickle
-import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from whisperbackup.errors import CannotRun, NotFound, NoTree
+from whisperbackup.errors import NotFound, NoTree
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import keys
 from whisperbackup.repository.catalog import Metric, Orphan
 from whisperbackup.repository.compression import CODECS
 from whisperbackup.repository.deleter import DeleteObjects, Deleter, HasDriver
+from whisperbackup.repository.future_stamps import horizon
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome, PendingDelete
+from whisperbackup.repository.spool import Spool
 from whisperbackup.repository.stamps import next_stamp, stamp_of
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, create_all
 from whisperbackup.tree import names
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 
@@ -45,7 +44,8 @@ class PutTombstone(NamedTuple):
 
     def run(self, context: HasDriver) -> Outcome:
         """Raises StorageError."""
-        context.driver.put(self.key, b"")
+        # Created, since a service that denies deleting may also deny replacing what an attempt before stored.
+        create_all(context.driver, [(self.key, b"")])
         return Outcome(self.name, {Count.MARKED_MISSING: 1})
 
 
@@ -96,6 +96,7 @@ class Rules(NamedTuple):
     days: int  # 0: at once, -1: never
     anyway: bool  # even if it looks like a mistake
     noop: bool
+    deletes: bool = True  # with --no-delete everything is planned, and left to prune
 
 
 class Plan(NamedTuple):
@@ -105,18 +106,41 @@ class Plan(NamedTuple):
     is_due: bool
 
 
-def plan(metric: Metric, days: int, now: datetime) -> Plan:
+def plan(metric: Metric, days: int, now: datetime, deletes: bool = True) -> Plan:
     """The action for a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
 
-    A tombstone that is not later than the newest backup is ignored; of several the newest counts.
+    Without `deletes` it gets a tombstone in any case, which is how prune learns that it is missing.  A tombstone that
+    is not later than the newest backup is ignored; of several the newest counts.
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
-    if days == 0:
+    if days == 0 and deletes:
         return Plan(None, True)
     if not metric.missing_since:
         return Plan(next_stamp(now, metric.last_stamp), False)
-    return Plan(None, metric.missing_since <= stamp_of(now - timedelta(days=days)))
+    return Plan(None, is_due(metric, days, now))
+
+
+def is_due(metric: Metric, days: int, now: datetime) -> bool:
+    """Whether the metric has had a tombstone for `days` (-1: never)."""
+    if days < 0 or not metric.is_canonical or not metric.missing_since:
+        return False
+    return metric.missing_since <= stamp_of(now - timedelta(days=days))
+
+
+def needs_new_backup(metric: Metric, days: int, now: datetime, deletes: bool) -> bool:
+    """Whether a metric that is in the tree again must be stored even if it did not change.
+
+    Without `deletes` only a newer backup voids its tombstone.  With them one is needed if the tombstone is due within a
+    day: a prune on another machine may be deleting all backups that it listed, and it has not listed the new one.
+    A tombstone ahead of the clock is not due before the clock gets there.
+    """
+    latest = horizon(now)
+    newest = metric.backups[-1].stamp if metric.backups else ""
+    tombstone = max((stamp for stamp in metric.tombstones if stamp <= latest), default="")
+    if tombstone <= newest:
+        return False
+    return not deletes or days <= 0 or tombstone <= stamp_of(now - timedelta(days=days - 1))
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
@@ -154,7 +178,7 @@ class Purge:
         self._due = 0  # of them, those to be deleted
         self._is_blind = False
         self._root = os.stat(rules.prefix)
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
+        self._spool = Spool[PutTombstone | PurgeMetric | RemoveOrphan]()
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield `pairs` unchanged; record missing metrics and the parts of the tree that the walk could not read."""
@@ -184,26 +208,22 @@ class Purge:
         if is_missing:
             self._stats.count(Count.MISSING)
             try:
-                tombstone, is_due = plan(metric, self._rules.days, self._now)
+                tombstone, is_due = plan(metric, self._rules.days, self._now, self._rules.deletes)
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
             if tombstone:
-                self._write(PutTombstone(metric.name, keys.tombstone(key, tombstone)))
+                self._spool.write(PutTombstone(metric.name, keys.tombstone(key, tombstone)))
             if is_due:
                 self._due += has_backup
                 others = tuple(key + suffix for suffix in keys_of(metric, self._now))
                 tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
-                self._write(PurgeMetric(metric.name, others, tombstones))
+                self._spool.write(PurgeMetric(metric.name, others, tombstones))
                 return
         if metric.is_canonical:
             for half in metric.orphans:
                 if is_old(half, self._now):
-                    self._write(RemoveOrphan(metric.name, key, half))
-
-    def _write(self, job: PutTombstone | PurgeMetric | RemoveOrphan) -> None:
-        with _spooling():
-            pickle.dump(job, self._spool)
+                    self._spool.write(RemoveOrphan(metric.name, key, half))
 
     def jobs(self, deleter: Deleter) -> Iterator[PutTombstone | DeleteObjects | RemoveOrphan]:
         """Yield the actions after the end of the pass; none, if a part of the tree could not be read.
@@ -219,7 +239,7 @@ class Purge:
         if not self._is_same_tree():
             return
         is_mistake = self._is_mistake()
-        for job in self._spooled():
+        for job in self._spool.read():
             if isinstance(job, PutTombstone):
                 would = "would be " if self._rules.noop else ""
                 logger.info("%s: not in the tree, %smarked as missing", job.name, would)
@@ -227,32 +247,26 @@ class Purge:
             elif is_mistake:
                 continue
             elif isinstance(job, RemoveOrphan):
-                yield job
+                if self._rules.deletes:
+                    yield job
+                else:
+                    orphans = tuple(job.metric_key + suffix for suffix in job.orphan.suffixes)
+                    deleter.add(PendingDelete(Count.ORPHANS_REMOVED, orphans))
             elif self._is_back(job.name):
                 logger.info("%s: not purged, its file exists again", job.name)
             else:
-                did = "would be deleted" if self._rules.noop else "purged"
+                deletes = self._rules.deletes
+                did = "would be deleted" if self._rules.noop else "purged" if deletes else "left to prune"
                 logger.info("%s: %s, missing for long enough", job.name, did)
-                self.deletes_any = True
+                self.deletes_any = deletes
                 deleter.add(PendingDelete(Count.PURGED, job.keys, job.tombstones))
             yield from deleter.full_jobs()
-
-    def _spooled(self) -> Iterator[PutTombstone | PurgeMetric | RemoveOrphan]:
-        with _spooling():
-            self._spool.seek(0)
-        while True:
-            with _spooling():
-                try:
-                    job = pickle.load(self._spool)  # safe: the file has no name, so only this run writes it
-                except EOFError:
-                    return
-            yield job
 
     def _is_mistake(self) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
         stored = self._here + self._missing
         remedy = "if it is not a mistake, use --purge-anyway"
-        anyway = self._rules.anyway
+        anyway = self._rules.anyway or not self._rules.deletes
         if self._due and not self._here and stored >= MANY and not anyway:
             self._stats.fail(
                 "purge",
@@ -292,17 +306,6 @@ class Purge:
 
     def _is_back(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self._rules.prefix, names.metric_path(name)))
-
-
-@contextlib.contextmanager
-def _spooling() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        folder = tempfile.gettempdir()
-        raise CannotRun(
-            f"cannot write the purge plan to {folder}: {error.strerror}; free space, or set TMPDIR to another folder"
-        ) from error
 
 
 def log_return(name: str, noop: bool) -> None:

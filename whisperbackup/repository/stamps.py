@@ -11,6 +11,11 @@ def stamp_of(moment: datetime) -> str:
     return f"{moment.year:04}" + moment.strftime("-%m-%dT%H:%M:%S+00:00")  # %Y does not pad
 
 
+def seconds(stamp: str) -> int:
+    """A stamp as Unix time."""
+    return int(datetime.fromisoformat(stamp).timestamp())
+
+
 def next_stamp(now: datetime, last: str) -> str:
     """A stamp for `now` that is later than `last` (empty: none), even if the clock was set back.
 

@@ -1,15 +1,15 @@
-"""The state file: which files have not been touched since their newest backup was known to hold their content.
+"""The state file: which files have not been modified since their newest backup was known to hold their content.
 
-Only ever a shortcut, that spares reading them: lost, stale or corrupt, a run is slower and its result the same.
+It only saves reading these files.  Without it, or if it is stale or corrupt, a run is slower and its result the same.
 
     file   = gzip(header line, one line a metric, ascending by key)
     header = "whisper-backup state 2" TAB identity TAB store               identity: of prefix and store, as a SHA-1
-    store  = "empty" | "filled" | "marked"                                 whether backups were in it, and its marker
+    store  = "empty" | "filled" | "marked"                                 whether it held backups, and had its marker
     line   = key TAB fingerprint TAB sha1 TAB stamp TAB mark_md5           all text; no key holds a tab
 
-"whisper-backup state 1" is the same without the third field.  A tree's walk and the lines have one order, so the
-file is read as a third sorted stream beside tree and store.  It is written anew, and put in place whole, every few
-minutes and at the end of a run, however that comes.
+"whisper-backup state 1" is the same without the third field.  The lines have the order of the tree's walk, so the
+file is read as a third sorted stream beside tree and store.  It is rewritten beside the old file and renamed, every
+ten minutes and at the end of every run, even one that is stopped or fails.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ TAB = "\t"
 
 
 class Record(NamedTuple):
-    """What was known of a metric: its file's content had this `sha1`, and its backup `stamp` held the same.
+    """What a run found out about a metric: its file's content had this `sha1`, and its backup `stamp` held the same.
 
-    `mark_md5` is what the listing said of that backup's mark then; empty if nothing.
+    `mark_md5` is the MD5 of that backup's mark in the listing at that time; empty if the listing had none.
     """
 
     key: str  # name + "/"
@@ -62,37 +62,37 @@ class Record(NamedTuple):
     def is_of(self, newest: Backup) -> bool:
         """Whether the backup `newest` surely holds the content that this record is about.
 
-        Either the listing proves it, or it is the backup that was written or read then, and is listed as it
-        was: where listings carry no MD5 (disk, SSE-KMS) that spares a request a metric.
+        Either the listing proves it, or `newest` is the backup that was written or read then, and its entry in the
+        listing is unchanged.  Where listings have no MD5 (disk, SSE-KMS), this saves a request for each metric.
         """
         if newest.mark_md5 == mark_md5(self.sha1):
             return True
         return (self.stamp, self.mark_md5) == (newest.stamp, newest.mark_md5 or "")
 
     def seen_in(self, newest: Backup) -> Record:
-        """The same, now that the mark of `newest` was asked."""
+        """The same record, after the mark of `newest` was read and holds this SHA-1."""
         return self._replace(stamp=newest.stamp, mark_md5=newest.mark_md5 or "")
 
 
 def fingerprint(status: os.stat_result) -> str:
-    """What cannot stay the same when a file is written to, replaced, or swapped for another.
+    """A text that changes when a file is written to, replaced, or exchanged for another one.
 
-    * inode: another file that took the name, with times to match (`mv`, a renamed folder, `cp -p`);
+    * inode: changes if another file took the name, even with equal times (`mv`, a renamed folder, `cp -p`);
     * size: costs nothing, and whisper files of another schema differ in it;
-    * mtime: every write moves it;
-    * ctime: whoever sets mtime back (`touch -r`, `rsync -t`, `tar`) moves it, and cannot set it.
+    * mtime: every write changes it;
+    * ctime: setting mtime back (`touch -r`, `rsync -t`, `tar`) changes it, and it cannot be set.
 
-    Not the device: its number may change with every boot.  Not seen: writes through a shared mapping that the
-    kernel has not yet told the inode of; no carbon writes like that.
+    The device is left out, since its number may change with every boot.  A write through a shared mapping is missed
+    until the kernel updates the file's times; no carbon writes like that.
     """
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def is_settled(status: os.stat_result, read_at: int) -> bool:
-    """Whether a write after `read_at` (Unix time in nanoseconds) must show in the fingerprint.
+    """Whether any write after `read_at` (Unix time in nanoseconds) surely changes the fingerprint.
 
-    File systems stamp with the clock of their last tick, some with whole seconds: a write soon after another
-    may leave the same time.  Nor does a time ahead of the clock tell anything.
+    File systems record the time of the kernel's last tick, some in whole seconds, so a write soon after another one
+    may leave the same time.  A time ahead of the clock proves nothing either.
     """
     return max(status.st_mtime_ns, status.st_ctime_ns) + SETTLED <= read_at
 
@@ -103,14 +103,14 @@ class State:
     def __init__(
         self, path: str | None, identity: Sequence[object], selection: Selection, is_readonly: bool = False
     ) -> None:
-        """`path` may be None: nothing is recalled, nothing written; empty: the default one.
+        """`path` may be None (nothing is read or written) or empty (the default path).
 
-        `identity` is what tells this prefix and this store from every other.
+        `identity` distinguishes this prefix and this store from every other.
         """
         self._digest = hashlib.sha1(repr(identity).encode(), usedforsecurity=False).hexdigest()
         self.path = os.path.join(defaults.state_folder(), f"{self._digest}.state") if path == "" else path
         self.store = EMPTY
-        """What is known of the store; a command sets it to what the next run is to know."""
+        """What is known about the store; a command sets it to what the next run needs to know."""
         self._is_readonly = is_readonly
         self._selection = selection
         self._old = self._records()
@@ -120,7 +120,7 @@ class State:
         self._saved = time.monotonic()
 
     def recall(self, key: str) -> Record | None:
-        """What is known of the metric whose keys begin with `key`; must be asked in ascending order."""
+        """The record of the metric whose keys begin with `key`; to be called in ascending order of keys."""
         while self._next is not None and self._next.key < key:
             self._pass_on(self._next)
             self._next = next(self._old, None)
@@ -130,7 +130,7 @@ class State:
         return known
 
     def split_keys(self) -> Iterator[str]:
-        """Some keys of metrics that earlier runs knew, evenly spread; read from the file as they are asked for."""
+        """Some keys of metrics that earlier runs saw, evenly spread; read from the file one by one."""
         lines = self._old_lines()
         next(lines, None)
         for line in itertools.islice(lines, STRIDE, None, STRIDE):
@@ -139,7 +139,7 @@ class State:
                 yield key
 
     def note(self, record: Record) -> None:
-        """Put a record into the new file; any order."""
+        """Add a record to the new file, in any order."""
         if self.path is None or self._is_readonly:
             return
         self._lines.append((TAB.join(record) + "\n").encode())
@@ -153,7 +153,7 @@ class State:
             self.save()
 
     def save(self) -> None:
-        """Put in place what is known in the middle of a run: what was noted, and of all other metrics the old lines."""
+        """Write the file in the middle of a run: the new records, and the old lines of all other metrics."""
         if self._lines or self._runs:
             old = self._old_lines()
             next(old, None)
@@ -162,7 +162,7 @@ class State:
         self._saved = time.monotonic()
 
     def write(self) -> None:
-        """Put the new file in place.  That it cannot be written is a warning: the next run reads every file."""
+        """Write the new file.  A file that cannot be written is a warning: the next run then reads every file."""
         while self._next is not None:
             self._pass_on(self._next)
             self._next = next(self._old, None)
@@ -196,7 +196,7 @@ class State:
         self._runs = []
 
     def _pass_on(self, record: Record) -> None:
-        """Keep what this run did not look for; a metric that it did look for and did not find is gone."""
+        """Keep the record of a metric that this run did not select; a selected one that was not found is gone."""
         if record.key[:-1] not in self._selection:
             self.note(record)
 
@@ -213,10 +213,10 @@ class State:
                     self.store = store = FILLED  # written by an older version
                 yield record
         except (UnicodeDecodeError, TypeError) as error:
-            logger.info("the state file %s cannot be used, files are read instead: %s", self.path, error)
+            logger.info("the state file %s cannot be used, so this run reads all files: %s", self.path, error)
 
     def _old_lines(self) -> Iterator[bytes]:
-        """What the old file's header knows of the store (empty: it does not tell), then the lines that follow it."""
+        """The old file's third header field (empty if it has none), then the lines after the header."""
         if self.path is None:
             return
         try:
@@ -232,7 +232,7 @@ class State:
         except FileNotFoundError:
             return
         except compression.gzip_errors() as error:
-            logger.info("the state file %s cannot be used, files are read instead: %s", self.path, error)
+            logger.info("the state file %s cannot be used, so this run reads all files: %s", self.path, error)
 
 
 def _key_of(line: bytes) -> bytes:
@@ -263,9 +263,9 @@ def _write_lines(file: IO[bytes], lines: Iterable[bytes]) -> None:
 
 
 def _replace(path: str, lines: Iterable[bytes]) -> None:
-    """Write `lines` beside `path`, under a name that nobody can foretell, and rename."""
+    """Write `lines` beside `path`, under a random name, and rename."""
     if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
-        raise OSError(errno.EINVAL, "it is not a regular file")  # renaming would do away with /dev/null
+        raise OSError(errno.EINVAL, "it is not a regular file")  # renaming would replace /dev/null
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, mode=0o755, exist_ok=True)
     _sweep(folder, f".{name}.")
@@ -283,7 +283,7 @@ def _replace(path: str, lines: Iterable[bytes]) -> None:
 
 
 def _sweep(folder: str, beginning: str) -> None:
-    """Remove what killed runs left of their writing."""
+    """Remove the temporary files of killed runs."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(beginning) and entry.is_file(follow_symlinks=False):

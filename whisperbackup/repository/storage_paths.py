@@ -1,7 +1,7 @@
-"""The storage paths that hold backups, found in a few looks however large the bucket is.
+"""Find the storage paths that hold backups, with a few short listings however large the bucket is.
 
-A look is the beginning of a listing, a page at most; the next one begins behind everything that the path just found
-holds.  A path that lies in another one is not looked for.
+Each listing reads one page at most; the next one starts after all keys of the storage path just found.  A storage path
+inside another one is not looked for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from whisperbackup.storage.base import Driver, StartAfterUnsupported, list_range
 
 MAX_PATHS = 50
 MAX_LOOKS = 100
-KEYS = 1000  # that one look reads, as many as a page has
-MANY = 5  # looks at strangers in one folder of the top, after which all of it is passed over
+KEYS = 1000  # read in one listing: a page
+MANY = 5  # pages of unrecognized keys in one top-level folder, after which the rest of it is skipped
 
 
 class StoragePaths(NamedTuple):
@@ -26,7 +26,7 @@ class StoragePaths(NamedTuple):
     is_complete: bool
 
     def __str__(self) -> str:
-        """As a command line names them."""
+        """As options of a command line."""
         named = ", ".join(path.removesuffix("/") or path for path in self.paths if path)
         unnamed = "those without --storage-path" if "" in self.paths else ""
         parts = [f"--storage-path {named}" if named else "", unnamed, "" if self.is_complete else "maybe others"]
@@ -35,7 +35,7 @@ class StoragePaths(NamedTuple):
 
 
 def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
-    """The storage paths of the keys that begin with `prefix`; looks no further once `own` is among them.
+    """The storage paths of the keys that begin with `prefix`; the search ends once `own` is found.
 
     Raises StorageError.
     """
@@ -49,7 +49,7 @@ def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
             break
         if not key:
             return StoragePaths(tuple(paths), not strangers)
-        if path is None:  # a page of other people's objects
+        if path is None:  # a page of unrecognized objects
             top, slash, _ = key.removeprefix(prefix).partition("/")
             strangers[top] += 1
             folder = prefix + top + slash if strangers[top] > MANY else key[: key.rfind("/") + 1]
@@ -58,13 +58,13 @@ def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
         paths[path] = None
         if path == own or len(paths) == MAX_PATHS or not path.startswith(own or ""):
             break
-        # What has no storage path is all over the bucket: passed over metric by metric.
+        # Metrics without a storage path may be anywhere in the bucket: skip them one by one.
         after = _behind(path or key[: key.index("/") + 1])
     return StoragePaths(tuple(paths), False)
 
 
 def _look(driver: Driver, prefix: str, after: str) -> tuple[str, str | None]:
-    """The first key greater than `after` that is ours, and its storage path; else the last key that was read."""
+    """The first key after `after` that this tool wrote, and its storage path; else the last key that was read."""
     key = ""
     for found in itertools.islice(list_range(driver, prefix, after, ""), KEYS):
         key = found.key

@@ -19,6 +19,20 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def boot_id() -> str:
+    """The kernel's id of this boot; empty where it has none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def uptime() -> int:
+    """Whole seconds since the boot, which no setting of the clock changes."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
 def splay(seconds: float) -> None:
     """Sleep for a random time up to `seconds`, so that the cron jobs of many hosts do not start together.
 

@@ -7,6 +7,8 @@ import os
 LOGFILE = "/var/log/whisperbackup.py.log"
 LOCKFILE = "/var/lock/whisperbackup.py"
 STAMPFILE = "/var/tmp/whisperbackup.py.success"
+INCREMENT_LOCKFILE = "/var/lock/whisperbackup.py.increment"
+INCREMENT_STAMPFILE = "/var/tmp/whisperbackup.py.increment.success"
 STATE_FOLDER = "/var/cache/whisper-backup"
 
 TEST_ROOT = "WHISPER_BACKUP_TEST_ROOT"

@@ -83,10 +83,16 @@ class Pool(Generic[C, R]):
     """
 
     def __init__(
-        self, processes: int, threads: int, prepare: Callable[[], C], failed: Callable[[Job[C, R], Exception], R]
+        self,
+        processes: int,
+        threads: int,
+        prepare: Callable[[], C],
+        failed: Callable[[Job[C, R], Exception], R],
+        batch: int | None = None,
     ) -> None:
+        """`batch` is how many jobs are sent at a time; fewer of those that take long."""
         context = multiprocessing.get_context("fork")
-        self._batch = max(1, 16 // threads)
+        self._batch = batch or max(1, 16 // threads)
         self._ahead = BATCHES_AHEAD * threads * self._batch
         self._owed: dict[Connection, list[str]] = {}  # names of jobs without a result yet
         self._heard: dict[Connection, float] = {}

@@ -53,15 +53,17 @@ def endpoint(name: str, arguments: Sequence[str]) -> str:
         return ""  # the driver reports what is wrong with it
 
 
-def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop: bool) -> Driver:
+def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop: bool, deletes: bool = True) -> Driver:
     """Open a bucket.  With `noop` reads work and writes are discarded; a bucket that would be created looks empty.
+
+    Without `deletes` no request to delete is sent.
 
     Raises StorageError, and UsageError for storage arguments that the driver does not know.
     """
     opener = _opener(name)
     try:
         with guard(name):
-            driver = Guarded(opener(bucket, create and not noop, arguments), name)
+            driver = Guarded(opener(bucket, create and not noop, arguments), name, deletes)
     except NotFound:
         if noop and create:
             return Noop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -18,6 +19,9 @@ from whisperbackup.errors import (  # so that a driver imports everything from t
 )
 from whisperbackup.errors import (
     Exists as Exists,
+)
+from whisperbackup.errors import (
+    NotDeleted as NotDeleted,
 )
 from whisperbackup.errors import (
     NotFound as NotFound,
@@ -44,6 +48,9 @@ class StoredObject(NamedTuple):
     md5: str | None
 
 
+LOCKED = re.compile(r"lock|retention|retained|hold|worm|immutable|protected", re.I)
+"""What the reason of a store that refuses to delete an object says if it protects the object, whoever asks."""
+
 FIRST = "\1"
 """Appended to a key, it makes the next key that every service accepts; this tool writes no key in between."""
 
@@ -69,8 +76,8 @@ class Driver(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Delete `keys`, in as few requests as the service allows.  A missing key is not an error.
 
-        Tries all keys, then raises a StorageError that names the first one it could not delete and counts the rest.
-        It stops early only when the store no longer answers (Unavailable).
+        Tries all keys, then raises a StorageError that names the first one it could not delete and counts the rest:
+        NotDeleted, if the driver can tell which.  It stops early only when the store no longer answers (Unavailable).
         """
 
     def close(self) -> None:
@@ -119,6 +126,24 @@ def holds(driver: Driver, key: str, body: bytes) -> bool:
         return driver.get(key) == body
     except NotFound:
         return False
+
+
+@runtime_checkable
+class PartialDriver(Driver, Protocol):
+    """A driver that can read a part of an object."""
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Return `length` bytes (at least 1) of `key` from `offset` on: fewer at its end, none behind it.
+
+        Raises NotFound.  It never returns other bytes of the object, whatever the service answers.
+        """
+
+
+def get_range(driver: Driver, key: str, offset: int, length: int) -> bytes:
+    """Like `PartialDriver.get_range`, for any driver; one that can only read whole objects does so."""
+    if isinstance(driver, PartialDriver):
+        return driver.get_range(key, offset, length)
+    return driver.get(key)[offset : offset + length]
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from whisperbackup.storage.base import (
     AccessDenied,
     Driver,
     Exists,
+    NotDeleted,
     NotFound,
     StorageError,
     StoredObject,
@@ -136,9 +137,17 @@ class Disk:
 
     def get(self, key: str) -> bytes:
         """Return the file's content."""
+        return self._read(key, 0, -1)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Return a part of the file's content."""
+        return self._read(key, offset, length)
+
+    def _read(self, key: str, offset: int, length: int) -> bytes:
         try:
             with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
-                return file.read()
+                file.seek(offset)
+                return file.read(length)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"'{key}' is not in {os.fsdecode(self._directory)}") from None
         except OSError as error:
@@ -216,7 +225,8 @@ class Disk:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the files, and the folders that become empty."""
-        stayed: list[str] = []
+        stayed: dict[str, OSError] = {}
+        self._check_place()
         for key in keys:
             path = self._path(key)
             try:
@@ -225,10 +235,16 @@ class Disk:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                stayed.append(f"'{key}': {error.strerror}")
+                stayed[key] = error
+        self._check_place()  # on an unmounted disk every file is missing
         if stayed:
+            key, first = next(iter(stayed.items()))
             more = f", and {len(stayed) - 1} more" if len(stayed) > 1 else ""
-            raise AccessDenied(f"cannot delete {stayed[0]}{more}; give this user write access to the directory")
+            raise NotDeleted(
+                f"cannot delete '{key}': {first.strerror}{more}; give this user write access to the directory",
+                {key: str(error.strerror) for key, error in stayed.items() if error.errno in DENIED},
+                {key: str(error.strerror) for key, error in stayed.items() if error.errno not in DENIED},
+            )
 
     def is_marked(self) -> bool:
         """Whether the marker exists."""

@@ -34,11 +34,12 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
-from whisperbackup.storage import deadline, wire
+from whisperbackup.storage import deadline, ranges, wire
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StorageError,
     StoredObject,
@@ -52,6 +53,7 @@ from whisperbackup.storage.base import (
 from whisperbackup.storage.wire import Answer, Failed, Wire
 
 TYPE = "application/octet-stream"
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 STATUS = re.compile(r"HTTP/\S+ (\d{3})\b")
 DELETE_AT_ONCE = 100
 """Calls in one batch: the service's limit."""
@@ -65,6 +67,10 @@ RETRY_POLICY: dict[str, Any] = {
     "timeout": (5, 25),
     "retry": DEFAULT_RETRY.with_delay(initial=0.5, maximum=8, multiplier=2).with_timeout(40),
 }
+
+
+class RangeIgnored(Exception):
+    """The service answered a request for a part of an object with the whole."""
 
 
 def open(bucket: str, create: bool, arguments: list[str]) -> GoogleCloudStorage:
@@ -109,9 +115,11 @@ def _client(project: str | None) -> storage.Client:
 
 def _check_answer(response: requests.Response, **_: object) -> None:
     """Raise Unavailable for a 200 response that is not the service's; the client accepts any 200."""
+    url = urlsplit(response.url)
+    if asked := RANGE.fullmatch(str(response.request.headers.get("Range", ""))):
+        _check_part(response, url.netloc, int(asked[1]), int(asked[2]))
     if response.status_code != 200:
         return
-    url = urlsplit(response.url)
     match url.path.rpartition("/")[2], response.request.method:
         case _, "GET" if "alt=media" in url.query:
             is_right = "x-goog-hash" in response.headers
@@ -125,6 +133,20 @@ def _check_answer(response: requests.Response, **_: object) -> None:
             is_right = True
     if not is_right:
         raise Unavailable(f"{url.netloc} {NOT_GCS}")
+
+
+def _check_part(response: requests.Response, host: str, first: int, last: int) -> None:
+    """Check the answer to a request for a part of an object: the client accepts the whole object, or any part."""
+    if response.status_code == 200:
+        raise RangeIgnored
+    if response.status_code != ranges.PARTIAL:
+        return
+    try:
+        size = ranges.size_of(response.headers.get("Content-Range"), first, last + 1 - first)
+        if int(response.headers.get("Content-Length", size)) != size:
+            raise ranges.WrongRange
+    except ValueError:
+        raise Unavailable(f"{host} answers with another part of it than the requested one; check any proxy") from None
 
 
 def _kind_of(response: requests.Response) -> object:
@@ -166,6 +188,15 @@ def _within_the_call() -> dict[str, Any]:
     """The retry policy, for what is left of the time after a cheap attempt."""
     retry, gone = RETRY_POLICY["retry"], time.monotonic() - wire.began()
     return {**RETRY_POLICY, "retry": retry.with_timeout(max(0.1, retry.timeout - gone))} if gone > 1 else RETRY_POLICY
+
+
+def _message(text: str) -> str:
+    """The service's message in one response of a batch."""
+    _, brace, body = text.partition("{")
+    try:
+        return str(json.loads(brace + body[: body.rfind("}") + 1])["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _text_of(part: object) -> str:
@@ -265,6 +296,16 @@ class GoogleCloudStorage:
 
         return wire.attempt(way, ask)
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        try:
+            with self._errors("read", key):
+                blob, end = self._bucket.blob(key), offset + length - 1
+                return bytes(blob.download_as_bytes(start=offset, end=end, raw_download=True, **RETRY_POLICY))
+        except (StorageError, RangeIgnored) as error:
+            if not isinstance(error, RangeIgnored) and not isinstance(error.__cause__, api.RequestRangeNotSatisfiable):
+                raise
+            return self.get(key)[offset : offset + length]
+
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
 
@@ -305,25 +346,31 @@ class GoogleCloudStorage:
                     raise Unavailable(f"the service {NOT_GCS}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed: list[tuple[str, int]] = []
+        stayed: list[tuple[str, int, str]] = []
         for batch in batches(keys, DELETE_AT_ONCE):
             for _ in range(2):  # retry the keys that failed: the second attempt succeeds or shows the reason
                 with self._errors("delete from"):
-                    statuses = RETRY_POLICY["retry"](self._delete_batch)(batch)
-                failed = [(k, s) for k, s in zip(batch, statuses, strict=True) if s != 404 and not 200 <= s < 300]
-                batch = [key for key, _ in failed]
+                    answers = RETRY_POLICY["retry"](self._delete_batch)(batch)
+                failed = [
+                    (key, status, reason)
+                    for key, (status, reason) in zip(batch, answers, strict=True)
+                    if status != 404 and not 200 <= status < 300
+                ]
+                batch = [key for key, _, _ in failed]
                 if not batch:
                     break
             stayed += failed
         if stayed:
-            key, status = stayed[0]
-            raise StorageError(
+            key, status, reason = stayed[0]
+            raise NotDeleted(
                 f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted, first '{key}': "
-                f"status {status}; grant the roles that the README lists"
+                f"status {status}{reason and ', '}{reason}; grant the roles that the README lists",
+                {key: reason or f"status {status}" for key, status, reason in stayed if status == 403},
+                {key: reason or f"status {status}" for key, status, reason in stayed if status != 403},
             )
 
-    def _delete_batch(self, batch: Sequence[str]) -> Sequence[int]:
-        """Delete `batch` and return the HTTP status of each deletion (cloud.google.com/storage/docs/batch).
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[tuple[int, str]]:
+        """Delete `batch`; the HTTP status and the message of each deletion (cloud.google.com/storage/docs/batch).
 
         The client's own batches do not suffice: their parts have no Content-ID, so fake-gcs-server ignores them, and
         they keep only the last response.
@@ -344,7 +391,8 @@ class GoogleCloudStorage:
         kind = answer.headers["Content-Type"].encode()
         parts = email.message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (kind, answer.content)).get_payload()
         # Each part is a response, in the order of the requests: "HTTP/1.1 204 No Content" and so on.
-        statuses = [int(match[1]) for part in parts if (match := STATUS.match(_text_of(part)))]
+        texts = [_text_of(part) for part in parts]
+        statuses = [(int(match[1]), _message(text)) for text in texts if (match := STATUS.match(text))]
         if len(statuses) != len(batch):
             raise Unavailable(f"the service {NOT_GCS}")
         return statuses

@@ -12,6 +12,7 @@ from whisperbackup.storage.base import (
     StoredObject,
     UsageError,
     create_all,
+    get_range,
     is_marked,
     list_range,
     mark,
@@ -21,9 +22,11 @@ from whisperbackup.storage.base import (
 class Guarded:
     """A driver that raises only StorageError and UsageError.  It converts what the driver itself did not convert."""
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str, deletes: bool = True) -> None:
+        """With `deletes` false no request to delete is ever sent."""
         self._driver = driver
         self._name = name
+        self._deletes = deletes
         self.threads = driver.threads
         self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
@@ -42,6 +45,11 @@ class Guarded:
         with guard(self._name):
             return self._driver.get(key)
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Like the wrapped driver, if it can read parts of objects; otherwise a part of the whole object."""
+        with guard(self._name):
+            return get_range(self._driver, key, offset, length)
+
     def put(self, key: str, body: bytes) -> None:
         """Like the wrapped driver."""
         with guard(self._name):
@@ -53,9 +61,10 @@ class Guarded:
             return create_all(self._driver, objects)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Like the wrapped driver."""
-        with guard(self._name):
-            self._driver.delete(keys)
+        """Like the wrapped driver, unless nothing may be deleted."""
+        if self._deletes:
+            with guard(self._name):
+                self._driver.delete(keys)
 
     def is_marked(self) -> bool:
         """Like the wrapped driver, if it uses markers."""

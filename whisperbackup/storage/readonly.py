@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, is_marked, list_range
+from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, get_range, is_marked, list_range
 
 
 class ReadOnly:
@@ -38,6 +38,10 @@ class ReadOnly:
     def get(self, key: str) -> bytes:
         """Like the wrapped driver."""
         return self._driver.get(key)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Like the wrapped driver."""
+        return get_range(self._driver, key, offset, length)
 
     def put(self, key: str, body: bytes) -> None:
         """Do nothing."""

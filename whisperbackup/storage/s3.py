@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 
 import boto3
@@ -24,10 +24,12 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import deadline, s3pages, s3wire, wire
+from whisperbackup.storage import deadline, ranges, s3pages, s3wire, wire
 from whisperbackup.storage.base import (
+    LOCKED,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StartAfterUnsupported,
     StorageError,
@@ -67,6 +69,8 @@ MULTIPART = re.compile("[0-9a-f]{32}-[0-9]+")
 """An ETag that is not an MD5: a gateway stored the object in parts."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """The names that boto3 accepts; its own error message is a regular expression of four lines."""
+REFUSED = ("AccessDenied", "ObjectLocked", "MethodNotAllowed", "InvalidObjectState")
+"""The codes with which services refuse to delete one object of many."""
 BODY_CUT = (boto.IncompleteReadError, boto.ReadTimeoutError, boto.ResponseStreamingError)
 
 REMEDIES: dict[str, tuple[type[StorageError], str]] = {
@@ -162,6 +166,15 @@ def _add_content_md5(params: dict[str, Any], **_: object) -> None:
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
+class _Stayed(NamedTuple):
+    """An object that was not deleted: alone because the store refuses it, or with a request that it denied."""
+
+    key: str
+    reason: str
+    is_refused: bool
+    is_denied: bool = False
+
+
 class S3:
     """One bucket; threads share one client."""
 
@@ -251,16 +264,34 @@ class S3:
 
     def get(self, key: str) -> bytes:
         with self._attempt(lambda way: way.get(key)) as answer:
-            return answer.body if _is_good(answer) else self._get(key)
+            return answer.body if _is_good(answer) else self._get(key, lambda body, answer: body)
 
-    def _get(self, key: str) -> bytes:
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        def cut(body: bytes, answer: dict[str, Any]) -> bytes:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            return ranges.cut(body, status, answer.get("ContentRange"), offset, length)
+
+        part = ranges.header(offset, length)
+        try:
+            with self._attempt(lambda way: way.get(key, {"range": part})) as answer:
+                if answer and answer.status in (200, 206) and answer.headers.get("etag"):
+                    with contextlib.suppress(ranges.WrongRange):
+                        told = answer.headers.get("content-range")
+                        return ranges.cut(answer.body, answer.status, told, offset, length)
+                return self._get(key, cut, Range=part)
+        except StorageError as error:
+            if _status(error) != ranges.NOT_SATISFIABLE:
+                raise
+            return self.get(key)[offset : offset + length]
+
+    def _get(self, key: str, accept: Callable[[bytes, dict[str, Any]], bytes], **part: str) -> bytes:
         attempt = 1
         while True:
             with self._errors("read", key):
-                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **part)
                 try:
-                    return bytes(body.read())
-                except BODY_CUT:
+                    return accept(bytes(answer["Body"].read()), answer)
+                except (*BODY_CUT, ranges.WrongRange):
                     # boto3 retries a request only until it has received the headers.
                     if attempt == 3:
                         raise
@@ -331,12 +362,18 @@ class S3:
             raise family(f"cannot write '{key}': {self._endpoint} answers with the ETag of other content; {remedy}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = [reason for batch in batches(keys, DELETE_AT_ONCE) for reason in self._delete_all(batch)]
+        stayed = [one for batch in batches(keys, DELETE_AT_ONCE) for one in self._delete_all(batch)]
         if stayed:
-            raise StorageError(f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {stayed[0]}")
+            first = f"'{stayed[0].key}': {stayed[0].reason}"
+            raise NotDeleted(
+                f"bucket '{self._bucket}': {len(stayed)} objects were not deleted, first {first}",
+                {one.key: one.reason for one in stayed if one.is_refused},
+                {one.key: one.reason for one in stayed if not one.is_refused},
+                any(one.is_denied for one in stayed),
+            )
 
-    def _delete_all(self, batch: Sequence[str]) -> Iterator[str]:
-        """Delete `batch`; yield the key and the store's reason for each object that was not deleted.
+    def _delete_all(self, batch: Sequence[str]) -> Iterator[_Stayed]:
+        """Delete `batch`; yield the objects that were not deleted.
 
         The store would reject a whole batch with a key that XML cannot represent, so such a key gets its own request.
         """
@@ -346,7 +383,7 @@ class S3:
             if NOT_XML.search(key):
                 yield from self._delete_one(key)
 
-    def _delete_one(self, key: str) -> Iterator[str]:
+    def _delete_one(self, key: str) -> Iterator[_Stayed]:
         try:
             with self._errors("delete", key):
                 self._client.delete_object(Bucket=self._bucket, Key=key)
@@ -354,10 +391,10 @@ class S3:
             raise
         except StorageError as error:
             if not isinstance(error.__cause__, self._client.exceptions.NoSuchKey):
-                yield f"'{key}': {error}"
+                yield _Stayed(key, str(error), isinstance(error, AccessDenied))
 
-    def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
-        """Delete `batch`; return the key and the store's reason for each object that was not deleted."""
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[_Stayed]:
+        """Delete `batch`; return the objects that were not deleted."""
         for _ in range(2):  # S3 sometimes fails for one key in a thousand with "InternalError", and wants a retry
             try:
                 with self._errors("delete from"):
@@ -368,13 +405,20 @@ class S3:
                 raise  # each further batch would need a minute to fail
             except StorageError as error:
                 if _code(error) == "MalformedXML":  # some stores reject keys that others accept
-                    return [reason for key in batch for reason in self._delete_one(key)]
-                return [f"'{key}': {error}" for key in batch]
+                    return [one for key in batch for one in self._delete_one(key)]
+                return [_Stayed(key, str(error), False, isinstance(error, AccessDenied)) for key in batch]
             errors = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
             batch = [error["Key"] for error in errors]
             if not batch:
                 break
-        return [f"'{error['Key']}': {error.get('Code')} {error.get('Message', '')}" for error in errors]
+        return [
+            _Stayed(
+                error["Key"],
+                f"{error.get('Code')} {error.get('Message', '')}".rstrip(),
+                error.get("Code") in REFUSED or bool(LOCKED.search(error.get("Message", ""))),
+            )
+            for error in errors
+        ]
 
     def close(self) -> None:
         self._client.close()
@@ -403,6 +447,11 @@ class S3:
             raise Unavailable(
                 f"{what}: {self._endpoint} does not answer ({type(error).__name__}); check the network, endpoint= "
                 "and region="
+            ) from error
+        except ranges.WrongRange as error:
+            raise Unavailable(
+                f"{what}: {self._endpoint} answers with another part of it than the requested one; check endpoint= and "
+                "any proxy"
             ) from error
         except boto.ParamValidationError as error:
             raise StorageError(f"{what}: {error}") from error

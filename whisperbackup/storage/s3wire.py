@@ -74,9 +74,9 @@ class S3Wire:
         """Raises Failed."""
         return self._ask("PUT", key, hashlib.sha256(body).hexdigest(), headers, body)
 
-    def get(self, key: str) -> Answer:
+    def get(self, key: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Raises Failed."""
-        return self._ask("GET", key, EMPTY, {}, b"")
+        return self._ask("GET", key, EMPTY, headers or {}, b"")
 
     def list(self, query: Mapping[str, str]) -> Answer:
         """Raises Failed."""
@@ -97,8 +97,9 @@ class S3Wire:
             frozen = self._credentials.get_frozen_credentials()
         except (ValueError, BotoCoreError, OSError) as error:
             raise Failed(str(error)) from error
-        headers = {"host": self.wire.host, "user-agent": wire.AGENT, "x-amz-content-sha256": digest, **more}
+        headers = {"host": self.wire.host, "x-amz-content-sha256": digest, **more}
         signed = self._signer.sign(method, path, words, headers, frozen, time.gmtime())
+        signed["user-agent"] = wire.AGENT  # not signed: a proxy may change it
         return self.wire.ask(method, f"{path}?{words}" if words else path, signed, body)
 
 

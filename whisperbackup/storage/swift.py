@@ -27,11 +27,12 @@ from requests.adapters import HTTPAdapter
 from swiftclient import ClientException, Connection
 from swiftclient.authv1 import PasswordPlugin
 
-from whisperbackup.storage import deadline, wire
+from whisperbackup.storage import deadline, ranges, wire
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
     Exists,
+    NotDeleted,
     NotFound,
     StorageError,
     StoredObject,
@@ -252,6 +253,22 @@ class Swift:
                 return answer.body
             return cast(bytes, self._call("read", key, request))
 
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        def request(swift: TimedConnection) -> bytes:
+            answer: dict[str, Any] = {}
+            part = {"Range": ranges.header(offset, length)}
+            headers, body = swift.get_object(self._bucket, key, headers=part, response_dict=answer)
+            if not headers.get("etag"):
+                raise NotSwift
+            return ranges.cut(bytes(body), answer["status"], headers.get("content-range"), offset, length)
+
+        try:
+            return cast(bytes, self._call("read", key, request))
+        except StorageError as error:
+            if getattr(error.__cause__, "http_status", None) != ranges.NOT_SATISFIABLE:
+                raise
+            return self.get(key)[offset : offset + length]
+
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
 
@@ -290,7 +307,7 @@ class Swift:
         return wire.attempt(way, lambda: way.ask(method, way.path + quote(f"/{self._bucket}/{key}"), complete, body))
 
     def delete(self, keys: Iterable[str]) -> None:
-        stayed = []
+        stayed: dict[str, StorageError] = {}
         for batch in batches(keys, self._keys_in_a_bulk_delete()):
             for key in self._bulk_delete(batch):
                 try:
@@ -298,9 +315,14 @@ class Swift:
                 except Unavailable:
                     raise  # each further key would need a minute to fail
                 except StorageError as error:
-                    stayed.append(error)
+                    stayed[key] = error
         if stayed:
-            raise StorageError(f"container '{self._bucket}': {len(stayed)} objects were not deleted; {stayed[0]}")
+            first = next(iter(stayed.values()))
+            raise NotDeleted(
+                f"container '{self._bucket}': {len(stayed)} objects were not deleted; {first}",
+                {key: str(error) for key, error in stayed.items() if isinstance(error, AccessDenied)},
+                {key: str(error) for key, error in stayed.items() if not isinstance(error, AccessDenied)},
+            )
 
     def _delete_one(self, key: str) -> None:
         def request(swift: TimedConnection) -> None:
@@ -435,6 +457,10 @@ class Swift:
             raise StorageError(
                 f"{what}: the identity service sends an invalid answer ({type(error).__name__}); "
                 "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
+            ) from error
+        except ranges.WrongRange as error:
+            raise Unavailable(
+                f"{what}: the cluster answers with another part of it than the requested one; check any proxy"
             ) from error
         except ValueError as error:
             raise Unavailable(

@@ -28,7 +28,7 @@ from whisperbackup.storage import deadline
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS, READ_SECONDS = 5, 25
-REFUSED = {*range(300, 401), 402, 403, *range(405, 409), 410, 411, *range(413, 429)}
+REFUSED = {*range(300, 401), 402, 403, *range(405, 409), 410, 411, *range(413, 416), *range(417, 429)}
 """The statuses of requests that this way makes wrong; not of objects that are missing or exist, of a
 token that has expired, nor of a busy store."""
 REFUSALS = 3

@@ -1,4 +1,4 @@
-"""What a whisper file's metric is called in the store, and back."""
+"""The name of a whisper file's metric in the store, and the path of a name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _ESCAPE = re.compile(b"%([0-9A-F]{2})")
 
 
 class ForeignName(ValueError):
-    """A name in the store that stands for no path below a prefix."""
+    """A name in the store that is not the name of a metric: it has no safe path below a prefix."""
 
 
 def encode(component: bytes) -> str:
-    """A path component as it stands in a metric's name."""
+    """A path component as part of a metric's name."""
     return _ESCAPED.sub(_escape, component.decode("utf-8", "surrogateescape"))
 
 
@@ -45,7 +45,7 @@ def is_canonical(name: str) -> bool:
 def metric_path(name: str) -> bytes:
     """The path of the metric `name`, relative to the prefix.
 
-    A name that is not canonical is read literally.  Raises ForeignName where the path would be unsafe:
+    A name that is not canonical is used literally.  Raises ForeignName where the path would be unsafe:
     a component that is empty, `.` or `..`, or one with `/` or NUL in it.
     """
     if _ORDINARY.fullmatch(name):

@@ -46,7 +46,7 @@ def expand_braces(glob: str) -> list[str]:
     globs: list[str] = []
     for choice in choices:
         globs += expand_braces(glob[:start] + choice + glob[begin:])
-        if len(globs) > MAX_ALTERNATIVES:  # counted while they are made: a line of commas would make millions
+        if len(globs) > MAX_ALTERNATIVES:  # checked here, since a line of commas would expand to millions
             raise BadGlob(f"glob '{glob}': its braces make more than {MAX_ALTERNATIVES} alternatives")
     return globs
 
@@ -60,7 +60,7 @@ def check_glob(glob: str) -> None:
     if not glob:
         raise BadGlob("an empty glob matches nothing; '*' matches every metric")
     if "/" in glob:
-        raise BadGlob(f"glob '{glob}': metrics are named with dots, as in 'servers.web1.*', not with slashes")
+        raise BadGlob(f"glob '{glob}': metric names have dots, not slashes, for example 'servers.web1.*'")
     if "[" in re.sub(r"\[!?+.[^]]*+\]", "", glob):
         raise BadGlob(f"glob '{glob}': a '[' without a ']'")
 
@@ -74,13 +74,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def literal_prefix(glob: str) -> str:
-    """What every `name/` begins with whose name matches `glob`; the whole `name/` if there is no wildcard."""
+    """The common prefix of all `name/` whose name matches `glob`; the whole `name/` if there is no wildcard."""
     wildcard = WILDCARD.search(glob)
     return glob[: wildcard.start()] if wildcard else glob + "/"
 
 
 def disjoint(prefixes: Sequence[str]) -> tuple[str, ...]:
-    """`prefixes` sorted, without those that another one covers."""
+    """`prefixes` sorted, without those that begin with another one."""
     kept: list[str] = []
     for prefix in sorted(prefixes):
         if not kept or not prefix.startswith(kept[-1]):
@@ -102,7 +102,7 @@ class Selection:
 
     @property
     def exact(self) -> list[str]:
-        """The names that are wanted as they stand, without any wildcard."""
+        """The names that were given without any wildcard."""
         return [prefix[:-1] for prefix in self.prefixes if prefix.endswith("/")]
 
     def __contains__(self, name: str) -> bool:
@@ -112,18 +112,18 @@ class Selection:
         )
 
     def may_hold(self, folder: str) -> bool:
-        """Whether a metric may be selected whose name begins with `folder` (which is empty or ends in a dot)."""
+        """Whether a metric whose name begins with `folder` (empty, or ending in a dot) may be selected."""
         return self.reaches(folder) and not (folder and self.folders_excluded and self.folders_excluded.match(folder))
 
     def reaches(self, folder: str) -> bool:
-        """Whether `folder` lies on the way to one of the prefixes, or below one."""
+        """Whether `folder` is above or below one of the prefixes."""
         return any(folder.startswith(prefix) or prefix.startswith(folder) for prefix in self.prefixes)
 
 
 def is_in_share(name: str, shares: int, day: int) -> bool:
-    """Whether the metric `name` is in the share of the day number `day`, one of `shares` about equal ones.
+    """Whether the metric `name` is in the share of the day number `day`; there are `shares` shares of about equal size.
 
-    Each metric is in exactly one of any `shares` days in a row.
+    Each metric is in the share of exactly one of any `shares` consecutive days.
     """
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") - day) % shares == 0

@@ -1,6 +1,6 @@
-"""The local tree: what a whisper file's metric is called in the store, and a walk in the store's order.
+"""Walk the local tree in the order in which the store lists its keys.
 
-A metric's name is its path below the prefix without `.wsp`, `/` becoming `.`.  So that every path
+A metric's name is its path below the prefix without `.wsp`, with `.` for `/`.  So that every path
 round-trips, a byte of a path component that is `.`, `%`, a control character or not UTF-8 is written %XX.  So are
 the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion that names them.
 """
@@ -22,12 +22,13 @@ logger = logging.getLogger(__name__)
 SIDECAR = b".ooo"
 HIDDEN_SIDECAR = re.compile(rb"\.[0-9a-f]{64}\.ooo")
 NOT_ENTERED = b"lost+found"
+VANISHED = "it vanished"
 
 
 class LocalFile(NamedTuple):
     """A whisper file: its metric's `name`, and its absolute `path`."""
 
-    key: str  # what the store's keys of this metric begin with: name + "/"
+    key: str  # the prefix of its keys in the store: name + "/"
     path: bytes
 
     @property
@@ -47,9 +48,14 @@ class Skipped(NamedTuple):
     reason: str
     is_error: bool
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether there may be files that this walk should have seen."""
+        return self.is_error or self.reason == VANISHED
+
 
 class Sidecars:
-    """How many of go-carbon's files of late points a walk met, and the path of the first."""
+    """How many of go-carbon's files of late points a walk found, and the path of the first."""
 
     count = 0
     example = b""
@@ -63,7 +69,7 @@ class Sidecars:
         """Name them in one warning, if there are any."""
         if self.count:
             logger.warning(
-                "%d %s of late points of go-carbon beside compressed metrics %s not backed up, as '%s'",
+                "%d %s of late points of go-carbon beside compressed metrics %s not backed up, for example '%s'",
                 self.count,
                 "file" if self.count == 1 else "files",
                 "is" if self.count == 1 else "are",
@@ -86,18 +92,18 @@ def check_prefix(prefix: bytes) -> None:
 
 
 def check_tree(prefix: bytes) -> None:
-    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file at all, as an unmounted disk."""
+    """Raises NoTree for a prefix that is missing, unreadable, or holds no whisper file, like an unmounted disk."""
     check_prefix(prefix)
     if not any(isinstance(item, LocalFile) for item in walk(prefix, select(["*"]))):
-        raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; is it the right folder, is it mounted?")
+        raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; check -p, and that its disk is mounted")
 
 
 def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[LocalFile | Skipped]:
     """The whisper files below `prefix` that are in `selection`, ascending by key, as the store lists them.
 
-    Links are not followed (`prefix` itself may be one).  What is left out for another reason than the
-    selection comes as Skipped, in its place in the order.  Holds one folder a level in memory.  Where `sidecars` is
-    given, the files of late points of metrics that are in `selection` are counted there, and reported in the end.
+    Links are not followed (`prefix` itself may be one).  What is left out for a reason other than the selection is
+    yielded as Skipped, in its place in the order.  Memory holds one folder per level.  With `sidecars`, files of late
+    points of selected metrics are counted there, and reported at the end.
     """
     # Sorting a folder's entries by encoded name + "." (folders) or "/" (files) gives the order of the keys:
     # no encoded name holds "." or "/", so none of these sort keys begins another.
@@ -130,7 +136,7 @@ def _entries(
                     sidecars.add(entry.path)
                 entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
     except FileNotFoundError:
-        return [Skipped(prefix, path, "it vanished", False)]
+        return [Skipped(prefix, path, VANISHED, False)]
     except OSError as error:
         return [Skipped(prefix, path, error.strerror or str(error), True)]
     entries.sort(key=lambda item: item.key)
@@ -138,9 +144,9 @@ def _entries(
 
 
 def _is_sidecar(entry: os.DirEntry[bytes], prefix: str, selection: Selection) -> bool:
-    """Whether go-carbon keeps late points there, of a metric in `selection`, or of one that the name does not show.
+    """Whether go-carbon keeps late points in this file, for a metric in `selection` or one that its name does not show.
 
-    The name is the compressed file's and `.ooo`; where that would be too long, a hash and `.ooo`, hidden.
+    Its name is the compressed file's with `.ooo`; where that would be too long, it is hidden: a hash with `.ooo`.
     """
     if not entry.name.endswith(SIDECAR):
         return False
@@ -158,7 +164,7 @@ def _is_wanted(item: LocalFile | Skipped | _Folder, selection: Selection) -> boo
 
 
 def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[LocalFile | Skipped | _Folder]:
-    """What one entry of the folder `prefix` is; a link may hide a metric, metrics below it, or both."""
+    """Classify one entry of the folder `prefix`; a link may hide a metric, metrics below it, or both."""
     is_whisper = entry.name.endswith(SUFFIX)
     as_file = f"{prefix}{encode(entry.name.removesuffix(SUFFIX))}/"
     as_folder = f"{prefix}{encode(entry.name)}."
@@ -186,5 +192,5 @@ def _classify(entry: os.DirEntry[bytes], prefix: str) -> Iterator[LocalFile | Sk
 def _leads_to_a_file(link: os.DirEntry[bytes]) -> bool:
     try:
         return link.is_file()
-    except OSError:  # it leads in a circle, or to where this user may not look
+    except OSError:  # a circle, or a target that this user cannot access
         return False

@@ -1,14 +1,14 @@
-"""Heal: what to write into a live whisper file so that it gets every point that it lacks and a backup has.
+"""Heal: compute the writes that give a live whisper file every point that it lacks and a backup holds.
 
 The rules are in docs/design.md, "Healing"; each function names the rule that it implements.
 Every archive becomes a `Window`: one place for each of its n slots, in the order of time, from the oldest time
 in (now - s·n, now] to the newest.  Windows are healed from the finest to the coarsest, because a coarser slot
-may be aggregated anew from what the finer archive has become, and written the other way round.
+may be aggregated again from the healed finer archive; they are written in the opposite order.
 
-**Killed anywhere**, the file is valid and no point of its finest archive is lost; running again fills what is left.
-So the coarsest archive is written first: as long as a finer point is missing, the coarser slot above it is looked at
-again.  What a coarser slot holds in the end may differ from what an uninterrupted run gives it, because the rules are
-applied to the file as it is.
+**Killed anywhere**, the file is valid and no point of its finest archive is lost; the next restore fills the rest.
+This is why the coarsest archive is written first: as long as a finer point is missing, the next restore examines the
+coarser slot above it again.  A coarser slot may then get a value other than in an uninterrupted run, because the rules
+are applied to the file as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CorruptFile", "Healing", "heal"]
 
 RECORD = np.dtype([("t", ">u4"), ("v", ">f8")])
 END_OF_TIME = 2**32  # timestamps are unsigned 32-bit
-PAGE = 4096  # a write that is killed ends at a multiple of this in the file
+PAGE = 4096  # an interrupted write ends at a multiple of this in the file
 NAN_UPPER_HALF = b"\x7f\xf8\x00\x00"  # of a value: a NaN whatever the lower half is
 
 AVERAGE, SUM, LAST, AVG_ZERO_OR_FIRST = 1, 2, 3, 6
@@ -44,20 +44,20 @@ Write = tuple[int, bytes]
 
 
 class Healing(NamedTuple):
-    """`writes` as (offset, bytes) in the order to make them; `points`: how many slots of all archives, in the
-    live file's windows, held nothing and hold a point afterwards (a value aggregated anew is not counted)."""
+    """`writes` as (offset, bytes), in the order in which to make them; `points` counts the slots of all archives, in
+    the live file's windows, that held nothing and hold a point afterwards (a changed aggregate is not counted)."""
 
     writes: list[Write]
     points: int
 
 
 class Source(NamedTuple):
-    """What one archive of the backup holds, in the order of time."""
+    """The points of one archive of the backup, in the order of time."""
 
     step: int
     times: Ints
     values: Floats
-    since: int  # the archive reaches back to here, not included
+    since: int  # the archive reaches back to this time, not included
     overlaps_finer: Bools  # a finer archive of the backup holds something that overlaps this point's slot
 
 
@@ -68,16 +68,16 @@ class Window:
     archive: Archive
     start: int  # the slot of the oldest place
     based: bool  # whether the ring has a base, and so any point
-    times: Ints  # what belongs there
-    stamps: Ints  # what is there
+    times: Ints  # the time that belongs in each slot
+    stamps: Ints  # the timestamp found in it
     stored: Floats
     held: Bools
-    ahead: Bools  # held, but a lap later: stamped in (now, now + s·n]
+    ahead: Bools  # holds a point of the next lap, stamped in (now, now + s·n]
     writable: Bools
     known: Bools  # held or, in the end, filled
     values: Floats
-    own: Bools  # the live file has something here that is not from this backup
-    sparse: Bools  # stands for a longer time, rule 3
+    own: Bools  # the live file holds something here that is not from this backup
+    sparse: Bools  # represents a longer time, rule 3
 
     @property
     def span(self) -> int:
@@ -128,7 +128,7 @@ def heal_archive(
     occupied: Ints,
     now: int,
 ) -> Window:
-    """The window of one archive, healed; `finer` is the next finer archive's, healed already."""
+    """The healed window of one archive; `finer` is the healed window of the next finer archive."""
     window = open_window(live, archive, base, now)
     step = archive.step
     found, copied = np.full(archive.points, np.nan), np.zeros(archive.points, np.bool_)
@@ -151,12 +151,12 @@ def heal_archive(
             if source.step > step:
                 place_coarser_points(window, source, occupied)
     if not window.based and window.known.any():
-        # A really empty archive: its base is the oldest filled time.
+        # An empty archive: its base is the oldest filled time.
         oldest = int(np.argmax(window.known))
         if not window.stamps.any():
             window.start, window.based = -oldest % archive.points, True
             return window
-        # Once more: with a base, stamps that are left outside the window may forbid to write some slots.
+        # Repeat with a base: stamps outside the window may then prevent writing some slots.
         base = int(window.times[oldest])
         return heal_archive(live, archive, base, header, finer, sources, resample, occupied, now)
     return window
@@ -171,7 +171,7 @@ def read_ring(content: bytes, archive: Archive) -> tuple[Ints, Floats]:
 
 
 def base_of(stamps: Ints, archive: Archive, now: int) -> int | None:
-    """A time that belongs into slot 0; None for an empty archive."""
+    """A time that belongs in slot 0; None for an empty archive."""
     if stamps[0]:
         return int(stamps[0])
     span = archive.step * archive.points
@@ -183,12 +183,12 @@ def base_of(stamps: Ints, archive: Archive, now: int) -> int | None:
 
 
 def open_window(live: bytes, archive: Archive, base: int | None, now: int) -> Window:
-    """What the live file holds in an archive.  `base` is for an archive that has none."""
+    """The window of an archive of the live file.  `base` is used for an archive that has none."""
     stamps, stored = read_ring(live, archive)
     if base is None:
         base = base_of(stamps, archive, now)
     newest = now // archive.step
-    # The division rounds down, as whisper's: a base need not be a multiple of the step.
+    # The division rounds down, like whisper's: a base need not be a multiple of the step.
     start = 0 if base is None else ((newest * archive.step - base) // archive.step + 1) % archive.points
     times = (np.arange(newest - archive.points + 1, newest + 1)) * archive.step
     stamps, stored = np.roll(stamps, -start), np.roll(stored, -start)
@@ -213,7 +213,7 @@ def open_window(live: bytes, archive: Archive, base: int | None, now: int) -> Wi
 
 
 def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> list[Source]:
-    """What the backup holds: every point in its place, of whatever lap, with 0 < t <= now."""
+    """Every point of the backup that is in its place, on any lap, with 0 < t <= now."""
     sources = []
     starts = ends = np.empty(0, np.int64)  # of all finer points' slots, sorted
     for archive in header.archives:
@@ -241,7 +241,7 @@ def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> lis
 
 
 def is_in_place(stamps: Ints, base: int, archive: Archive) -> Bools:
-    """Where the timestamp is a multiple of the step that belongs into its slot, on whatever lap."""
+    """Where the timestamp is a multiple of the step and belongs in its slot, on any lap."""
     step, points = archive.step, archive.points
     if base % step == 0:  # whole laps from the slot's first time: one division instead of three
         laps = stamps - base - step * np.arange(points)
@@ -264,10 +264,10 @@ def copy_points(window: Window, source: Source, found: Floats, copied: Bools) ->
 
 
 def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
-    """Rule 3, first half: what nothing was found for, from a finer archive of the backup.
+    """Rule 3, first half: values for the remaining slots from a finer archive of the backup.
 
-    It covers a slot that begins within its reach; that is counted back from its newest point, not from now, because
-    the backup may be older than its finer archives are long.
+    The archive covers a slot that begins within its span, counted back from its newest point and not from now, because
+    the backup may be older than the span of its finer archives.
     """
     step = window.archive.step
     oldest = window.times[0]
@@ -281,10 +281,10 @@ def downsample(window: Window, source: Source, header: Header, found: Floats, av
 
 
 def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None:
-    """Rule 3, second half: a coarser point (T, S) into the slot ⌊T/s⌋·s, where nothing finer is held.
+    """Rule 3, second half: place a coarser point (T, S) in the slot ⌊T/s⌋·s, where nothing finer is held.
 
-    Its share of this archive are the slots from there to ⌊(T + S)/s⌋·s.  These shares do not overlap, whatever the
-    steps, so a point placed earlier by an interrupted run does not keep its neighbour out.
+    It represents the slots from there to ⌊(T + S)/s⌋·s.  These ranges do not overlap, whatever the steps, so a point
+    placed earlier by an interrupted run does not exclude its neighbour.
     """
     step = window.archive.step
     begin = source.times // step
@@ -309,7 +309,7 @@ def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None
 
 
 def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats, copied: Bools, now: int) -> None:
-    """Rule 4: coarser slots from what the next finer archive has become."""
+    """Rule 4: aggregate coarser slots again from the healed next finer archive."""
     step = window.archive.step
     tail = slice(int(np.searchsorted(window.times, now - finer.span, side="right")), None)
     size = len(window.times[tail])
@@ -324,7 +324,7 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
     edges = np.searchsorted(groups, np.arange(size + 1))
 
     def count_of(mask: Bools) -> Ints:
-        """How many of the finer points that belong to each slot are marked."""
+        """How many of each slot's finer points are set in `mask`."""
         upto = np.concatenate(([0], np.cumsum(mask)))[edges]
         return np.diff(upto)
 
@@ -347,10 +347,10 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
     )
     asked &= is_enough(result, count, total, header) & (count_of(finer.sparse) == 0)
 
-    # A slot that was empty takes the backup's value where the live file has nothing to add to it.
+    # An empty slot is left to the backup's value if the live file has no points of its own below it.
     take = asked & ~held & (own | ~copied[tail])
-    # A slot that was held stays where the backup says the same and the live file has nothing to add, and where it
-    # may have been made of more points than are left.
+    # A held slot keeps its value if the backup holds the same and the live file has no points of its own below it, and
+    # if it may be the aggregate of more points than are left.
     asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
     take |= asked & (count == total)
     if (asked & ~take).any():
@@ -368,30 +368,30 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
 
 
 def is_explained(method: int, stored: Floats, before: Floats, result: Floats) -> Bools:
-    """Whether a slot's value is what the live file's finer points gave `before`, or is within an extreme `result`."""
+    """Whether a slot's value is the aggregate `before` of the live file's points, or within an extreme `result`."""
     if method in EXTREMES:
         rank = EXTREMES[method]
         within: Bools = rank(stored) <= rank(result)
         return within
-    # What explains a value by one reading of method 6 does not by the other.
+    # The two readings of method 6 explain different values.
     return is_close(before, stored) & (method != AVG_ZERO_OR_FIRST)
 
 
-# Aggregation, as whisper's
+# Aggregation, the same as whisper's
 
 
 def aggregate(method: int, groups: Ints, values: Floats, total: Ints) -> tuple[Floats, Ints]:
-    """Each group's aggregate (NaN for none) and how many values it has; `groups` ascend, within them time does.
+    """Each group's aggregate (NaN for none) and its number of values; `groups` is ascending, and so is time in each.
 
-    `total` is how many values each group could have.
+    `total` is the number of values that each group could have.
 
-    Number 6 is whisper's avg_zero and go-whisper's first, which nothing in a file tells apart: it gives a value only
-    where both give the same.  The others that both know mean the same (go-whisper's 7 and 8, mix and percentile, are
-    for its compressed files).  A number that is none of these gives no value: whisper refuses to read such a file.
+    Number 6 is avg_zero in whisper and first in go-whisper, and a file does not record which: there is a result only
+    where both agree.  The other methods that both know are the same in both (go-whisper's 7 and 8, mix and percentile,
+    are for its compressed files).  An unknown number gives no value: whisper refuses to read such a file.
     """
     count = np.bincount(groups, minlength=len(total))
     if method != LAST and method not in EXTREMES:
-        # bincount adds one by one from 0.0, in this order, as whisper's sum() does.
+        # bincount adds one value after another to 0.0, in this order, like sum() in whisper.
         sums = np.bincount(groups, values, minlength=len(total))
         divisor = 1 if method == SUM else total if method == AVG_ZERO_OR_FIRST else count
         result = np.where(count > 0, sums / divisor, np.nan)
@@ -409,14 +409,14 @@ def aggregate(method: int, groups: Ints, values: Floats, total: Ints) -> tuple[F
         rank: NDArray[Any] = EXTREMES[method](values) if method in EXTREMES else np.arange(len(values))
         best = np.repeat(np.maximum.reduceat(rank, starts), count[groups[starts]])
         hits = np.flatnonzero(rank == best)
-        # The first of equals, as Python's max() and min(): 0.0 and -0.0 are equal, so are 1 and -1 for absmax.
+        # The first of equal values, like Python's max() and min(): 0.0 and -0.0 are equal, so are 1 and -1 for absmax.
         hits = hits[np.flatnonzero(np.diff(groups[hits], prepend=-1))]
         result[groups[hits]] = values[hits]
     return result, count
 
 
 def is_enough(result: Floats, count: Ints, total: Ints, header: Header) -> Bools:
-    """Where an aggregate counts: a number, of enough points."""
+    """Where an aggregate is a number, made of enough points."""
     enough: Bools = (count > 0) & (count / total >= header.x_files_factor) & ~np.isnan(result)
     return enough
 
@@ -443,7 +443,7 @@ def differ(one: Floats, other: Floats) -> Bools:
 
 
 def writes_of(window: Window) -> list[Write]:
-    """The changed records of an archive, by ascending slot, so slot 0 first: without its stamp there is no base."""
+    """The changed records of an archive, by ascending slot: slot 0 comes first, since its stamp is the base."""
     archive = window.archive
     changed = np.flatnonzero(window.changed)
     slots = (window.start + changed) % archive.points
@@ -461,10 +461,10 @@ def writes_of(window: Window) -> list[Write]:
 
 
 def base_mark(window: Window, time: int) -> int | None:
-    """A stamp for a slot 0 that gets no point, `time` being its place: two laps ago, so that nothing reads it.
+    """A stamp for a slot 0 that gets no point; `time` belongs there: two laps ago, so that no reader returns it.
 
-    Where that is before 1970 it is a second before a place: no multiple of the step, so never read, and whisper's
-    division gives the same slots.
+    Before 1970 that is impossible; then the stamp is a second before a time of slot 0: no multiple of the step, so no
+    reader returns it, and whisper's division gives the same slots.
     """
     step, span = window.archive.step, window.span
     mark = time - 2 * span if time > 2 * span else (time - 1) % span
@@ -472,12 +472,12 @@ def base_mark(window: Window, time: int) -> int | None:
 
 
 def split_writes(offsets: Ints, records: NDArray[Any]) -> list[Write]:
-    """Records as writes: adjacent ones in one, but one that crosses a page boundary by itself.
+    """Records as writes: adjacent ones are combined, but a record that crosses a page boundary is written alone.
 
-    A write that is killed ends at a page boundary.  Between two records that does no harm; within one it would leave a
-    stamp with a value that is not its own, or half of one value and half of another.  So a crossing record is written
-    in parts that each lie in one page (offsets are multiples of 4): first its value becomes a NaN, which is no point,
-    then the value is written, and last the stamp.
+    An interrupted write ends at a page boundary.  Between two records this is harmless; within a record it would leave
+    a stamp with the wrong value, or a value made of two halves.  So a crossing record is written in parts that each lie
+    in one page (offsets are multiples of 4): first its value becomes a NaN, which is no point, then the value is
+    written, and last the stamp.
     """
     if not len(offsets):
         return []
@@ -487,7 +487,7 @@ def split_writes(offsets: Ints, records: NDArray[Any]) -> list[Write]:
     cut |= crossing[1:] | crossing[:-1]
     begins = np.concatenate(([0], np.flatnonzero(cut) + 1))
     ends = np.append(begins[1:], len(offsets))
-    # There may be ten thousand of them in a file: let no interpreted loop touch each.
+    # A file may have ten thousand of them: no interpreted loop may touch each.
     slices = map(slice, (begins * POINT_SIZE).tolist(), (ends * POINT_SIZE).tolist())
     writes: list[Write] = list(zip(offsets[begins].tolist(), map(content.__getitem__, slices), strict=True))
     for run in np.flatnonzero(crossing[begins])[::-1].tolist():

@@ -23,6 +23,10 @@ class TooNew(Exception):
     """The file is being created at this moment."""
 
 
+class TooLarge(CorruptFile):
+    """The file has more bytes than are read."""
+
+
 class Locked(OSError):
     """Another process held the file's lock for longer than LOCK_TIMEOUT."""
 
@@ -73,13 +77,13 @@ def read(path: bytes, max_size: int, throttle: Throttle) -> Reading:
         try:
             return _read(fd, max_size, throttle)
         except ShortFile:
-            if not _is_young(fd):
+            if not is_young(fd):
                 raise
             time.sleep(0.2)
             try:
                 return _read(fd, max_size, throttle)
             except ShortFile as error:
-                if _is_young(fd):
+                if is_young(fd):
                     raise TooNew(str(error)) from None
                 raise
     finally:
@@ -127,7 +131,7 @@ def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
 def _size(fd: int, max_size: int) -> int:
     size = os.fstat(fd).st_size
     if size > max_size:
-        raise CorruptFile(f"{size} bytes, more than --max-file-size ({max_size})")
+        raise TooLarge(f"{size} bytes, more than --max-file-size ({max_size})")
     return size
 
 
@@ -140,5 +144,6 @@ def _read_into(fd: int, content: bytearray) -> int:
     return length
 
 
-def _is_young(fd: int) -> bool:
+def is_young(fd: int) -> bool:
+    """Whether a short file may be one that carbon is just creating."""
     return abs(time.time() - os.fstat(fd).st_mtime) < CREATION_AGE

@@ -31,8 +31,8 @@ class Throttle:
         self._lock = threading.Lock()
         self._next = time.monotonic()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
-        self._is_nice = is_nice and _may_raise_again(self._normal)
-        if self._is_nice:
+        self.is_nice = is_nice and _may_raise_again(self._normal)
+        if self.is_nice:
             os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
         if is_nice and IOPRIO_SET is not None:
             LIBC.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
@@ -61,7 +61,7 @@ class Throttle:
 
         The I/O priority stays: what is read under the lock is in the page cache.
         """
-        if not self._is_nice:
+        if not self.is_nice:
             yield
             return
         os.setpriority(os.PRIO_PROCESS, 0, self._normal)

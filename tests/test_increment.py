@@ -1,0 +1,737 @@
+"""increment: what a run stores, where the next one begins, what it tells, and what retention leaves of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import servers
+import whisper
+from conftest import Program, add_point, children, install_driver, wait_for
+from test_storage import open_store
+from test_stores import connect
+
+from whisperbackup.increments import history, image, merge, reader
+from whisperbackup.increments.manifest import Manifest, Run, increment_key, read_manifest
+from whisperbackup.increments.names import Folding, Names
+from whisperbackup.increments.record import decode
+from whisperbackup.repository.catalog import Catalog
+from whisperbackup.runtime import defaults
+from whisperbackup.storage.base import Driver
+from whisperbackup.tree.selection import select
+
+
+@pytest.fixture
+def stored(program: Program) -> Program:
+    """Three metrics of some age, backed up; their schemas differ."""
+    for number, metric in enumerate(("a.one", "a.two", "b.three")):
+        program.write(metric, number)
+    settle()  # born before the run
+    program("backup", "disk")
+    return program
+
+
+def driver_of(program: Program) -> Driver:
+    return open_store(servers.store("disk"), str(program.store))
+
+
+def made(program: Program, driver: Driver | None = None, path: str = "") -> list[Manifest]:
+    """The complete increments, the oldest first."""
+    driver = driver or driver_of(program)
+    return list(history.manifests(driver, path, history.look_at_all(driver, path).complete))
+
+
+def runs(program: Program) -> list[Run]:
+    driver = driver_of(program)
+    return list(history.runs_of(driver, "", history.look_at_all(driver, "").runs))
+
+
+def records(program: Program, number: int = -1) -> dict[str, object]:
+    """What an increment has of each metric."""
+    manifest, driver = made(program)[number], driver_of(program)
+
+    def fetch(name: str, offset: int, size: int) -> bytes:
+        return driver.get(increment_key(manifest.stamp, name))[offset : offset + size]
+
+    return {found.key.decode()[:-1]: decode(found.content) for found in reader.read(manifest, fetch)}
+
+
+def images(driver: Driver, path: str = "") -> dict[str, bytes]:
+    """What the newest backups and all increments together say that the files hold."""
+    found = history.look_at_all(driver, path)
+    manifests = list(history.manifests(driver, path, found.complete))
+    known_runs = list(history.runs_of(driver, path, found.runs))
+
+    def fetch_of(stamp: str) -> reader.Fetch:
+        return lambda name, offset, size: driver.get(path + increment_key(stamp, name))[offset : offset + size]
+
+    streams = [reader.read(one, fetch_of(one.stamp)) for one in manifests]
+    shares = {metric.key: metric.shares for metric in merge.join(streams, reader.stop)}
+    backups = {}
+    for metric in Catalog(driver, path, select(["*"])):
+        if metric.backups:
+            stamp = metric.backups[-1].stamp
+            payload = driver.get(f"{path}{metric.key}{stamp}.wsp.gz")
+            backups[metric.key] = stamp, gzip.decompress(payload)
+    result = {}
+    for key in sorted(shares.keys() | backups.keys()):
+        stamp, content = backups.get(key, ("", None))
+        by = image.confirmed_by(stamp, key, known_runs) if stamp else None
+        laid = [(number, decode(content)) for number, content in shares.get(key, [])]
+        later = [one for number, one in laid if not stamp or image.applies(one, manifests[number], stamp, by)]
+        whole = image.lay(content and bytes(content), later, 1 << 30)
+        assert whole is not None
+        result[key[:-1]] = whole.content
+    return result
+
+
+def live(program: Program) -> dict[str, bytes]:
+    paths = program.prefix.rglob("*.wsp")
+    return {".".join(p.relative_to(program.prefix).with_suffix("").parts): p.read_bytes() for p in paths}
+
+
+def settle() -> None:
+    """A stamp has whole seconds."""
+    time.sleep(1.01 - time.time() % 1)
+
+
+def test_backup_and_increments_together_are_the_live_files(stored: Program) -> None:
+    for value in range(3):
+        settle()
+        add_point(stored.prefix / "a/one.wsp", float(value))
+        add_point(stored.prefix / "a/two.wsp", float(value))
+        if value == 1:
+            stored.write("c.new", 2)
+        said = stored("increment", "disk")
+        assert "0 failed" in said
+    assert images(driver_of(stored)) == live(stored)
+    assert len(made(stored)) == 3
+
+
+def test_a_window_begins_at_the_reference_less_the_lag_and_what_was_not_written_is_not_opened(stored: Program) -> None:
+    settle()
+    old = stored.prefix / "b/three.wsp"
+    os.utime(old, (1, 1))
+    settle()
+    said = stored("increment", "disk", "--lag", "0")
+    (first,) = made(stored)
+    (run,) = runs(stored)
+    assert (first.reference, first.since, first.lag) == (run.stamp, run.begin, 0)
+    assert set(records(stored)) >= {"b.three"}, "its ctime is new"
+    assert "3 examined" in said
+    time.sleep(2)
+    add_point(stored.prefix / "a/one.wsp")
+    settle()
+    stored("increment", "disk", "--lag", "0")
+    second = made(stored)[-1]
+    assert (second.reference, second.since) == (first.stamp, first.begin)
+    assert set(records(stored)) == {"a.one"}
+    assert "2 not written to" in stored.log.read_text().splitlines()[-1]
+
+
+def test_without_a_backup_run_that_counts_it_says_run_backup_first(program: Program) -> None:
+    program.write("a.one")
+    program.write("b.one")
+    assert "run backup" in program("increment", "disk", status=1)
+    program("backup", "disk", "-m", "a.*")
+    assert "run backup first" in program("increment", "disk", status=1)
+    program("backup", "disk", "--exclude", "b.*")
+    assert "run backup first" in program("increment", "disk", status=1)
+    program("increment", "disk", "--exclude", "b.*")
+    assert set(records(program)) == {"a.one"}
+    assert not program.store.joinpath(".increments/x").exists()
+
+
+def test_it_has_a_lock_and_a_stamp_file_of_its_own(stored: Program) -> None:
+    words = stored.words("increment", "disk")
+    at = words.index("--lockfile")
+    done = stored.start_words(words[:at] + words[at + 4 :])
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 0, said
+    stamp = Path(defaults.on_this_machine(defaults.INCREMENT_STAMPFILE))
+    assert stamp.exists()
+    assert not Path(defaults.on_this_machine(defaults.STAMPFILE)).exists()
+    assert not Path(defaults.on_this_machine(defaults.LOCKFILE)).exists()
+    with stored.lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stored.start_words(words[:at] + words[at + 4 :]).wait(60) == 0, "a backup does not hold it up"
+
+
+def test_the_options_of_one_metric_are_refused(stored: Program) -> None:
+    assert "-m is not an option of increment" in stored("increment", "disk", "-m", "a.*", status=2)
+
+
+def test_noop_changes_nothing(stored: Program) -> None:
+    before = {path: path.stat().st_mtime_ns for path in stored.store.rglob("*")}
+    said = stored("increment", "disk", "-n")
+    assert "3 recorded" in said
+    assert {path: path.stat().st_mtime_ns for path in stored.store.rglob("*")} == before
+    assert "3 recorded" in stored("increment", "noop")
+
+
+def test_json_has_the_counters_and_list_shows_runs_and_increments(stored: Program) -> None:
+    summary = json.loads(stored("increment", "disk", "--json", "-q").splitlines()[-1])
+    assert (summary["command"], summary["recorded"], summary["parts"], summary["status"]) == ("increment", 3, 1, 0)
+    assert ", 1 increments, " in stored("list", "disk")
+    first, second = [json.loads(line) for line in stored("list", "disk", "--runs", "--json").splitlines()]
+    assert (first["command"], first["status"], first["unconfirmed"]) == ("backup", 0, 0)
+    assert (second["command"], second["status"], second["records"]) == ("increment", 0, 3)
+    assert datetime.fromisoformat(second["end"]) >= datetime.fromisoformat(second["begin"])
+    assert len(stored("list", "disk", "--runs").splitlines()) == 2
+
+
+def test_no_command_takes_increments_and_records_of_runs_for_strangers(stored: Program) -> None:
+    for path in ((), ("--storage-path", "node")):
+        stored("backup", "disk", *path)
+        stored("increment", "disk", *path)
+        for command in (("backup", "-x", 0), ("purge",), ("list",), ("list", "--debris"), ("verify",)):
+            said = stored(command[0], "disk", *command[1:], *path)
+            assert "unrecognized" not in said or path == (), said
+    assert "--storage-path node" in stored("list", "disk", "--storage-path", "nodes", status=1)
+    assert len(made(stored)) == 1
+
+
+def test_a_store_that_has_lost_its_backups_is_noticed(stored: Program) -> None:
+    settle()
+    for name in ("a.one", "a.two", "b.three"):
+        shutil.rmtree(stored.store / name)
+    assert "there were backups in it" in stored("increment", "disk", status=1)
+    assert "there were backups in it" in stored("backup", "disk", status=1)
+    shutil.rmtree(stored.store)
+    assert "there were backups in it" in stored("increment", "disk", status=1)
+
+
+# What cannot be read
+
+
+def test_a_locked_or_unreadable_file_is_named_and_owed_until_it_is_read(stored: Program) -> None:
+    path = stored.prefix / "a/one.wsp"
+    for name in ("b.x", "b.y"):
+        stored.write(name)
+    settle()
+    stored("backup", "disk")
+    settle()
+    add_point(path)
+    folder = stored.prefix / "a"
+    owned = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"] if os.geteuid() == 0 else []
+    folder.chmod(0o000)
+    try:
+        run = stored.start_words([*owned, *stored.words("increment", "disk")])
+        _, said = run.communicate(timeout=60)
+    finally:
+        folder.chmod(0o755)
+    assert run.returncode == 3, said
+    (first,) = made(stored)
+    assert first.owed == {"a.": first.since}
+    time.sleep(2)
+    settle()
+    stored("increment", "disk", "--lag", "0")
+    assert made(stored)[-1].owed == {}
+    assert set(records(stored)) == {"a.one", "a.two"}, "the window of the folder begins where it did"
+    assert images(driver_of(stored)) == live(stored)
+
+
+def test_what_is_no_whisper_file_is_named_and_not_owed(stored: Program) -> None:
+    (stored.prefix / "a/bad.wsp").write_bytes(b"no whisper file" * 99)
+    (stored.prefix / "a/young.wsp").write_bytes(b"")
+    said = stored("increment", "disk", status=3)
+    assert "a.bad: not a whisper file" in said
+    assert "1 too new" in said
+    assert list(made(stored)[-1].owed or ()) == ["a.young/"]
+
+
+def test_a_tree_that_lost_half_its_files_is_no_reference(stored: Program) -> None:
+    shutil.rmtree(stored.prefix / "a")
+    settle()
+    assert "is a disk not mounted" in stored("increment", "disk", status=3)
+    settle()
+    stored.write("a.one")
+    stored.write("a.two")
+    stored("increment", "disk")
+    first, second = made(stored)
+    assert second.reference == first.reference
+
+
+def test_points_that_come_later_than_half_the_lag_are_warned_of(stored: Program) -> None:
+    path = stored.prefix / "a/one.wsp"
+    now = int(time.time())
+    whisper.create(str(stored.prefix / "a/late.wsp"), [(1, 7200)], xFilesFactor=0.0)
+    settle()
+    assert "use a larger --lag" not in stored("increment", "disk")
+    for late in [path, stored.prefix / "a/late.wsp"]:
+        whisper.update(str(late), 1.0, now - 600)
+    assert "use a larger --lag" in stored("increment", "disk")
+
+
+def test_a_file_born_in_the_window_is_taken_whole_but_not_thousands(stored: Program) -> None:
+    settle()
+    time.sleep(1)
+    stored.write("n.new", 2)
+    settle()
+    said = stored("increment", "disk")
+    assert "1 taken whole" in said
+    assert records(stored)["n.new"].is_whole  # type: ignore[attr-defined]
+    settle()
+    template = (stored.prefix / "n/new.wsp").read_bytes()
+    for number in range(1100):
+        path = stored.prefix / f"many/m{number:04}.wsp"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(template)
+    said = stored("increment", "disk")
+    assert "1000 taken whole" in said
+    assert "100 new, left to backup" in said
+    assert "1104 recorded" in said
+
+
+# Faults
+
+
+def test_an_increment_killed_before_its_manifest_is_none_and_the_next_takes_all(stored: Program) -> None:
+    settle()
+    add_point(stored.prefix / "a/one.wsp", 5.0)
+    stored("increment", "disk")
+    (only,) = made(stored)
+    (stored.store / increment_key(only.stamp)).unlink()
+    settle()
+    stored("increment", "disk")
+    second = made(stored)[-1]
+    assert second.reference == only.reference
+    assert second.stamp > only.stamp
+    assert images(driver_of(stored)) == live(stored)
+    debris = stored("list", "disk", "--debris")
+    assert only.stamp in debris
+    assert second.stamp not in debris
+
+
+def test_two_increments_of_one_second_do_not_mix(stored: Program) -> None:
+    settle()
+    add_point(stored.prefix / "a/one.wsp", 5.0)
+    both = [stored.start("increment", "disk", "--nolock") for _ in range(3)]
+    said = [run.communicate(timeout=60)[1] for run in both]
+    assert {run.returncode for run in both} <= {0, 1}
+    assert all("in the same second" in text for run, text in zip(both, said, strict=True) if run.returncode)
+    assert made(stored)
+    assert images(driver_of(stored)) == live(stored)
+
+
+def test_an_increment_during_a_backup_and_a_purge_is_whole(stored: Program) -> None:
+    backup = stored.start("backup", "disk", "--nolock")
+    runs_ = [stored.start(command, "disk", "--nolock") for command in ("increment", "purge")]
+    for run in [backup, *runs_]:
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 0, said
+    assert images(driver_of(stored)) == live(stored)
+
+
+@pytest.mark.slow
+def test_a_stopped_increment_leaves_none_and_status_128_n(stored: Program) -> None:
+    path = stored.prefix / "a/one.wsp"
+    add_point(path)
+    with path.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run = stored.start("increment", "disk")
+        wait_for(lambda: len(list(children(run.pid))) == 4)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert made(stored) == []
+    stored("increment", "disk")
+    assert images(driver_of(stored)) == live(stored)
+
+
+def test_a_store_that_fails_in_the_middle_leaves_no_increment(stored: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored("increment", "disk")
+    (stored.store / ".increments").chmod(0o500)
+    owned = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"] if os.geteuid() == 0 else []
+    settle()
+    run = stored.start_words([*owned, *stored.words("increment", "disk")])
+    _, said = run.communicate(timeout=60)
+    (stored.store / ".increments").chmod(0o755)
+    assert run.returncode == 1, said
+    assert os.strerror(errno.EACCES) in said
+    assert len(made(stored)) == 1
+
+
+def test_a_clock_that_was_ahead_costs_no_point(stored: Program) -> None:
+    """The store has an increment and a run stamped tomorrow: the next is stamped later still, and builds on neither."""
+    settle()
+    stored("increment", "disk")
+    (first,) = made(stored)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    ahead = json.loads(first.to_json()) | {
+        "stamp": history.stamp_at(tomorrow.timestamp()),
+        "begin": int(tomorrow.timestamp()),
+        "end": int(tomorrow.timestamp()),
+    }
+    parts = [stored.store / increment_key(first.stamp, part.name) for part in first.parts]
+    driver = driver_of(stored)
+    for part in parts:
+        driver.put(increment_key(ahead["stamp"], part.name), part.read_bytes())
+    driver.put(increment_key(ahead["stamp"]), json.dumps(ahead).encode())
+    settle()
+    stored("increment", "disk")
+    last = made(stored)[-1]
+    assert last.stamp > ahead["stamp"]
+    assert last.reference == first.stamp
+
+
+def test_a_damaged_manifest_is_named_and_passed_over(stored: Program) -> None:
+    stored("increment", "disk")
+    (first,) = made(stored)
+    (stored.store / increment_key(first.stamp)).write_bytes(b"<html>")
+    settle()
+    assert f"{first.stamp}/manifest.json is damaged" in stored("increment", "disk")
+    assert made(stored)[-1].reference == first.reference
+
+
+# Records of runs
+
+
+def test_a_run_names_what_it_cannot_vouch_for(stored: Program) -> None:
+    (stored.prefix / "a/two.wsp").unlink()
+    (stored.prefix / "b/three.wsp").write_bytes(b"broken by a disk")
+    os.utime(stored.prefix / "b/three.wsp", (1, 1))
+    (stored.prefix / "a/never.wsp").write_bytes(b"no whisper file" * 99)
+    (stored.prefix / "a/young.wsp").write_bytes(b"")
+    settle()
+    stored("backup", "disk", status=3)
+    first, second = runs(stored)
+    assert (first.is_complete, first.status, first.unconfirmed, first.files) == (True, 0, (), 3)
+    assert (second.is_complete, second.status, second.is_partial) == (True, 3, False)
+    assert second.unconfirmed == ("a.two/", "a.young/", "b.three/")
+    assert second.stamp > first.stamp
+    newest = max(stored.stamps("a.one"))
+    assert first.last_stamp >= datetime.fromisoformat(newest).timestamp()
+
+
+def test_a_run_in_progress_is_known_and_one_that_was_killed(stored: Program) -> None:
+    path = stored.prefix / "a/one.wsp"
+    add_point(path)
+    with path.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        settle()
+        run = stored.start("backup", "disk")
+        wait_for(lambda: len(runs(stored)) == 2)
+        run.kill()
+        run.wait()
+    assert [one.is_complete for one in runs(stored)] == [True, False]
+    assert "no end" in stored("list", "disk", "--runs")
+    stored("increment", "disk")
+    assert made(stored)[-1].reference == runs(stored)[0].stamp
+    assert made(stored)[-1].after_run == runs(stored)[1].stamp
+
+
+def test_a_partial_run_is_recorded_as_one(stored: Program) -> None:
+    settle()
+    stored("backup", "disk", "-m", "a.*")
+    assert [run.is_partial for run in runs(stored)] == [False, True]
+
+
+def test_metrics_of_a_folder_where_nothing_is_left_are_named_by_it() -> None:
+    def folded(*keys: str, limit: int = 5) -> list[str] | None:
+        folding = Folding(limit)
+        for key in keys:
+            (folding.leave if key.startswith("+") else folding.add)(key.removeprefix("+"))
+        return folding.names()
+
+    assert folded("a.b.c/", "a.b.d/", "+b.x/") == ["a."]
+    assert folded("+a.a/", "a.b.c/", "a.b.d/", "a.c/", "+b.x/") == ["a.b.", "a.c/"]
+    assert folded("a.b.c/", "a.b.d/", "+a.b.e/", "a.b.f/") == ["a.b.c/", "a.b.d/", "a.b.f/"]
+    assert folded("a.b.c/", "a.c.d/", "+a.c.e/") == ["a.b.", "a.c.d/"]
+    assert folded(*[f"a.m{n}/" for n in range(9)]) == ["a."]
+    assert folded(*[f"a.m{n}/" for n in range(9)], "+a.n/") is None
+    assert folded(*[f"{n}.x/" for n in range(9)]) is None
+    for key in ("a.b.c/", "a.c.d/"):
+        assert Names(folded("a.b.c/", "a.c.d/", "+a.c.e/") or ()).cover(key)
+
+
+# Retention
+
+
+def age(program: Program, days: float) -> None:
+    """Everything that the store has of runs and increments happened so many days earlier."""
+    driver = driver_of(program)
+    found = history.look_at_all(driver, "")
+    names = {stamp: moved(stamp, days) for stamp in (*found.complete, *found.runs)}
+
+    def earlier(content: bytes) -> bytes:
+        values = json.loads(content)
+        for name in ("begin", "end", "since", "last_stamp"):
+            if values.get(name):
+                values[name] -= int(days * 86400)
+        for name in ("stamp", "reference", "after_run", "after_increment"):
+            if values.get(name):
+                values[name] = names.get(values[name], values[name])
+        return json.dumps(values).encode()
+
+    for key, _ in found.objects:
+        stamp = key.split("/")[1].removesuffix(".json")
+        content = driver.get(key)
+        driver.delete([key])
+        driver.put(
+            key.replace(stamp, names.get(stamp, moved(stamp, days))),
+            earlier(content) if key.endswith("json") else content,
+        )
+
+
+def moved(stamp: str, days: float) -> str:
+    return history.stamp_at(datetime.fromisoformat(stamp).timestamp() - days * 86400)
+
+
+def old_increment(program: Program) -> None:
+    """An increment of eight days ago."""
+    settle()
+    program("increment", "disk")
+    age(program, 8)
+
+
+def test_an_old_increment_goes_once_a_backup_run_has_its_points(stored: Program) -> None:
+    old_increment(stored)
+    before = made(stored)
+    said = stored("backup", "disk", "-n")
+    assert "would be deleted, backups have its points" in said
+    assert made(stored) == before
+    assert "1 increments removed" in stored("backup", "disk")
+    assert made(stored) == []
+    assert not (stored.store / ".increments").exists()
+
+
+def test_a_young_increment_stays(stored: Program) -> None:
+    settle()
+    stored("increment", "disk")
+    age(stored, 6)
+    stored("backup", "disk")
+    assert len(made(stored)) == 1
+    stored("backup", "disk", "--keep-increments", 3)
+    assert made(stored) == []
+
+
+@pytest.mark.parametrize("how", ["-m", "--exclude", "killed", "failed"])
+def test_an_increment_stays_after_a_run_that_does_not_count(stored: Program, how: str) -> None:
+    old_increment(stored)
+    if how == "-m":
+        stored("backup", "disk", "-m", "a.*")
+    elif how == "--exclude":
+        stored("backup", "disk", "--exclude", "a.*")
+    elif how == "killed":
+        path = stored.prefix / "a/one.wsp"
+        add_point(path)
+        with path.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            run = stored.start("backup", "disk")
+            wait_for(lambda: len(runs(stored)) == 2)
+            run.kill()
+            run.wait()
+    else:
+        for name in ("a/one", "a/two"):
+            (stored.prefix / f"{name}.wsp").write_bytes(b"broken by a disk" * 99)
+        assert "not a whisper file" in stored("backup", "disk", status=3)
+    assert len(made(stored)) == 1
+    assert set(records(stored)) == {"a.one", "a.two", "b.three"}
+
+
+@pytest.mark.parametrize("how", ["missing", "broken", "unreadable"])
+def test_an_increment_is_rewritten_to_what_no_backup_has(stored: Program, how: str) -> None:
+    path = stored.prefix / "b/three.wsp"
+    add_point(path, 77.0)
+    old_increment(stored)
+    expected = records(stored)["b.three"]
+    content = path.read_bytes()
+    path.unlink()
+    if how == "broken":
+        path.write_bytes(b"broken by a disk" * 99)
+    elif how == "unreadable":
+        path.symlink_to("/nowhere")
+    said = stored("backup", "disk", status=3 if how == "broken" else 0)
+    assert "1 increments rewritten" in said
+    assert records(stored) == {"b.three": expected}
+    assert len(list((stored.store / ".increments").rglob("*.wbi"))) == 1
+    settle()
+    stored("backup", "disk", status=3 if how == "broken" else 0)
+    assert records(stored) == {"b.three": expected}
+    assert images(driver_of(stored))["b.three"] == content
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    settle()
+    assert "1 increments removed" in stored("backup", "disk")
+
+
+def test_what_nothing_confirms_for_long_goes_and_is_named(stored: Program) -> None:
+    old_increment(stored)
+    (stored.prefix / "b/three.wsp").unlink()
+    age(stored, 50)
+    said = stored("backup", "disk")
+    assert "has points of b.three that no backup has: deleted" in said
+    assert made(stored) == []
+
+
+def test_an_increment_of_which_most_is_unconfirmed_never_goes_by_itself(stored: Program) -> None:
+    old_increment(stored)
+    shutil.rmtree(stored.prefix / "a")
+    age(stored, 400)
+    stored("backup", "disk")
+    assert set(records(stored)) == {"a.one", "a.two", "b.three"}
+
+
+def test_what_killed_increments_left_goes_after_a_day(stored: Program) -> None:
+    settle()
+    stored("increment", "disk")
+    (only,) = made(stored)
+    (stored.store / increment_key(only.stamp)).unlink()
+    stored("backup", "disk")
+    assert list((stored.store / ".increments").rglob("*.wbi")), "it may be a run in progress"
+    age(stored, 2)
+    assert "would be deleted" in stored("backup", "disk", "-n")
+    assert list((stored.store / ".increments").rglob("*.wbi"))
+    assert "1 debris removed" in stored("backup", "disk")
+    assert not (stored.store / ".increments").exists()
+
+
+def test_parts_whose_manifest_is_damaged_are_no_debris(stored: Program) -> None:
+    old_increment(stored)
+    (only,) = made(stored)
+    (stored.store / increment_key(only.stamp)).write_bytes(b"<html>")
+    stored("backup", "disk")
+    assert list((stored.store / ".increments").rglob("*.wbi"))
+
+
+def test_records_of_runs_go_with_the_last_backup_that_they_tell_of(stored: Program) -> None:
+    driver = driver_of(stored)
+    (run,) = runs(stored)
+    newest = stored.stamps("a.one")[-1]
+    for day in range(100, 60, -1):
+        values = json.loads(run.to_json()) | {"stamp": moved(run.stamp, day), "begin": run.begin - day * 86400}
+        values |= {"end": run.end - day * 86400, "last_stamp": 0}
+        driver.put(f".runs/{values['stamp']}.json", json.dumps(values).encode())
+    for suffix in ("wsp.gz", "sha1"):
+        content = driver.get(f"a.one/{newest}.{suffix}")
+        driver.put(f"a.one/{moved(run.stamp, 99)}.{suffix}", content)
+    before = {one.stamp for one in runs(stored)}
+    settle()
+    stored("backup", "disk")
+    gone = before - {one.stamp for one in runs(stored)}
+    assert moved(run.stamp, 100) in gone
+    assert moved(run.stamp, 99) not in gone
+    assert moved(run.stamp, 61) not in gone
+
+
+@pytest.mark.servers
+def test_an_increment_costs_few_requests_in_a_service(program: Program) -> None:
+    store = servers.store("s3-rclone")
+    connect(program, store)
+    program.write("a.one")
+    options = [store.driver, *store.arguments, "--storage-path", "nodes/one"]
+    program("backup", *options)
+    settle()
+    add_point(program.prefix / "a/one.wsp")
+    program("increment", *options)
+    program("increment", *options)
+    driver = open_store(store, program.bucket)
+    assert images(driver, "nodes/one/")["a.one"] == (program.prefix / "a/one.wsp").read_bytes()
+    newest = history.look(driver, "nodes/one/", time.time()).newest
+    assert read_manifest(driver.get("nodes/one/" + increment_key(newest))).records == 1
+
+
+COUNTING = """
+import os
+from whisperbackup.storage import disk
+
+
+class Counting(disk.Disk):
+    def _note(self, what):
+        with open(os.environ["REQUESTS"], "a") as file:
+            file.write(what + "\\n")
+
+    def list_range(self, prefix, after, until):
+        self._note("list")
+        return super().list_range(prefix, after, until)
+
+    def get(self, key):
+        self._note("get")
+        return super().get(key)
+
+    def put(self, key, body):
+        self._note("put")
+        super().put(key, body)
+
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Counting(os.fsencode(bucket))
+"""
+
+
+def test_an_increment_costs_the_requests_of_its_parts_and_four(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_driver(program, monkeypatch, COUNTING)
+    requests = program.home / "requests"
+    monkeypatch.setenv("REQUESTS", str(requests))
+    program.write("a.one")
+    program("backup", "shelf")
+    settle()
+    program("increment", "shelf")
+    requests.unlink()
+    settle()
+    assert "1 parts" in program("increment", "shelf")
+    assert sorted(requests.read_text().split()) == ["get", "list", "list", "put", "put"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["disk", "s3-rclone"])
+def test_an_increment_killed_at_any_moment_loses_nothing(program: Program, kind: str) -> None:
+    """KILLS=300 for more: whatever is killed when, what is complete stays as it is, and the next run takes the rest."""
+    store = servers.store(kind)
+    connect(program, store)
+    chance = random.Random(int(os.environ.get("SEED", "1")))
+    paths = [program.write(f"web{number % 7}.m{number}", number) for number in range(60)]
+    options = [store.driver, *store.arguments, "--storage-path", "nodes/one", "-f", "2"]
+    settle()
+    program("backup", *options)
+    driver = open_store(store, program.bucket or str(program.store))
+    path = "nodes/one/"
+    settle()
+    began = time.monotonic()
+    program("increment", *options)
+    length = time.monotonic() - began
+    whole: dict[str, bytes] = {}
+    killed = 0
+    for number in range(int(os.environ.get("KILLS", "6"))):
+        for one in chance.sample(paths, 10):
+            add_point(one, float(number))
+        run = program.start("increment", *options, start_new_session=True)
+        time.sleep(chance.uniform(0.3, 1.05) * length)
+        workers = list(children(run.pid))
+        if run.poll() is None:
+            killed += 1
+            if chance.random() < 0.3 and workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+            else:
+                run.kill()
+        _, said = run.communicate(timeout=60)
+        assert run.returncode in (-signal.SIGKILL, 0, 1), said
+        assert "Traceback" not in said
+        found = history.look_at_all(driver, path)
+        for stamp in found.complete:
+            keys = [path + key for key, _ in found.objects if stamp in key]
+            for key in keys:
+                assert whole.setdefault(key, driver.get(key)) == driver.get(key)
+        if number % 5 == 4 or number == 5:
+            settle()
+            program("increment", *options)
+            assert images(driver, path) == live(program)
+    print(f"{killed} killed")
+    assert killed

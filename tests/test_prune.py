@@ -1,0 +1,207 @@
+"""backup --no-delete with credentials that may not delete, and prune with others, from another machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import servers
+from conftest import Program, add_point, install_driver
+from servers import TroubleProxy, refuse_deletions
+from test_stores import connect, stored
+
+from whisperbackup.repository.stamps import stamp_of
+
+NOW = datetime.now(UTC)
+OLD = ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00", "2026-01-03T00:00:00+00:00")
+
+
+def days_ago(days: float) -> str:
+    return stamp_of(NOW - timedelta(days=days))
+
+
+def put(program: Program, metric: str, *ends: str) -> None:
+    """Objects of a metric in the directory store: `stamp` makes a backup, anything with a further dot itself."""
+    folder = program.store / metric
+    folder.mkdir(parents=True, exist_ok=True)
+    for end in ends:
+        if end.endswith("+00:00"):
+            (folder / f"{end}.sha1").write_text(f"{hash(end) & (1 << 160) - 1:040x}")
+            (folder / f"{end}.wsp.gz").write_bytes(b"x" * 9)
+        else:
+            (folder / end).touch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s3-rclone", "s3-swift", "swift-v1", "gcs"])
+def test_a_node_that_may_not_delete_backs_up_and_prune_cleans_up(program: Program, kind: str) -> None:
+    store = servers.store(kind)
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = refuse_deletions
+        everywhere = connect(program, store)
+        as_node = connect(program, store.through(proxy.port))
+        files = {name: program.write(name) for name in ("goes", "stays", "returns")}
+        for value in range(3):
+            as_node("backup", "--no-delete", "-r", "1", "-x", "0")
+            add_point(files["stays"], float(value))
+        for name in ("goes", "returns"):
+            files[name].rename(program.home / name)
+        assert "2 marked missing" in as_node("backup", "--no-delete", "-r", "1", "-x", "0")
+        (program.home / "returns").rename(files["returns"])
+        said = as_node("backup", "--no-delete", "-r", "1", "-x", "0")
+        assert "1 backed up" in said
+        assert "1 came back" in said
+        assert not proxy.troubles, "a request to delete was sent"
+        before = stored(program, store)
+
+        add_point(files["stays"], 9.0)
+        said = as_node("backup", "-r", "1", "-x", "-1", status=3)
+        assert "run backup with --no-delete" in said
+        assert proxy.troubles
+        assert before.keys() < stored(program, store).keys()
+
+        as_node("prune", "-r", "1", "-x", "0", "--protected-ok", status=3)
+        connect(program, store)
+        assert "1 purged" in everywhere("prune", "-r", "1", "-x", "0")
+        left = sorted(key.partition("/")[0] for key in stored(program, store))
+        assert left == ["returns"] * 4 + ["stays"] * 2
+        assert "2 good" in everywhere("verify")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_on_a_directory_another_user_may_own_what_was_stored(program: Program, machine: Path) -> None:
+    path = program.write("a.b")
+    program.store.mkdir(mode=0o777)
+    other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+             "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]  # fmt: skip
+
+    def as_node(*words: str, status: int = 0) -> str:
+        what = ["--nolog", "--nolock", "--nostamp", "--nostate", "-r", "1", "-p", program.prefix, "-b", program.store]
+        ran = subprocess.run(
+            [*other, sys.executable, "-B", "-m", "whisperbackup", *what, "backup", "disk", *words],
+            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )  # fmt: skip
+        assert ran.returncode == status, ran.stderr
+        for folder in (program.store, *program.store.rglob("*")):  # what the keeper's job does after each night
+            os.chown(folder, 0, 0)
+            folder.chmod(0o1777 if folder.is_dir() else 0o644)
+        return ran.stderr
+
+    program.store.chmod(0o1777)
+    for folder in (program.home, *program.home.parents):
+        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    as_node("--no-delete")
+    add_point(path, 2.0)
+    assert "2 objects not deleted" in as_node("--no-delete")
+    add_point(path, 3.0)
+    assert "run backup with --no-delete" in as_node(status=3)
+    assert len(program.stamps("a.b")) == 3
+    assert "2 removed" in program("prune", "disk", "-r", "1")
+    assert len(program.stamps("a.b")) == 1
+
+
+def test_prune_deletes_what_is_due_and_nothing_else(program: Program) -> None:
+    put(program, "surplus", *OLD)
+    put(program, "due", OLD[0], f"{days_ago(46)}.missing")
+    put(program, "missing", OLD[0], f"{days_ago(44)}.missing")
+    put(program, "back", f"{OLD[0]}.missing", OLD[1])
+    put(program, "half", OLD[0], f"{OLD[1]}.wsp.gz", f"{days_ago(0.5)}.sha1")
+    put(program, "foreign", "notes.txt")
+    before = program.objects()
+    said = program("prune", "disk", "-r", "2", "-n")
+    assert "due: would be deleted" in said
+    assert program.objects() == before
+    said = program("prune", "disk", "-r", "2")
+    assert "5 examined, 1 removed, 2 missing, 1 purged, 1 came back, 1 debris removed, 0 failed" in said
+    gone = {f"surplus/{OLD[0]}.{end}" for end in ("sha1", "wsp.gz")}
+    gone |= {key for key in before if key.startswith("due/")} | {f"back/{OLD[0]}.missing", f"half/{OLD[1]}.wsp.gz"}
+    assert program.objects() == {key: body for key, body in before.items() if key not in gone}
+    assert "0 removed, 1 missing, 0 purged, 0 failed" in program("prune", "disk", "-r", "2")
+
+
+def test_prune_refuses_what_looks_like_a_mistake(program: Program) -> None:
+    for number in range(20):
+        put(program, f"m{number}", *OLD, *([f"{days_ago(46)}.missing"] if number < 10 else []))
+    before = program.objects()
+    assert "10 of 20 metrics in the store are due" in program("prune", "disk", "-r", "1", status=3)
+    assert program.objects() == before
+    assert "10 purged" in program("prune", "disk", "--purge-anyway")
+
+
+def test_prune_names_the_storage_paths_where_nothing_matches(program: Program) -> None:
+    put(program, "node1/a", *OLD)
+    assert "--storage-path node1" in program("prune", "disk", "--storage-path", "node2", status=1)
+    assert not program.stamp.exists()
+
+
+UNSORTED = """
+import os
+from whisperbackup.storage import disk
+
+class Driver(disk.Disk):
+    def list(self, prefix):
+        found = list(super().list(prefix))
+        return iter(found[1:] + found[:1])
+
+def open(bucket, create, arguments):
+    return Driver(os.fsencode(bucket))
+"""
+
+
+def test_prune_believes_no_listing_out_of_order(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_driver(program, monkeypatch, UNSORTED)
+    put(program, "a", *OLD)
+    put(program, "b", *OLD, f"{days_ago(46)}.missing")
+    before = program.objects()
+    assert "does not sort its keys" in program("prune", "shelf", "-r", "1", status=1)
+    assert program.objects() == before
+
+
+PROTECTING = """
+import os
+from whisperbackup.storage import disk
+from whisperbackup.storage.base import NotDeleted
+
+class Driver(disk.Disk):
+    def delete(self, keys):
+        keys = list(keys)
+        stay = {key: os.environ["REASON"] for key in keys if key.startswith("locked/")}
+        super().delete([key for key in keys if key not in stay])
+        if stay:
+            raise NotDeleted(f"{len(stay)} objects were not deleted", stay, {})
+
+def open(bucket, create, arguments):
+    return Driver(os.fsencode(bucket))
+"""
+
+
+@pytest.fixture
+def protecting(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """A store that refuses to delete two backups, and a tombstone's metric with them."""
+    install_driver(program, monkeypatch, PROTECTING)
+    program.environment["REASON"] = "Forbidden"
+    put(program, "locked", *OLD[:2], f"{days_ago(46)}.missing")
+    return program
+
+
+def test_what_the_store_protects_is_named_or_with_an_option_only_counted(protecting: Program) -> None:
+    put(protecting, "free", *OLD[:2])
+    before = set(protecting.objects())
+    said = protecting("prune", "shelf", "-r", "1", status=3)
+    assert "1 removed, 1 missing, 0 purged, 4 protected, 1 failed" in said
+    assert said.count("is protected: Forbidden") == 4
+    assert before - set(protecting.objects()) == {f"free/{OLD[0]}.{end}" for end in ("sha1", "wsp.gz")}
+    put(protecting, "free", OLD[0])
+    assert "4 protected, 0 failed" in protecting("prune", "shelf", "-r", "1", "--protected-ok")
+
+
+def test_a_store_that_refuses_everything_without_a_reason_is_a_failure(protecting: Program) -> None:
+    assert "are these credentials allowed to delete?" in protecting("prune", "shelf", "--protected-ok", status=3)
+    protecting.environment["REASON"] = "the object is under a retention policy"
+    assert "0 failed" in protecting("prune", "shelf", "--protected-ok")

@@ -1,0 +1,240 @@
+"""restore with increments: backup, increments, a lost tree, and every fault of what the store has of them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import whisper
+from conftest import Program, add_point, contents, wait_for
+
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.whisper import span
+
+METRICS = ("a.one", "a.two", "b.three")
+
+
+@pytest.fixture
+def node(program: Program) -> Program:
+    """Three metrics: a backup, an increment after it, and one with a new metric."""
+    for number, metric in enumerate(METRICS):
+        program.write(metric, number)
+    settle()
+    program("backup", "disk")
+    for number in range(2):
+        settle()
+        for metric in METRICS:
+            add_point(path_of(program, metric), 100.0 + number)
+        if number:
+            program.write("c.new")
+        program("increment", "disk")
+    return program
+
+
+def settle() -> None:
+    """Wait for the next second."""
+    second = int(time.time()) + 1
+    wait_for(lambda: time.time() >= second)
+
+
+def path_of(program: Program, metric: str) -> Path:
+    return program.prefix / (metric.replace(".", "/") + ".wsp")
+
+
+def lose(program: Program) -> dict[str, str]:
+    """What the tree held, which is empty then."""
+    held = contents(program.prefix)
+    shutil.rmtree(program.prefix)
+    program.prefix.mkdir()
+    return held
+
+
+def parts(program: Program) -> list[Path]:
+    return sorted(program.store.glob(".increments/*/*.wbi"))
+
+
+def test_a_lost_tree_comes_back_as_it_was_at_the_last_increment(node: Program) -> None:
+    held = lose(node)
+    assert "4 created" in node("restore", "disk")
+    assert contents(node.prefix) == held
+
+
+def test_one_metric_and_a_glob_come_back_alone(node: Program) -> None:
+    held = lose(node)
+    node("restore", "disk", "-m", "a.two")
+    assert contents(node.prefix) == {"a/two.wsp": held["a/two.wsp"]}
+    node("restore", "disk", "-m", "c.*")
+    assert contents(node.prefix) == {name: held[name] for name in ("a/two.wsp", "c/new.wsp")}
+
+
+def test_a_live_file_is_healed_from_increments(node: Program) -> None:
+    held = contents(node.prefix)
+    lose(node)
+    node("restore", "disk", "--no-increments")
+    assert contents(node.prefix) != held
+    assert "healed" in node("restore", "disk")
+    assert contents(node.prefix) == held
+
+
+def test_without_increments_only_backups_are_used(node: Program) -> None:
+    held = lose(node)
+    assert "3 created" in node("restore", "disk", "--no-increments")
+    assert not path_of(node, "c.new").exists()
+    assert contents(node.prefix) != held
+
+
+def test_nothing_that_was_read_after_the_date_is_used(program: Program) -> None:
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk")
+    states = []
+    for number in range(2):
+        settle()
+        add_point(path, 7.0 + number)
+        program("increment", "disk")
+        settle()
+        states.append((stamp_of(datetime.now(UTC)), path.read_bytes()))
+        settle()
+    for date, content in states:
+        lose(program)
+        program("restore", "disk", "-c", date)
+        assert path.read_bytes() == content
+
+
+def test_a_metric_without_a_whole_file_is_restored_from_what_there_is_and_named(node: Program) -> None:
+    lose(node)
+    shutil.rmtree(node.store / "a.one")
+    said = node("restore", "disk", status=3)
+    assert "a.one" in said
+    assert "restored from what there is" in said
+    assert path_of(node, "a.one").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
+def test_a_damaged_part_is_named_and_the_rest_is_used(node: Program, damage: str) -> None:
+    held = lose(node)
+    part = parts(node)[0]
+    content = part.read_bytes()
+    if damage == "gone":
+        part.unlink()
+    else:
+        flipped = content[:30] + bytes([content[30] ^ 1]) + content[31:]
+        part.write_bytes({"cut": content[:-9], "flipped": flipped, "empty": b""}[damage])
+    for command in ("restore", "verify"):
+        said = node(command, "disk", status=3)
+        assert f"the increment of {part.parent.name}" in said
+        assert part.name in said
+    assert contents(node.prefix).keys() == held.keys()
+    assert contents(node.prefix)["c/new.wsp"] == held["c/new.wsp"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b'{"format": 2}'])
+def test_a_damaged_manifest_is_named_and_the_rest_is_used(node: Program, content: bytes) -> None:
+    lose(node)
+    manifest = parts(node)[0].parent / "manifest.json"
+    manifest.write_bytes(content)
+    for command in ("restore", "verify"):
+        assert manifest.parent.name in node(command, "disk", status=3)
+    assert len(contents(node.prefix)) == 4
+
+
+def test_parts_without_a_manifest_are_no_increment(node: Program) -> None:
+    lose(node)
+    (parts(node)[1].parent / "manifest.json").unlink()
+    node("restore", "disk")
+    assert contents(node.prefix).keys() == {"a/one.wsp", "a/two.wsp", "b/three.wsp"}
+    node("verify", "disk")
+
+
+def test_verify_reads_every_part(node: Program) -> None:
+    assert "5 good" in node("verify", "disk")
+    assert "3 good" in node("verify", "disk", "--no-increments")
+    assert "4 good" in node("verify", "disk", "-c", parts(node)[0].parent.name)
+
+
+def test_older_backups_are_healed_in_beside_increments(program: Program) -> None:
+    path = program.write("a.one", 1)
+    full = {t: v for t, v in points_of(path) if v is not None}
+    settle()
+    program("backup", "disk")
+    settle()
+    path.unlink()
+    whisper.create(str(path), [(1, 120), (60, 120)], xFilesFactor=0.0)
+    add_point(path, 5.0)
+    settle()
+    program("backup", "disk")
+    settle()
+    add_point(path, 6.0)
+    program("increment", "disk")
+    newest = {t: v for t, v in points_of(path) if v is not None}
+    lose(program)
+    program("restore", "disk")
+    restored = dict(points_of(path))
+    coarse = [t for t in full if t < time.time() - 300 and t not in newest]
+    assert coarse
+    assert all(restored.get(t) == full[t] for t in coarse)
+
+
+def points_of(path: Path) -> list[tuple[int, float | None]]:
+    """The points of the last archive that reaches back two hours."""
+    (begin, end, step), values = whisper.fetch(str(path), int(time.time()) - 6900)
+    return list(zip(range(begin, end, step), values, strict=True))
+
+
+def window(program: Program) -> tuple[str, str, int, int]:
+    """A span of ten minutes some time ago, as options and in Unix time."""
+    begin = int(time.time()) // 60 * 60 - 1800
+    return stamp_of(datetime.fromtimestamp(begin, UTC)), stamp_of(datetime.fromtimestamp(begin + 600, UTC)), begin, 600
+
+
+@pytest.mark.parametrize("increments", [[], ["--no-increments"]])
+def test_only_the_points_of_a_span_are_healed(program: Program, increments: list[str]) -> None:
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk")
+    program("increment", "disk")
+    full = dict(points_of(path))
+    path.unlink()
+    whisper.create(str(path), [(60, 60)], xFilesFactor=0.0)
+    since, until, begin, length = window(program)
+    program("restore", "disk", "--from", since, "--until", until, *increments)
+    for t, value in points_of(path):
+        assert value == (full[t] if begin <= t <= begin + length else None)
+    assert "0 points filled" in program("restore", "disk", "--from", since, "--until", until, *increments)
+
+
+def test_a_missing_file_is_created_only_if_it_has_points_in_the_span(program: Program) -> None:
+    path = program.write("a.one")
+    full = dict(points_of(path))
+    program("backup", "disk")
+    path.unlink()
+    assert "1 skipped" in program("restore", "disk", "--until", "2001-01-01")
+    assert not path.exists()
+    since, until, begin, length = window(program)
+    assert "1 created" in program("restore", "disk", "--from", since, "--until", until)
+    held = {t: v for t, v in points_of(path) if v is not None}
+    assert held == {t: v for t, v in full.items() if begin <= t <= begin + length and v is not None}
+    assert held
+    program("restore", "disk")
+    assert {t: v for t, v in points_of(path) if v is not None} == {t: v for t, v in full.items() if v is not None}
+
+
+def test_a_span_is_neither_empty_nor_for_overwriting(program: Program) -> None:
+    assert "--overwrite" in program("restore", "disk", "--overwrite", "--from", "2026-01-01", status=2)
+    assert "later than" in program("restore", "disk", "--from", "2026-01-02", "--until", "2026-01-01", status=2)
+
+
+def test_a_dry_run_changes_nothing(node: Program) -> None:
+    lose(node)
+    assert "4 would be created" in node("restore", "disk", "-n")
+    assert not contents(node.prefix)
+
+
+def test_a_span_of_a_file_has_its_points_alone(program: Program) -> None:
+    path = program.write("a.one", 2)
+    now = int(time.time())
+    assert span.only(path.read_bytes(), now + 86400, None, now) is None
+    assert span.only(path.read_bytes(), None, None, now) is not None

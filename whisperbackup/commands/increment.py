@@ -1,0 +1,246 @@
+"""increment: store the points that carbon wrote since the newest increment, or backup run, in a few large objects."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from whisperbackup import __version__
+from whisperbackup.commands.known_store import check_store, open_for_increment, state_of
+from whisperbackup.errors import CannotRun
+from whisperbackup.increments import history
+from whisperbackup.increments.batch import LATENESS_STEP, Batch, Limits, Taken, all_failed
+from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, increment_key
+from whisperbackup.increments.part import PackedFrame, parts_of
+from whisperbackup.increments.shelf import Shelf
+from whisperbackup.increments.window import Now, Window, still_owed
+from whisperbackup.options import Options
+from whisperbackup.report.counters import Count
+from whisperbackup.report.progress import reporting, tick
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.runtime import clock
+from whisperbackup.runtime.pool import Pool
+from whisperbackup.storage.base import Driver
+from whisperbackup.tree.walk import LocalFile, check_tree, walk
+from whisperbackup.whisper.throttle import Throttle
+
+logger = logging.getLogger(__name__)
+
+FILES_IN_BATCH = 256
+BATCHES_IN_ROUND = 16  # for each process; a round ends before the next one begins, so that no result waits for long
+MAX_WHOLE = 1000  # files taken whole, if one percent is not more
+HOUR = 3600
+PART_NUMBERS = 900_000
+
+ReaderPool = Pool[Throttle, Taken]
+
+
+def run(options: Options, stats: RunStats) -> int:
+    """Store one increment; the exit status."""
+    now = Now(int(time.time()), clock.boot_id(), clock.uptime())
+    state = state_of(options)
+    with contextlib.closing(open_for_increment(options, state)) as driver:
+        check_tree(options.prefix)
+        whose = history.Origins(os.uname().nodename, os.fsdecode(options.prefix), options.exclude)
+        found = history.look(driver, options.storage_path, now.time)
+        if found.newest_run >= history.stamp_at(now.time):  # a window begins at an earlier second
+            time.sleep(1)
+            now = Now(int(time.time()), clock.boot_id(), clock.uptime())
+        window, found = history.find_window(driver, options.storage_path, found, now, whose, options.lag)
+        if options.driver == "noop":
+            window = Window(now.time - HOUR - options.lag, "", 0, options.lag)
+        if not found.complete:
+            check_store(driver, options, state)
+        if window is None:
+            raise CannotRun(
+                f"no backup run of {whose.prefix} on {whose.node} is recorded in {options.bucket} that saw as much as "
+                "this increment would: run backup first, without -m and without other --exclude"
+            )
+        stamp = found.next_stamp()
+        logger.info(
+            "points since %s (the begin of %s, less %d seconds)",
+            history.stamp_at(window.since), window.reference or "an hour", window.lag,
+        )  # fmt: skip
+        work = _Work(options, stats, driver, stamp, window)
+        with reporting(stats, options.quiet):
+            parts = work.store_parts()
+            made = Manifest(
+                stamp=stamp,
+                node=whose.node,
+                prefix=whose.prefix,
+                exclude=whose.exclude,
+                version=__version__,
+                begin=now.time,
+                boot=now.boot,
+                uptime=now.uptime,
+                end=int(time.time()) + 1,
+                files=work.files,
+                since=window.since,
+                lag=options.lag,
+                reference=window.reference,
+                reference_files=window.reference_files,
+                after_run=found.newest_run,
+                records=work.count(Count.RECORDS),
+                all_records=work.count(Count.RECORDS),
+                points=work.count(Count.POINTS),
+                owed=work.owed(),
+                counters=stats.whole_numbers(),
+                parts=parts,
+            )
+            work.complete(made)
+    return stats.finish()
+
+
+class _Work:
+    """The increment that this run makes."""
+
+    def __init__(self, options: Options, stats: RunStats, driver: Driver, stamp: str, window: Window) -> None:
+        self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
+        self.files = 0
+        self._failed: list[str] = []
+        self._unseen: list[str] = []
+        self._lateness: Counter[int] = Counter()
+        self._counts: Counter[Count] = Counter()
+        self._whole = max(MAX_WHOLE, window.reference_files // 100)
+
+    def count(self, name: Count) -> int:
+        """How often something was counted."""
+        return self._counts[name]
+
+    def store_parts(self) -> tuple[Part, ...]:
+        """Read the tree and store what is new in it.  Raises StorageError, Stopped, CannotRun."""
+        options = self.options
+        parts = []
+        # Two runs that began in the same second must not replace each other's parts.
+        number = random.randrange(PART_NUMBERS) + 1
+        prepare = functools.partial(Throttle, None, options.nice)
+        with Pool(options.processes, options.threads or 1, prepare, all_failed, 1) as pool:
+            for part, content in parts_of(self._frames(pool), number):
+                self.driver.put(self._key(part.name), content)
+                self.stats.count(Count.STORED_BYTES, part.size)
+                self.stats.count(Count.PARTS)
+                parts.append(part)
+        self._report_lateness()
+        return tuple(parts)
+
+    def _key(self, name: str) -> str:
+        return self.options.storage_path + increment_key(self.stamp, name)
+
+    def _frames(self, pool: ReaderPool) -> Iterator[PackedFrame]:
+        """All frames, in order."""
+        files = self._local_files()
+        shelf = Shelf()
+        next_number = 0
+        numbers = itertools.count()
+        size = BATCHES_IN_ROUND * self.options.processes
+        while True:
+            batches = list(itertools.islice(self._batches(files, numbers, size), size))
+            if not batches:
+                return
+            again = {}
+            by_number = {batch.number: batch for batch in batches}
+            for done in pool.run(iter(batches)):
+                taken = done.result
+                if taken.new_left and self._whole > by_number[taken.number].whole:
+                    again[taken.number] = by_number[taken.number]
+                    continue
+                self._add(taken)
+                shelf.put(taken.number, taken.frames)
+                while next_number in shelf:
+                    yield from shelf.take(next_number)
+                    next_number += 1
+            for number in sorted(again):
+                (done,) = pool.run(iter([again[number]._replace(whole=self._whole)]))
+                self._add(done.result)
+                shelf.put(number, done.result.frames)
+            while next_number in shelf:
+                yield from shelf.take(next_number)
+                next_number += 1
+
+    def _batches(self, files: Iterator[LocalFile], numbers: Iterator[int], size: int) -> Iterator[Batch]:
+        """Batches of neighbouring files; each may take its share whole of what one round of `size` batches may."""
+        window = self.window
+        while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
+            earlier: dict[str, int] = {}
+            if window.owed:
+                since = {key: window.since_of(key) for key, _ in chunk}
+                earlier = {key: moment for key, moment in since.items() if moment != window.since}
+            limits = Limits(window.since, window.lag, earlier)
+            yield Batch(next(numbers), chunk, limits, self._whole // size)
+
+    def _local_files(self) -> Iterator[LocalFile]:
+        """The tree's files; what the walk could not see is noted, and named."""
+        for item in walk(self.options.prefix, self.options.selection):
+            if isinstance(item, LocalFile):
+                self.files += 1
+                yield item
+            elif item.is_unseen:
+                self._unseen.append(item.key)
+                if item.is_error:
+                    self.stats.fail(os.fsdecode(item.path), item.reason)
+
+    def _add(self, taken: Taken) -> None:
+        self.stats.add("", taken.counts)
+        for name, reason in taken.failed:
+            self.stats.fail(name, reason)
+        if taken.new_left:
+            self.stats.count(Count.NEW_LEFT, taken.new_left)
+        self._counts += taken.counts
+        self._whole -= taken.counts[Count.WHOLE]
+        self._failed += taken.owed
+        self._lateness += taken.lateness
+        tick(self.stats)
+
+    def _report_lateness(self) -> None:
+        """Warn if many points come so late that an increment soon will not have them."""
+        total = self._lateness.total()
+        rest = total - total // 100
+        for step in sorted(self._lateness):
+            rest -= self._lateness[step]
+            if rest <= 0:
+                late = step * LATENESS_STEP
+                self.stats.count(Count.LATENESS, late)
+                if late > self.options.lag / 2:
+                    logger.warning(
+                        "one in a hundred metrics was written more than %d seconds after its newest point's time: "
+                        "points later than %d seconds (--lag) are in no increment; use a larger --lag",
+                        late, self.options.lag,
+                    )  # fmt: skip
+                return
+
+    def owed(self) -> dict[str, int] | None:
+        """What the next increment has to begin earlier for."""
+        owed = still_owed(self.window, self._failed, self._unseen)
+        if owed is None:
+            logger.warning("more than 10,000 metrics could not be read: the next increment begins where this one began")
+        else:
+            self.stats.count(Count.OWED, len(owed))
+        return owed
+
+    def complete(self, made: Manifest) -> None:
+        """Store the manifest, which makes the increment complete.  Raises StorageError, CannotRun."""
+        if 2 * made.files < made.reference_files:
+            self.stats.fail(
+                "increment",
+                f"there are {made.files} files, the last run saw {made.reference_files}: is a disk not mounted? "
+                "The next increment does not build on this one",
+            )
+        if self.options.noop or self.options.driver == "noop":
+            return
+        # Another run may have begun in the same second, or have taken this one's parts for those of a killed run.
+        found = {key: size for key, size, _ in self.driver.list(self._key(""))}
+        lost = [part.name for part in made.parts if found.get(self._key(part.name)) != part.size]
+        if lost:
+            raise CannotRun(
+                f"part {lost[0]} of the increment {self.stamp} is no longer in the store, or not yet: start it again"
+            )
+        if self._key(MANIFEST) in found:
+            raise CannotRun(f"another increment began in the same second, {self.stamp}: start this one again")
+        self.driver.put(self._key(MANIFEST), made.to_json())

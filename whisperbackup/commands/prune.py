@@ -1,0 +1,55 @@
+"""prune: delete what retention drops, metrics missing for -x days, and debris, from the store alone, without a tree."""
+
+from __future__ import annotations
+
+from whisperbackup.commands import nothing_matches, open_catalog, open_store
+from whisperbackup.commands.context import open_pool
+from whisperbackup.commands.pipeline import run_jobs
+from whisperbackup.commands.run_record import expire_increments
+from whisperbackup.options import Options
+from whisperbackup.report.counters import Count
+from whisperbackup.report.progress import reporting, tick
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository.deleter import Deleter, Protected
+from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.prune import Prune, Rules
+from whisperbackup.runtime import clock
+
+DELETED = (Count.REMOVED, Count.PURGED, Count.CAME_BACK, Count.ORPHANS_REMOVED)
+
+
+def run(options: Options, stats: RunStats) -> int:
+    """Prune the store; the exit status."""
+    protected = Protected.IS_FINE if options.protected_ok else Protected.IS_NAMED
+    rules = Rules(
+        *(options.storage_path, options.keep, options.purge_days),
+        *(options.purge_anyway, options.noop, protected),
+    )
+    deleted = unexplained = 0
+
+    def on_outcome(outcome: Outcome) -> None:
+        nonlocal deleted, unexplained
+        deleter.add(*outcome.deletes)
+        deleted += sum(outcome.counts.get(count, 0) for count in DELETED)
+        unexplained += outcome.unexplained
+
+    with open_store(options) as driver:
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+            deleter = Deleter(protected=protected)
+            prune = Prune(rules, stats, clock.utc_now())
+            catalog = open_catalog(options, driver)
+            hours: set[str] = set()
+            for metric in catalog:
+                prune.record(metric)
+                hours.update(backup.stamp[:13] for backup in metric.backups)
+                tick(stats)
+            run_jobs(pool, prune.jobs(deleter), stats, on_outcome)
+            run_jobs(pool, deleter.flush(), stats, on_outcome)
+            if prune.saw_any:
+                expire_increments(driver, options, hours, None, stats)
+            catalog.report_foreign()
+        if not prune.saw_any:
+            raise nothing_matches(options, driver)
+    if options.protected_ok and unexplained and not deleted:
+        stats.fail("prune", "the store refused every deletion: are these credentials allowed to delete?")
+    return stats.finish()

@@ -1,0 +1,135 @@
+"""The record that a backup run leaves in the store: whether it came to its end, and what it cannot vouch for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime
+
+from whisperbackup import __version__
+from whisperbackup.errors import StorageError
+from whisperbackup.increments import expire, history
+from whisperbackup.increments.manifest import Run, run_key
+from whisperbackup.increments.names import Folding
+from whisperbackup.increments.window import MAX_OWED
+from whisperbackup.options import Options
+from whisperbackup.report.counters import Count
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository.join import Pair
+from whisperbackup.repository.outcome import Outcome
+from whisperbackup.runtime import clock
+from whisperbackup.storage.base import Driver
+from whisperbackup.tree.walk import LocalFile, Skipped
+
+logger = logging.getLogger(__name__)
+
+DAY = 86400
+
+
+class RunRecord:
+    """The record of this run; the store has it from the beginning, as that of a run which did not end."""
+
+    def __init__(self, options: Options, driver: Driver) -> None:
+        """Raises StorageError."""
+        self._options, self._driver = options, driver
+        begin = int(time.time())
+        found = history.look(driver, options.storage_path, begin)
+        self._missing = Folding(MAX_OWED)
+        self._unsure: list[str] = []
+        self._files = 0
+        self._last_stamp = ""
+        self.hours: set[str] = set()
+        """The hours, as stamps begin, of all backups in the store."""
+        self._run = Run(
+            stamp=found.next_stamp(),
+            node=os.uname().nodename,
+            prefix=os.fsdecode(options.prefix),
+            exclude=options.exclude,
+            version=__version__,
+            begin=begin,
+            end=begin,
+            boot=clock.boot_id(),
+            uptime=clock.uptime(),
+            status=1,
+            is_complete=False,
+            is_partial=options.selection.wanted is not None,
+            after_increment=found.newest,
+        )
+        self._put(self._run)
+
+    def _put(self, run: Run) -> None:
+        self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
+
+    def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield `pairs` unchanged; note what is not in the tree, and what the walk could not see."""
+        for pair in pairs:
+            local, metric = pair
+            if metric is not None:
+                for backup in metric.backups:
+                    self.hours.add(backup.stamp[:13])
+            if isinstance(local, LocalFile):
+                self._files += 1
+                self._missing.leave(local.key)
+            elif isinstance(local, Skipped) and local.is_unseen:
+                if metric is None:
+                    self._doubt(local.key)
+            elif metric is not None:
+                self._missing.add(metric.key)
+            yield pair
+
+    def _doubt(self, name: str) -> None:
+        if len(self._unsure) <= MAX_OWED:
+            self._unsure.append(name)
+
+    def note(self, outcome: Outcome) -> None:
+        """Note how the backup of a metric ended."""
+        counts = outcome.counts
+        if Count.EXAMINED not in counts:
+            return  # a deletion
+        self._last_stamp = max(self._last_stamp, outcome.stamp or "")
+        is_sure = not outcome.errors or outcome.is_foreign
+        if not is_sure or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
+            self._doubt(outcome.name + "/")
+
+    def complete(self, stats: RunStats) -> Run:
+        """Store how the run ended; if the store fails, that is a failure of the run."""
+        missing = self._missing.names()
+        unconfirmed = None if missing is None else sorted({*self._unsure, *missing})
+        if unconfirmed is None or len(unconfirmed) > MAX_OWED:
+            unconfirmed = None
+            logger.warning(
+                "more than %d metrics could not be backed up or are not in the tree: no increment builds on this run, "
+                "and none is deleted because of it", MAX_OWED,
+            )  # fmt: skip
+        run = replace(
+            self._run,
+            end=int(time.time()) + 1,
+            files=self._files,
+            status=3 if stats.failed else 0,
+            is_complete=True,
+            last_stamp=int(datetime.fromisoformat(self._last_stamp).timestamp()) if self._last_stamp else 0,
+            unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
+            counters=stats.whole_numbers(),
+        )
+        try:
+            self._put(run)
+        except StorageError as error:
+            stats.fail("run record", f"cannot store it, no increment can build on this run: {error}")
+            return self._run
+        return run
+
+
+def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run | None, stats: RunStats) -> None:
+    """Delete the increments and run records that are not needed any more; a failure is one of the run.
+
+    `hours` are those of all backups, as stamps begin; `run` is the record of this run, if it is a backup.
+    """
+    beyond = None if options.purge_days < 0 else options.purge_days * DAY
+    rules = expire.Rules(options.storage_path, options.keep_increments * DAY, beyond, options.noop)
+    try:
+        expire.expire(driver, rules, int(time.time()), None if options.selection.wanted else hours, stats, run)
+    except StorageError as error:
+        stats.fail("increments", f"cannot delete the old ones: {error}")

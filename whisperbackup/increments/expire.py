@@ -1,0 +1,202 @@
+"""Carries out the retention of increments, run records, and of what killed runs left of them.
+
+Of an increment the manifest is deleted first: what is then left of it is no increment.  A store without any increment
+costs one listing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from whisperbackup.increments import history
+from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, RUNS, Manifest, Run, increment_key, run_key
+from whisperbackup.increments.reader import read
+from whisperbackup.increments.record import CorruptIncrement, decode
+from whisperbackup.increments.retention import Action, Judgement, judge, orphans, rewrite, settle
+from whisperbackup.increments.window import MAX_AGE
+from whisperbackup.report.counters import Count
+from whisperbackup.report.run_stats import RunStats
+from whisperbackup.storage.base import Driver, NotFound
+
+logger = logging.getLogger(__name__)
+
+FOR_EVER = 1 << 40
+RUNS_KEPT = 30
+HOUR = 3600
+FEW = 10  # names in a message
+
+
+class Rules(NamedTuple):
+    """`keep` and `beyond` in seconds; `beyond` None: what no backup has confirmed is never deleted."""
+
+    storage_path: str
+    keep: int
+    beyond: int | None
+    noop: bool
+
+
+def expire(
+    driver: Driver, rules: Rules, now: int, hours: set[str] | None, stats: RunStats, this: Run | None = None
+) -> None:
+    """Delete what is not needed any more.
+
+    `hours` are those of all backups in the store, as stamps begin (2026-11-25T16); None if they are not known: then
+    the records of runs are kept.  `this` is the run that calls, whose record is not in the store after a dry run.
+    Raises StorageError.
+    """
+    found = history.look_at_all(driver, rules.storage_path)
+    work = _Expiry(driver, rules, now, found, stats)
+    work.delete_increments([this] if this and this.stamp not in found.runs else [])
+    work.delete_orphans()
+    if hours is not None:
+        work.delete_runs(hours)
+
+
+class _Expiry:
+    def __init__(self, driver: Driver, rules: Rules, now: int, found: history.Found, stats: RunStats) -> None:
+        self.driver, self.rules, self.now, self.found, self.stats = driver, rules, now, found, stats
+        limit = history.stamp_at(now - rules.keep)
+        path = rules.storage_path
+        self.old = list(history.manifests(driver, path, [stamp for stamp in found.complete if stamp <= limit]))
+        self.named = {increment_key(old.stamp, part.name) for old in self.old for part in old.parts}
+        self.deleted: set[str] = set()
+
+    # Increments
+
+    def delete_increments(self, others: list[Run]) -> None:
+        """Delete the old increments that backups have, all of them or in part."""
+        if not self.old:
+            return
+        rules = self.rules
+        runs = [*history.runs_of(self.driver, rules.storage_path, self.found.runs), *others]
+        for judgement in judge(self.old, runs, self.now, rules.keep):
+            increment = judgement.increment
+            try:
+                held = list(self._doubtful(judgement))
+            except CorruptIncrement as error:
+                logger.warning("the increment of %s stays, it is damaged: %s", increment.stamp, error)
+                continue
+            beyond = FOR_EVER if rules.beyond is None else rules.beyond
+            action = settle(judgement, len(held), self.now, rules.keep, beyond)
+            if action is Action.GIVE_UP:
+                names = ", ".join(key[:-1] for key, _, _ in held[:FEW])
+                more = f" and {len(held) - FEW} more" if len(held) > FEW else ""
+                logger.warning(
+                    "the increment of %s has points of %s%s that no backup has: %s, it is older than --keep-increments "
+                    "and -x together", increment.stamp, names, more, self._did("deleted"),
+                )  # fmt: skip
+            if action in (Action.DELETE, Action.GIVE_UP):
+                self._delete(increment)
+            elif action is Action.REWRITE:
+                self._rewrite(increment, held)
+
+    def _did(self, done: str) -> str:
+        return f"would be {done}" if self.rules.noop else done
+
+    def _doubtful(self, judgement: Judgement) -> Iterator[tuple[str, int, bytes]]:
+        """The records of metrics that no run has confirmed, as (key, points, encoded)."""
+        increment, doubtful = judgement
+        if doubtful is None or not doubtful.entries:
+            return
+        path = self.rules.storage_path
+
+        def fetch(name: str, offset: int, length: int) -> bytes:
+            return self._part(path + increment_key(increment.stamp, name))[offset : offset + length]
+
+        for key, content in read(increment, fetch, sorted(doubtful.entries)):
+            text = key.decode()
+            if doubtful.cover(text):
+                yield text, decode(content).points, content
+
+    _last_part: tuple[str, bytes] = ("", b"")
+
+    def _part(self, key: str) -> bytes:
+        if self._last_part[0] != key:
+            try:
+                self._last_part = (key, self.driver.get(key))
+            except NotFound as error:
+                raise CorruptIncrement(str(error)) from None
+        return self._last_part[1]
+
+    def _delete(self, increment: Manifest) -> None:
+        logger.info("increment of %s: %s, backups have its points", increment.stamp, self._did("deleted"))
+        path = self.rules.storage_path
+        self.driver.delete([path + increment_key(increment.stamp)])
+        self.driver.delete([path + increment_key(increment.stamp, part.name) for part in increment.parts])
+        self.deleted.add(increment.stamp)
+        self.stats.count(Count.INCREMENTS_REMOVED)
+
+    def _rewrite(self, increment: Manifest, held: list[tuple[str, int, bytes]]) -> None:
+        logger.info(
+            "increment of %s: %s to the %d records that no backup has confirmed",
+            increment.stamp, self._did("rewritten"), len(held),
+        )  # fmt: skip
+        path = self.rules.storage_path
+        made, parts = rewrite(increment, held)
+        for part, content in parts:
+            self.driver.put(path + increment_key(made.stamp, part.name), content)
+            self.named.add(increment_key(made.stamp, part.name))
+        self.driver.put(path + increment_key(made.stamp), made.to_json())
+        self.driver.delete([path + increment_key(made.stamp, part.name) for part in increment.parts])
+        self.stats.count(Count.INCREMENTS_REWRITTEN)
+
+    # What killed runs left
+
+    def delete_orphans(self) -> None:
+        """Delete parts of a day ago and more that no manifest names."""
+        known = {old.stamp for old in self.old}
+        unread = set(self.found.complete) - known  # recent ones, and damaged manifests: nothing is known of their parts
+        listing = [
+            (key, size)
+            for key, size in self.found.objects
+            if key.startswith(INCREMENTS) and key[len(INCREMENTS) :].partition("/")[0] not in unread
+        ]
+        left = [orphan.key for orphan in orphans(listing, self.named, self.now, self.deleted)]
+        path = self.rules.storage_path
+        gone = []
+        for stamp in sorted({key[len(INCREMENTS) :].partition("/")[0] for key in left}):
+            if stamp in known or not self._has_manifest(stamp):
+                gone += [path + key for key in left if key.startswith(f"{INCREMENTS}{stamp}/")]
+        day_ago = history.stamp_at(self.now - 86400)
+        temporary = f"{RUNS}.whisper-backup-"
+        gone += [
+            path + key
+            for key, _ in self.found.objects
+            if key.startswith(temporary) and key.removeprefix(temporary)[: len(day_ago)] < day_ago
+        ]
+        if gone:
+            logger.info("%d parts of increments that killed runs left: %s", len(gone), self._did("deleted"))
+            self.driver.delete(gone)
+            self.stats.count(Count.ORPHANS_REMOVED, len(gone))
+
+    def _has_manifest(self, stamp: str) -> bool:
+        """Whether there is one although it is not listed: a Swift listing can lag behind for hours."""
+        try:
+            self.driver.get(self.rules.storage_path + increment_key(stamp, MANIFEST))
+        except NotFound:
+            return False
+        return True
+
+    # Records of runs
+
+    def delete_runs(self, hours: set[str]) -> None:
+        """Delete the records of runs of which no backup is left, and that no increment needs."""
+        remaining = [stamp for stamp in self.found.complete if stamp not in self.deleted]
+        limit = min([history.stamp_at(self.now - MAX_AGE), *remaining[:1]])
+        old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit]
+        gone = []
+        for run in history.runs_of(self.driver, self.rules.storage_path, old):
+            moments = range(run.begin // HOUR * HOUR, max(run.end, run.last_stamp) + HOUR, HOUR)
+            if not any(_hour(moment) in hours for moment in moments):
+                gone.append(self.rules.storage_path + run_key(run.stamp))
+        if gone:
+            logger.info("%d records of runs of which no backup is left: %s", len(gone), self._did("deleted"))
+            self.driver.delete(gone)
+            self.stats.count(Count.RUNS_REMOVED, len(gone))
+
+
+def _hour(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H")

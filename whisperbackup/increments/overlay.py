@@ -1,0 +1,187 @@
+"""The increments of a store, read for a restore: manifests first, then each metric's records beside its backups.
+
+What cannot be read is named, makes status 3, and the rest is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+from whisperbackup.increments import history, merge, reader
+from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
+from whisperbackup.increments.merge import Share
+from whisperbackup.increments.record import START, CorruptIncrement
+from whisperbackup.repository.catalog import Metric
+from whisperbackup.storage.base import Driver, NotFound, get_range
+from whisperbackup.tree.selection import Selection
+
+T = TypeVar("T")
+K = TypeVar("K", Manifest, Run)
+
+OnDamage = Callable[[str, str], None]
+"""Hears of what cannot be read: its name, and why."""
+
+DELETED = "it was deleted during this run: run it again"
+
+
+class Overlay(NamedTuple):
+    """Increments in their order (those that began by a date, if one is given), and the records of backup runs."""
+
+    increments: tuple[Manifest, ...]
+    runs: tuple[Run, ...]
+
+    def without_frames(self) -> Overlay:
+        """What a worker needs to judge records."""
+        return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs)
+
+    def runs_of(self, increment: Manifest) -> Iterator[Run]:
+        """The backup runs of the same node and tree."""
+        return (run for run in self.runs if (run.node, run.prefix) == (increment.node, increment.prefix))
+
+
+NO_OVERLAY = Overlay((), ())
+
+
+class Unread(NamedTuple):
+    """A manifest or a run's record that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage: OnDamage) -> Overlay:
+    """The increments of the store that began at or before `until`.  Raises StorageError."""
+    found = history.look_at_all(driver, storage_path)
+    if not found.complete:
+        return NO_OVERLAY
+
+    def read(key: str, parse: Callable[[bytes], T]) -> T | Unread:
+        try:
+            return parse(driver.get(storage_path + key))
+        except NotFound:
+            return Unread(key, DELETED)
+        except CorruptIncrement as error:
+            return Unread(key, f"it is damaged: {error}")
+
+    def manifest_of(stamp: str) -> Manifest | Unread:
+        return _checked(stamp, increment_key(stamp), read(increment_key(stamp), read_manifest))
+
+    def run_of(stamp: str) -> Run | Unread:
+        return _checked(stamp, run_key(stamp), read(run_key(stamp), read_run))
+
+    with ThreadPoolExecutor(driver.threads) as pool:
+        manifests = list(pool.map(manifest_of, found.complete))
+        runs = list(pool.map(run_of, found.runs))
+    for each in (*manifests, *runs):
+        if isinstance(each, Unread):
+            on_damage(*each)
+    increments = [one for one in manifests if isinstance(one, Manifest) and (until is None or one.begin <= until)]
+    return Overlay(tuple(increments), tuple(run for run in runs if isinstance(run, Run)))
+
+
+def _checked(stamp: str, key: str, found: K | Unread) -> K | Unread:
+    return found if isinstance(found, Unread) or found.stamp == stamp else Unread(key, f"it is that of {found.stamp}")
+
+
+class Reading:
+    """The records of a selection's metrics, joined with the metrics that have backups; iterate once."""
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        driver: Driver,
+        storage_path: str,
+        selection: Selection,
+        until: int | None,
+        on_damage: OnDamage,
+    ) -> None:
+        self._overlay, self._driver, self._path = overlay, driver, storage_path
+        self._selection, self._until, self._on_damage = selection, until, on_damage
+        self._waiting: dict[str, tuple[Share, ...]] = {}
+        self._named: set[tuple[str, str]] = set()
+
+    def has_records(self, name: str) -> bool:
+        """Whether the metric just yielded has any."""
+        return name in self._waiting
+
+    def take(self, name: str) -> tuple[Share, ...]:
+        """The records of the metric just yielded."""
+        return self._waiting.pop(name, ())
+
+    def beside(self, catalog: Iterable[Metric]) -> Iterator[Metric]:
+        """The metrics of the catalog and those that only increments have, ascending by key."""
+        records = self._records()
+        record = next(records, None)
+        for metric in catalog:
+            while record is not None and record.key < metric.key:
+                yield self._alone(record)
+                record = next(records, None)
+            if record is not None and record.key == metric.key:
+                self._waiting[metric.name] = tuple(record.shares)
+                record = next(records, None)
+            yield metric
+        while record is not None:
+            yield self._alone(record)
+            record = next(records, None)
+
+    def _alone(self, record: merge.Metric) -> Metric:
+        name = record.key[:-1]
+        self._waiting[name] = tuple(record.shares)
+        return Metric(name, (), (), (), "")
+
+    def _records(self) -> Iterator[merge.Metric]:
+        size = merge.request_size(len(self._overlay.increments))
+        streams = [self._stream(increment, size) for increment in self._overlay.increments]
+        with ThreadPoolExecutor(self._driver.threads) as pool:  # the first requests of all streams at once
+            firsts = list(pool.map(lambda stream: list(itertools.islice(stream, 1)), streams))
+        whole = [itertools.chain(first, stream) for first, stream in zip(firsts, streams, strict=True)]
+        for metric in merge.join(whole, lambda error: self._on_damage("an increment", str(error))):
+            if metric.key[:-1] not in self._selection:
+                continue
+            if self._until is not None:
+                shares = [share for share in metric.shares if START.unpack_from(share.content)[5] <= self._until]
+                if not shares:
+                    continue
+                metric = metric._replace(shares=shares)
+            yield metric
+
+    def _stream(self, increment: Manifest, request: int) -> Iterator[reader.Stored]:
+        fetch = functools.partial(fetch_part, self._driver, self._path, increment.stamp)
+
+        def on_damage(error: CorruptIncrement) -> None:
+            if (increment.stamp, str(error)) not in self._named:
+                self._named.add((increment.stamp, str(error)))
+                self._on_damage(f"the increment of {increment.stamp}", f"{error}; the rest of it is used")
+
+        return reader.read(increment, fetch, self._selection.prefixes, on_damage, request)
+
+
+def fetch_part(driver: Driver, storage_path: str, stamp: str, name: str, offset: int, length: int) -> bytes:
+    """A piece of an increment's part.  Raises CorruptIncrement for one that is not there, StorageError."""
+    try:
+        return get_range(driver, storage_path + increment_key(stamp, name), offset, length)
+    except NotFound:
+        raise CorruptIncrement(missing(driver, storage_path, stamp, name)) from None
+
+
+def missing(driver: Driver, storage_path: str, stamp: str, name: str) -> str:
+    """What to report of a part that is not in the store."""
+    try:
+        driver.get(storage_path + increment_key(stamp))
+    except NotFound:
+        return DELETED
+    return f"part {name} is missing"
+
+
+def parts_of(overlay: Overlay, selection: Selection) -> Iterator[tuple[str, Part, str]]:
+    """The parts that can have selected metrics: the increment's stamp, the part, and the first key of the next one."""
+    for increment in overlay.increments:
+        wanted = {part.name for part, _ in reader.wanted_frames(increment, selection.prefixes)}
+        for part, after in itertools.zip_longest(increment.parts, increment.parts[1:]):
+            if part.name in wanted:
+                yield increment.stamp, part, after.frames[0].first if after else ""
