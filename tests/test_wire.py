@@ -1,4 +1,4 @@
-"""The cheap way of puts and gets: it is used, it is signed as AWS signs, and whatever fails on it is asked for again."""
+"""The cheap way of puts and gets: it is used, signed as AWS signs, and what fails on it is asked for again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_puts_and_gets_take_the_cheap_way(proxied: tuple[Store, TroubleProxy, by
 def test_what_is_refused_on_the_cheap_way_is_done_by_the_client_and_soon_no_longer_tried(
     proxied: tuple[Store, TroubleProxy, bytes],
 ) -> None:
-    store, proxy, client = proxied
+    store, proxy, _ = proxied
     driver = open_store(store, f"wire-{uuid.uuid4().hex}", create=True)
     seen = heads(proxy, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     for number in range(6):
@@ -71,7 +71,9 @@ def test_what_is_refused_on_the_cheap_way_is_done_by_the_client_and_soon_no_long
 @pytest.mark.parametrize("key", AWKWARD)
 def test_requests_are_signed_as_botocore_signs_them(key: str, token: str | None) -> None:
     asked: dict[str, Any] = {}
-    connections = SimpleNamespace(host="host:1", ask=lambda method, target, headers, body: asked.update(headers, target=target))
+    connections = SimpleNamespace(
+        host="host:1", ask=lambda method, target, headers, body: asked.update(headers, target=target)
+    )
     credentials = Credentials("an access key", "a secret", token)
     s3wire.S3Wire(connections, "/bucket/", "eu-west-1", credentials).get(key)  # type: ignore[arg-type]
     kept = {name: asked[name] for name in ("host", "user-agent", "x-amz-content-sha256")}
