@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "whisperbackup/__init__.py").read_text())[1]
 
-S3 = ["boto3>=1.34"]
+S3 = ["boto3>=1.34", "certifi"]
 SWIFT = ["python-swiftclient>=4.4", "keystoneauth1>=5", "requests", "urllib3>=2"]  # 1.26 misses bodies cut short
 GCS = ["google-cloud-storage>=2.14"]
 SERVERS = [

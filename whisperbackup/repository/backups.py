@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import random
@@ -148,6 +149,20 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     return text
 
 
+class _Mark:
+    """A backup's mark, read only where the listing does not prove a content.  Raises what `read_mark` raises."""
+
+    def __init__(self, driver: Driver, key: str, backup: Backup) -> None:
+        self._read = functools.cache(functools.partial(read_mark, driver, key, backup))
+        self._listed_md5 = backup.mark_md5
+        if backup.mark_md5 is None or backup.mark_size > MAX_MARK:
+            self._read()
+
+    def is_of(self, sha1: str) -> bool:
+        """Whether it holds this SHA-1."""
+        return mark_md5(sha1) == self._listed_md5 or sha1 == self._read()
+
+
 def has_digest(driver: Driver, key: str, backup: Backup, sha1: str) -> bool:
     """Whether `backup` was made from content with this SHA-1; reads the mark only where the listing is no proof.
 
@@ -182,11 +197,12 @@ def load(
 ) -> T:
     """Load the whisper file of `backup`, verify its SHA-1, header and size, and return the result of `use` for it.
 
+    The mark is read only if its MD5 in the listing does not prove the SHA-1: it proves a content that matches it.
     Raises BadBackup if none of its payloads passes.  At most `max_size` bytes are expanded.  Meanwhile `copies` times
     the size that the header declares is reserved in the budget.  Before a reservation so large that it excludes all
     others, the SHA-1 is verified once without keeping the content in memory.
     """
-    sha1 = read_mark(driver, key, backup)
+    mark = _Mark(driver, key, backup)
     reasons = []
     is_damaged = False
     gone = 0
@@ -203,11 +219,11 @@ def load(
                     limit = format.declared_size(expansion.beginning, max_size)
                     if limit is None or limit > BYTES_IN_FLIGHT:
                         # A bomb may declare anything, and some compressed whisper files declare nothing.
-                        limit = proven_size(codec, payload, limit or max_size, sha1)
+                        limit = proven_size(codec, payload, limit or max_size, mark.is_of)
                 # Release the payload's share before reserving more, or two threads could wait for each other.
                 with budget.take(size + copies * limit):
                     content = expansion.content(limit)
-                    _check(content, sha1)
+                    _check(content, mark)
                     return use(content)
             except NotFound:
                 is_damaged = True
@@ -236,18 +252,18 @@ def look_again(driver: Driver, storage_path: str, name: str, backup: Backup) -> 
     return metric if had_a_reason or not halves else None
 
 
-def proven_size(codec: str, payload: bytes, limit: int, sha1: str) -> int:
-    """The content's size in bytes, verified piece by piece.  Raises the exceptions that `load` treats as damage."""
+def proven_size(codec: str, payload: bytes, limit: int, is_right: Callable[[str], bool]) -> int:
+    """The content's size in bytes; `is_right` verifies its SHA-1.  Raises what `load` treats as damage."""
     digest, size = hashlib.sha1(usedforsecurity=False), 0
     for piece in compression.Expansion(codec, payload).pieces(limit):
         digest.update(piece)
         size += len(piece)
-    if digest.hexdigest() != sha1:
+    if not is_right(digest.hexdigest()):
         raise format.CorruptFile(NOT_ITS_SHA1)
     return size
 
 
-def _check(content: bytes, sha1: str) -> None:
-    if sha1_of(content) != sha1:
+def _check(content: bytes, mark: _Mark) -> None:
+    if not mark.is_of(sha1_of(content)):
         raise format.CorruptFile(NOT_ITS_SHA1)
     format.check(content)

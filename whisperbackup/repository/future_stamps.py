@@ -114,6 +114,6 @@ def _copied(driver: Driver, key: str, backup: Backup, stamp: str, max_size: int)
     objects = []
     for codec, _ in backup.payloads:
         payload = driver.get(keys.payload(key, backup.stamp, codec))
-        backups.proven_size(codec, payload, max_size, sha1)
+        backups.proven_size(codec, payload, max_size, sha1.__eq__)
         objects.append((keys.payload(key, stamp, codec), payload))
     return [*objects, (keys.mark(key, stamp), sha1.encode())]

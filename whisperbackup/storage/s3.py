@@ -1,4 +1,4 @@
-"""Amazon S3 and S3-compatible stores (MinIO, Ceph RGW), through boto3.
+"""Amazon S3 and S3-compatible stores (MinIO, Ceph RGW), through boto3, puts and gets over `s3wire` where it can.
 
 Storage arguments: a bare region or `region=` (us-east-1), `endpoint=URL` of an S3-compatible store,
 `profile=` of the AWS configuration, `storage_class=`, `sse=AES256|aws:kms`, `kms_key=` and
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 
 import boto3
@@ -23,7 +24,7 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import deadline, ranges, s3pages
+from whisperbackup.storage import deadline, ranges, s3pages, s3wire, wire
 from whisperbackup.storage.base import (
     LOCKED,
     AccessDenied,
@@ -44,6 +45,17 @@ from whisperbackup.storage.base import (
 
 ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key", "addressing")
 CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto")}
+STORED_AS = {"storage_class": "StorageClass", "sse": "ServerSideEncryption", "kms_key": "SSEKMSKeyId"}
+SSE = "x-amz-server-side-encryption"
+HEADERS = {
+    "StorageClass": "x-amz-storage-class",
+    "ServerSideEncryption": SSE,
+    "SSEKMSKeyId": f"{SSE}-aws-kms-key-id",
+    "IfNoneMatch": "if-none-match",
+}
+"""The headers that boto3 makes of a put's arguments."""
+QUERY = {"Prefix": "prefix", "StartAfter": "start-after", "ContinuationToken": "continuation-token"}
+"""The same for a listing."""
 DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request: the service's limit."""
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -106,9 +118,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     silence("boto3", "botocore", "urllib3")
     deadline.install()
     try:
-        client = boto3.Session(profile_name=given.get("profile")).client(
-            "s3", region_name=region, endpoint_url=endpoint, config=_client_config(given)
-        )
+        session = boto3.Session(profile_name=given.get("profile"))
+        client = session.client("s3", region_name=region, endpoint_url=endpoint, config=_client_config(given))
     except (boto.InvalidRegionError, ValueError) as error:
         raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may contain a password
     except boto.BotoCoreError as error:
@@ -120,8 +131,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     s3pages.install(client.meta.events)
     # This handler makes every put wait a round trip before it sends the body, which only helps with large bodies.
     client.meta.events.unregister("before-call.s3", add_expect_header)
-    stored_as = {"StorageClass": "storage_class", "ServerSideEncryption": "sse", "SSEKMSKeyId": "kms_key"}
-    driver = S3(client, bucket, {field: given[name] for field, name in stored_as.items() if name in given})
+    stored_as = {field: given[name] for name, field in STORED_AS.items() if name in given}
+    driver = S3(client, bucket, stored_as, functools.partial(s3wire.connect, session, client, bucket))
     if create:
         driver.create_if_absent(region)
     return driver
@@ -144,7 +155,7 @@ def _client_config(given: dict[str, str]) -> Config:
 
 
 def _refuse_late_attempt(request: Any, **_: object) -> None:
-    began = request.context.setdefault("whisperbackup_began", time.monotonic())
+    began = request.context.setdefault("whisperbackup_began", wire.began())
     if time.monotonic() - began > LAST_ATTEMPT_SECONDS:
         raise Unavailable(f"{_host(request.url)} does not answer; check the network and endpoint=")
 
@@ -170,8 +181,11 @@ class S3:
     threads = 8
     is_ranged = True
 
-    def __init__(self, client: Any, bucket: str, stored_as: dict[str, str]) -> None:
+    def __init__(
+        self, client: Any, bucket: str, stored_as: dict[str, str], connect: Callable[[], s3wire.S3Wire | None]
+    ) -> None:
         self._client = client
+        self._connect = connect
         self._bucket = bucket
         self._stored_as = stored_as
         self._keeps_conditions: bool | None = None  # not known yet
@@ -205,15 +219,11 @@ class S3:
         return self.list_range(prefix, "", "")
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
-        start = {"StartAfter": after} if after else {}
-        paginator = self._client.get_paginator("list_objects_v2")
-        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix, **start))
+        token = ""
         while True:
-            with self._errors("list"):
-                page = next(pages, None)
-            if page is None:
-                return
-            if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+            page = self._page(prefix, after, token)
+            following = page.get("NextContinuationToken", "")
+            if page.get("IsTruncated") and following in ("", token):
                 raise StorageError(
                     f"cannot list bucket '{self._bucket}': {self._endpoint} ends the listing before its last page; "
                     "check endpoint="
@@ -225,17 +235,50 @@ class S3:
                 yield from itertools.takewhile(lambda found: found.key <= until, objects)
                 return
             yield from objects
+            if not page.get("IsTruncated"):
+                return
+            token = following
+
+    def _page(self, prefix: str, after: str, token: str) -> Mapping[str, Any]:
+        given = {"Prefix": prefix, "StartAfter": after, "ContinuationToken": token}
+        fields = {name: value for name, value in given.items() if value}
+        query = {"list-type": "2", "encoding-type": "url", **{QUERY[name]: value for name, value in fields.items()}}
+        with self._attempt(lambda way: way.list(query)) as answer:
+            page = s3pages.page_in(answer.body) if answer and answer.status == 200 else None
+            if page is None:
+                with self._errors("list"):
+                    page = self._client.list_objects_v2(Bucket=self._bucket, **fields)
+            return page
+
+    @functools.cached_property
+    def _wire(self) -> s3wire.S3Wire | None:
+        # Two threads may both make one; the one that is not kept has no connection open.
+        return self._connect()
+
+    def _attempt(
+        self, ask: Callable[[s3wire.S3Wire], wire.Answer]
+    ) -> contextlib.AbstractContextManager[wire.Answer | None]:
+        """The answer to one cheap attempt, if any; the block asks through boto3 where it is no good."""
+        way = self._wire
+        return wire.attempt(way.wire, functools.partial(ask, way)) if way else contextlib.nullcontext()
 
     def get(self, key: str) -> bytes:
-        return self._get(key, lambda body, answer: body)
+        with self._attempt(lambda way: way.get(key)) as answer:
+            return answer.body if _is_good(answer) else self._get(key, lambda body, answer: body)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         def cut(body: bytes, answer: dict[str, Any]) -> bytes:
             status = answer["ResponseMetadata"]["HTTPStatusCode"]
             return ranges.cut(body, status, answer.get("ContentRange"), offset, length)
 
+        part = ranges.header(offset, length)
         try:
-            return self._get(key, cut, Range=ranges.header(offset, length))
+            with self._attempt(lambda way: way.get(key, {"range": part})) as answer:
+                if answer and answer.status in (200, 206) and answer.headers.get("etag"):
+                    with contextlib.suppress(ranges.WrongRange):
+                        told = answer.headers.get("content-range")
+                        return ranges.cut(answer.body, answer.status, told, offset, length)
+                return self._get(key, cut, Range=part)
         except StorageError as error:
             if _status(error) != ranges.NOT_SATISFIABLE:
                 raise
@@ -287,25 +330,31 @@ class S3:
     def _create(self, key: str, body: bytes) -> bool:
         """Store the object unless its key exists; returns whether it was stored."""
         try:
-            self._put(key, body, IfNoneMatch="*")
+            self._put(key, body, {"IfNoneMatch": "*"})
         except StorageError as error:
             if _status(error) != 412:
                 raise
             return False
         return True
 
-    def _put(self, key: str, body: bytes, **condition: str) -> None:
-        with self._errors("write", key):
-            answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._stored_as, **condition)
+    def _put(self, key: str, body: bytes, condition: dict[str, str] | None = None) -> None:
+        fields = {**self._stored_as, **(condition or {})}
+        with self._attempt(lambda way: way.put(key, body, {HEADERS[name]: fields[name] for name in fields})) as answer:
+            if _is_good(answer):
+                headers: Mapping[str, str] = answer.headers
+            else:
+                with self._errors("write", key):
+                    stored = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **fields)
+                headers = stored["ResponseMetadata"]["HTTPHeaders"]
         # Swift, also through its S3 API, accepts both of two simultaneous conditional puts.
-        self._is_swift = "x-trans-id" in answer["ResponseMetadata"]["HTTPHeaders"]
-        self._check_etag(answer, key, body)
+        self._is_swift = "x-trans-id" in headers
+        self._check_etag(headers, key, body)
 
-    def _check_etag(self, answer: dict[str, Any], key: str, body: bytes) -> None:
+    def _check_etag(self, headers: Mapping[str, str], key: str, body: bytes) -> None:
         """Raise Unavailable unless the put's response, or the object when read back, proves that `body` is stored."""
-        if str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer:
+        if headers.get(SSE, "").startswith("aws:") or f"{SSE}-customer-algorithm" in headers:
             return  # the ETag of such an object is not an MD5, but may look like one
-        etag = answer["ETag"].strip('"')
+        etag = headers["etag"].strip('"')
         if etag == hashlib.md5(body, usedforsecurity=False).hexdigest() or MULTIPART.fullmatch(etag):
             return
         if not holds(self, key, body):  # some services have other ETags than MD5s, or do not report that they encrypt
@@ -373,6 +422,8 @@ class S3:
 
     def close(self) -> None:
         self._client.close()
+        if way := self.__dict__.get("_wire"):
+            way.wire.close()
 
     @contextlib.contextmanager
     def _errors(self, doing: str, key: str | None = None) -> Iterator[None]:
@@ -432,6 +483,11 @@ class S3:
     @property
     def _endpoint(self) -> str:
         return _host(self._client.meta.endpoint_url)
+
+
+def _is_good(answer: wire.Answer | None) -> TypeGuard[wire.Answer]:
+    """Whether S3 stored or sent the object; each such answer has an ETag."""
+    return answer is not None and answer.status == 200 and bool(answer.headers.get("etag"))
 
 
 def _status(error: StorageError) -> object:

@@ -103,6 +103,16 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
     return True
 
 
+def page_in(body: bytes) -> dict[str, Any] | None:
+    """The page of a listing in a response; None if it is anything else."""
+    try:
+        root = ElementTree.fromstring(body)
+        space, brace, name = root.tag.rpartition("}")
+        return _page(root, space + brace) if name == LISTING else None
+    except (ElementTree.ParseError, TypeError, ValueError):
+        return None
+
+
 def _page(root: ElementTree.Element, namespace: str) -> dict[str, Any]:
     key, size, etag = (namespace + name for name in ("Key", "Size", "ETag"))
     is_quoted = root.findtext(namespace + "EncodingType") == "url"  # botocore requests it
