@@ -585,7 +585,8 @@ def test_an_increment_of_which_most_is_unconfirmed_never_goes_by_itself(stored: 
     assert set(records(stored)) == {"a.one", "a.two", "b.three"}
 
 
-def test_what_killed_increments_left_goes_after_a_day(stored: Program) -> None:
+@pytest.mark.parametrize("command", ["backup", "purge"])
+def test_what_killed_increments_left_goes_after_a_day(stored: Program, command: str) -> None:
     settle()
     stored("increment", "disk")
     (only,) = made(stored)
@@ -593,9 +594,9 @@ def test_what_killed_increments_left_goes_after_a_day(stored: Program) -> None:
     stored("backup", "disk")
     assert list((stored.store / ".increments").rglob("*.wbi")), "it may be a run in progress"
     age(stored, 2)
-    assert "would be deleted" in stored("backup", "disk", "-n")
+    assert "would be deleted" in stored(command, "disk", "-n")
     assert list((stored.store / ".increments").rglob("*.wbi"))
-    assert "1 debris removed" in stored("backup", "disk")
+    assert "1 debris removed" in stored(command, "disk")
     assert not (stored.store / ".increments").exists()
 
 
@@ -645,13 +646,14 @@ def test_an_increment_costs_few_requests_in_a_service(program: Program) -> None:
 
 
 COUNTING = """
+import io
 import os
 from whisperbackup.storage import disk
 
 
 class Counting(disk.Disk):
     def _note(self, what):
-        with open(os.environ["REQUESTS"], "a") as file:
+        with io.open(os.environ["REQUESTS"], "a") as file:
             file.write(what + "\\n")
 
     def list_range(self, prefix, after, until):

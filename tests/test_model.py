@@ -213,8 +213,9 @@ class Store(RuleBasedStateMachine):
                 if is_complete:
                     groups = [list(same) for _, same in itertools.groupby(known, lambda pair: pair[1])]
                     known[:] = itertools.chain(*groups[-KEEP:])  # a copy that a kill left beside its original
-            elif made:
-                assert made == known[-1][0], f"{metric} was backed up again"
+            elif made and made != known[-1][0]:  # late: a prune elsewhere may be deleting what it listed
+                assert metric in self.tombstones, f"{metric} was backed up again"
+                known.append((made, content))
 
     def note_new_stamps(self, metric: str, stored: Metric | None) -> None:
         """Which backups of a clock that was far ahead have stamps of the present now: contents and order stay."""
@@ -290,7 +291,7 @@ class Store(RuleBasedStateMachine):
         ours = re.compile(
             r"[^/]+/(\.whisper-backup-)?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00[.-](sha1|wsp\.gz|missing|[0-9a-f]+)"
         )
-        assert all(ours.fullmatch(key) for key in objects)
+        assert all(ours.fullmatch(key) for key in objects if not key.startswith(".runs/"))
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from whisperbackup.whisper.throttle import Throttle
 logger = logging.getLogger(__name__)
 
 FILES_IN_BATCH = 256
-BATCHES_IN_ROUND = 16  # for each process; a round ends before the next one begins, so that no result waits for long
+BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
 HOUR = 3600
 PART_NUMBERS = 900_000
@@ -124,6 +124,7 @@ class _Work:
         with Pool(options.processes, options.threads or 1, prepare, all_failed, 1) as pool:
             for part, content in parts_of(self._frames(pool), number):
                 self.driver.put(self._key(part.name), content)
+                del content  # or it would stay in memory while the next one is made
                 self.stats.count(Count.STORED_BYTES, part.size)
                 self.stats.count(Count.PARTS)
                 parts.append(part)

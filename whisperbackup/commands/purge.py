@@ -9,6 +9,7 @@ from whisperbackup.commands import check_storage_path
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
+from whisperbackup.commands.run_record import delete_debris
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting
@@ -33,6 +34,7 @@ def run(options: Options, stats: RunStats) -> int:
             purge = Purge(purge_rules(options), stats, clock.utc_now())
             run_jobs(pool, _remove_void_tombstones(purge.watch(pairs), options, deleter, stats), stats)
             finish_purge(pool, purge, deleter, stats)
+            delete_debris(driver, options, stats)
             catalog.report_foreign()
         if not purge.saw_stored and not stats.failed:
             check_storage_path(options, driver)

@@ -122,6 +122,15 @@ class RunRecord:
         return run
 
 
+def delete_debris(driver: Driver, options: Options, stats: RunStats) -> None:
+    """Delete what killed increments left; a failure is one of the run."""
+    rules = expire.Rules(options.storage_path, options.keep_increments * DAY, None, options.noop)
+    try:
+        expire.delete_debris(driver, rules, int(time.time()), stats)
+    except StorageError as error:
+        stats.fail("increments", f"cannot delete what killed runs left: {error}")
+
+
 def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run | None, stats: RunStats) -> None:
     """Delete the increments and run records that are not needed any more; a failure is one of the run.
 

@@ -55,6 +55,11 @@ def expire(
         work.delete_runs(hours)
 
 
+def delete_debris(driver: Driver, rules: Rules, now: int, stats: RunStats) -> None:
+    """Delete what killed runs left, a day old and more, and nothing else.  Raises StorageError."""
+    _Expiry(driver, rules, now, history.look_at_all(driver, rules.storage_path), stats).delete_orphans()
+
+
 class _Expiry:
     def __init__(self, driver: Driver, rules: Rules, now: int, found: history.Found, stats: RunStats) -> None:
         self.driver, self.rules, self.now, self.found, self.stats = driver, rules, now, found, stats
