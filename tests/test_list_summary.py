@@ -54,7 +54,7 @@ def test_each_storage_path_is_counted(program: Program) -> None:
     assert one["last_run"]["counters"]["backed_up"] == 2
     assert "skipped 1 unrecognized" in program("list", "disk", "--summary")  # not the records of runs
     header, *rows = program("list", "disk", "--summary", "-q").splitlines()
-    assert header.split()[:3] == ["storage", "path", "metrics"]
+    assert header.split()[:2] == ["path", "metrics"]
     assert rows[0].split()[:5] == ["node1/", "2", "2", "1", "1"]
     assert rows[1].split()[-2:] == ["zst", str(payloads(program.store / "node2"))]
     below = program("list", "disk", "--summary", "--json", "-q", "--storage-path", "node2").splitlines()
@@ -107,5 +107,5 @@ def test_list_on_a_terminal_has_a_header_and_human_sizes(program: Program) -> No
     assert header.split() == ["stamp", "codec", "size", "metric"]
     assert first.split()[3] in ("bytes", "kB")
     assert first.index("a.b") == header.index("metric")
-    assert max(len(line) for line in shown("--summary")) <= 120
+    assert max(len(line) for line in shown("--summary")) <= 80
     assert "codec" not in program("list", "disk", "-q", "--storage-path", "node2/x")

@@ -43,7 +43,7 @@ def run(options: Options, stats: RunStats) -> int:
     state = state_of(options)
     with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet, state.count):
             catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
             purge = Purge(purge_rules(options), stats, clock.utc_now())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from whisperbackup.commands import list_runs, nothing_matches, open_store
 from whisperbackup.errors import CannotRun
@@ -11,20 +12,18 @@ from whisperbackup.options import Options
 from whisperbackup.report import json_lines
 from whisperbackup.report.run_stats import shown_size
 from whisperbackup.repository.summary import Summaries, Summary
+from whisperbackup.runtime import clock
 from whisperbackup.runtime.logs import printable
 from whisperbackup.storage.windows import list_in_windows
 
 logger = logging.getLogger(__name__)
 
 NO_PATH = "(none)"
-COLUMNS = (
-    *("storage path", "metrics", "backups", "missing", "orphans", "incr.", "oldest", "newest", "last run"),
-    *("status", "stored"),
-)
+COLUMNS = ("path", "metrics", "backups", "miss.", "orph.", "incr.", "oldest", "newest", "last", "end", "stored")
 
 
 def lines(options: Options, is_terminal: bool) -> Iterator[str]:
-    """Yield the lines to print; dates and human sizes on a terminal, else whole stamps and bytes."""
+    """Yield the lines to print; ages and human sizes on a terminal, else whole stamps and bytes."""
     with open_store(options) as driver:
         found = Summaries(list_in_windows(driver, options.storage_path, iter(())), options.selection)
         if not found.by_path:
@@ -48,7 +47,9 @@ def lines(options: Options, is_terminal: bool) -> Iterator[str]:
 
 
 def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
-    length = len("2026-11-25") if is_terminal else None
+    def shown(stamp: str) -> str:
+        return _age(stamp, clock.utc_now()) if is_terminal and stamp else stamp or "-"
+
     sizes = [
         f"{codec} {shown_size(size) if is_terminal else size}" for codec, size in sorted(summary.bytes_by_codec.items())
     ]
@@ -62,9 +63,14 @@ def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
             str(number)
             for number in (summary.metrics, summary.backups, summary.missing, summary.orphans, summary.increments)
         ),
-        summary.oldest[:length] or "-",
-        summary.newest[:length] or "-",
-        str(last["begin"])[:length] if last else "-",
+        shown(summary.oldest),
+        shown(summary.newest),
+        shown(str(last["begin"]) if last else ""),
         "-" if last is None else "no end" if last["status"] is None else str(last["status"]),
         ", ".join(sizes) or "-",
     )
+
+
+def _age(stamp: str, now: datetime) -> str:
+    hours = (now - datetime.fromisoformat(stamp)) // timedelta(hours=1)
+    return f"{hours} h" if hours < 100 else f"{hours // 24} d"

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from whisperbackup.report.counters import COUNTERS
@@ -26,10 +26,13 @@ class _Display:
 
 
 @contextlib.contextmanager
-def reporting(stats: RunStats, quiet: bool) -> Iterator[RunStats]:
-    """Show progress, and print the last line even if the run ends early."""
+def reporting(stats: RunStats, quiet: bool, expected: Callable[[], int] = lambda: 0) -> Iterator[RunStats]:
+    """Show progress, and print the last line even if the run ends early.
+
+    `expected()` is about how much there is to examine, 0 if unknown; a bar then has an end.
+    """
     try:
-        with _bar(stats, quiet):
+        with _bar(stats, quiet, expected):
             yield stats
     except Stopped as stop:
         logger.error("%s %s: %s", stats.command, stop, stats.summary())
@@ -40,7 +43,7 @@ def reporting(stats: RunStats, quiet: bool) -> Iterator[RunStats]:
 
 
 @contextlib.contextmanager
-def _bar(stats: RunStats, quiet: bool) -> Iterator[None]:
+def _bar(stats: RunStats, quiet: bool, expected: Callable[[], int]) -> Iterator[None]:
     _Display.last = time.monotonic()
     if quiet or not sys.stderr.isatty():
         yield
@@ -50,7 +53,13 @@ def _bar(stats: RunStats, quiet: bool) -> Iterator[None]:
 
     tqdm.tqdm.monitor_interval = 0  # do not start a thread
     with (
-        tqdm.tqdm(desc=stats.command, unit=f" {COUNTERS[stats.command].unit}", dynamic_ncols=True, leave=False) as bar,
+        tqdm.tqdm(
+            desc=stats.command,
+            total=expected() or None,
+            unit=f" {COUNTERS[stats.command].unit}",
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar,
         logging_redirect_tqdm(),
     ):
         _Display.bar = bar

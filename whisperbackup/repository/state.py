@@ -138,6 +138,12 @@ class State:
             if key.endswith("/") and is_canonical(key[:-1]):  # a damaged file may hold anything
                 yield key
 
+    def count(self) -> int:
+        """The number of selected metrics that earlier runs knew; 0 if it is unknown."""
+        lines = self._old_lines()
+        next(lines, None)
+        return sum(_key_of(line)[:-1].decode("utf-8", "replace") in self._selection for line in lines)
+
     def note(self, record: Record) -> None:
         """Add a record to the new file, in any order."""
         if self.path is None or self._is_readonly:
