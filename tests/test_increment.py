@@ -716,7 +716,7 @@ def test_an_increment_killed_at_any_moment_loses_nothing(program: Program, kind:
         for one in chance.sample(paths, 10):
             add_point(one, float(number))
         run = program.start("increment", *options, start_new_session=True)
-        time.sleep(chance.uniform(0.3, 1.05) * length)
+        time.sleep(chance.uniform(0.1, 0.9) * length)
         workers = list(children(run.pid))
         if run.poll() is None:
             killed += 1
