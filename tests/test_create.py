@@ -30,7 +30,7 @@ STAMP = "2026-11-20T00:00:00+00:00"
 
 
 def new_bucket(store: Store, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if store.driver == "disk" else f"create-{uuid.uuid4().hex}"
+    return str(tmp_path / "store") if store.driver in servers.LOCAL else f"create-{uuid.uuid4().hex}"
 
 
 def whole_backups(driver: Driver) -> dict[str, set[bytes]]:

@@ -37,7 +37,7 @@ def connect(program: Program, store: Store) -> Callable[..., str]:
         "AWS_EC2_METADATA_DISABLED": "true", "NO_GCE_CHECK": "true", "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **store.environment,
     }  # fmt: skip
-    if store.driver != "disk":
+    if store.driver not in servers.LOCAL:
         program.bucket = program.bucket or f"end-to-end-{uuid.uuid4().hex[:12]}"
 
     def run(command: str, *options: object, status: int = 0) -> str:
