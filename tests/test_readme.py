@@ -76,6 +76,8 @@ def test_a_newcomer_can_type_the_readmes_commands_in_their_order(newcomer: Progr
     files = sorted(newcomer.prefix.rglob("*.wsp"))
     before = {path: path.read_bytes() for path in files}
     for path in newcomer.store.rglob("20*"):  # the dates that the README restores as of are later than this
+        if ".increments" in path.parts or ".runs" in path.parts:
+            continue  # they hold their stamp
         path.rename(path.with_name(LONG_AGO + path.name[len(LONG_AGO) :]))
     for path in files:
         path.unlink()
