@@ -133,8 +133,8 @@ def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy],
     run("backup")
     proxy.requests.clear()
     assert f"{count} unchanged" in run("backup")
-    # two puts and four listings are about run records and increments
-    assert proxy.requests.total() <= 2 * count / store.page + 5 + 6, proxy.requests
+    # two puts, and four listings or five, are about run records and increments
+    assert proxy.requests.total() <= 2 * count / store.page + 5 + 7, proxy.requests
     changed = 40
     for number in range(changed):
         add_point(program.prefix / f"many/m{number}.wsp")
