@@ -163,7 +163,7 @@ class World:
     @contextlib.contextmanager
     def begin(self, command: str, *options: object) -> Iterator[subprocess.Popen[str]]:
         """A run in a process group of its own; when it is over, nobody of it may be left, and the lock is free."""
-        mark = f"WHISPER_BACKUP_CRASH={uuid.uuid4().hex}"
+        mark = f"CRASH_TEST_OF_WHISPER_BACKUP={uuid.uuid4().hex}"
         environment = {**os.environ, **self.program.environment, **dict([mark.split("=")])}
         run = subprocess.Popen(
             self.words(command, *options),
