@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,3 +183,30 @@ def test_a_name_with_another_end_of_line_is_one_name(program: Program) -> None:
     assert "2 backed up" in program("backup")
     assert len(program.stamps("a")) == 1
     program("verify", "disk")
+
+
+def test_a_list_that_does_not_fit_on_the_disk_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE ends a write as a full disk does."""
+    path = tmp_path / "state.bad"
+    path.write_text("a\t2026-11-24T02:12:00+00:00\n")
+    before = path.read_bytes()
+    still_bad = {f"metric{number}": "2026-11-25T02:12:00+00:00" for number in range(1000)}
+    if (child := os.fork()) == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            KnownBad(str(path)).keep(still_bad)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.listdir(tmp_path) == ["state.bad"]
+    assert path.read_bytes() == before
+
+
+def test_no_list_is_written_beside_a_device(stored: Program) -> None:
+    """The folder of a state file like /dev/null is no place for it."""
+    flip(payload(stored, "b"))
+    device = stored.home / "null"
+    device.symlink_to(os.devnull)
+    assert "2 good" in stored("verify", "disk", "--statefile", device, status=3)
+    assert not device.with_name("null.bad").exists()

@@ -18,7 +18,7 @@ from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.increments.batch import LATENESS_STEP, Batch, Limits, Taken, all_failed
 from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, increment_key
-from whisperbackup.increments.part import PackedFrame, parts_of
+from whisperbackup.increments.part import PART_NUMBERS, PackedFrame, parts_of
 from whisperbackup.increments.shelf import Shelf
 from whisperbackup.increments.window import Now, Window, still_owed
 from whisperbackup.options import Options
@@ -37,7 +37,6 @@ FILES_IN_BATCH = 256
 BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
 HOUR = 3600
-PART_NUMBERS = 900_000
 
 ReaderPool = Pool[Throttle, Taken]
 

@@ -41,7 +41,7 @@ def state_of(options: Options) -> State:
 
 def known_bad_of(options: Options) -> KnownBad:
     """The backups in this store that `verify` found damaged."""
-    if options.statefile is None:
+    if options.statefile is None or _is_device(options.statefile):
         return KnownBad(None)
     if options.statefile:
         return KnownBad(f"{options.statefile}.bad")
@@ -49,6 +49,11 @@ def known_bad_of(options: Options) -> KnownBad:
     store = (options.driver, options.bucket, options.storage_path, options.storage_arguments)
     digest = hashlib.sha1(repr(store).encode(), usedforsecurity=False).hexdigest()
     return KnownBad(os.path.join(defaults.state_folder(), f"{digest}.bad"))
+
+
+def _is_device(path: str) -> bool:
+    """Whether it is /dev/null, for example: that folder is no place for files."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def purge_rules(options: Options) -> Rules:

@@ -11,6 +11,7 @@ takes reading some of its frames: `judge` says what to look for, `settle` what t
 from __future__ import annotations
 
 import enum
+import random
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ from typing import NamedTuple
 
 from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, Manifest, Part, Run
 from whisperbackup.increments.names import Names
-from whisperbackup.increments.part import frames_of, parts_of
+from whisperbackup.increments.part import PART_NUMBERS, frames_of, parts_of
 from whisperbackup.increments.window import counts
 from whisperbackup.repository.stamps import stamp_of
 
 DAY = 86400
+SPARE = 1000  # numbers: frames are made anew, maybe of other sizes
 
 
 class Action(enum.Enum):
@@ -117,10 +119,14 @@ def rewrite(increment: Manifest, held: Iterable[tuple[str, int, bytes]]) -> tupl
     """The increment with these records only, as (key, points, encoded), ascending: its manifest, and its new parts.
 
     Store the parts, then the manifest, then delete the parts that the old manifest names: its names are not used again.
+    The new ones are random: a prune and a backup that rewrite it at once must not replace each other's parts.
     """
     records = list(held)
-    last = max((int(part.name[:6]) for part in increment.parts), default=0)
-    parts = list(parts_of(frames_of(records), last + 1))
+    taken = {int(part.name[:6]) for part in increment.parts}
+    number = random.randrange(PART_NUMBERS) + 1
+    while not taken.isdisjoint(range(number, number + len(taken) + SPARE)):
+        number = random.randrange(PART_NUMBERS) + 1
+    parts = list(parts_of(frames_of(records), number))
     rewritten = replace(
         increment,
         records=len(records),

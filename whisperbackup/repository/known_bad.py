@@ -72,6 +72,9 @@ class KnownBad:
                 os.unlink(self._path)
                 return
             fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.writelines(f"{metric}{TAB}{stamp}\n" for metric, stamp in still_bad.items())
-            os.rename(temporary, self._path)
+            try:
+                with os.fdopen(fd, "w", encoding="utf-8") as file:
+                    file.writelines(f"{metric}{TAB}{stamp}\n" for metric, stamp in still_bad.items())
+                os.rename(temporary, self._path)
+            except OSError:  # a full disk, for example
+                os.unlink(temporary)
