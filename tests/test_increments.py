@@ -667,8 +667,8 @@ def test_files_decoded_together_are_what_each_is_alone(tmp_path: Path) -> None:
     times = [range(NOW - 3 * HOUR, NOW, 60), [*range(NOW - HOUR, NOW - 600, 60), NOW - 60], range(NOW - 600, NOW, 10)]
     raws = []
     alone = []
-    for number in (0, 2, 1, 0):
-        path = make(tmp_path / f"m{number}.wsp", archives[number], times[number])
+    for place, number in enumerate((0, 2, 1, 0)):
+        path = make(tmp_path / f"m{place}.wsp", archives[number], times[number])
         with path.open("rb") as file:
             raws.append(fresh.read_raw(file.fileno(), NOW - HOUR, NOW))
         alone.append(record.encode(fresh.record_of("m/", read(path, NOW - HOUR, NOW), False)))
