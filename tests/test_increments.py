@@ -673,3 +673,20 @@ def test_orphans_are_parts_a_day_old_that_no_manifest_names() -> None:
     named = {manifest.increment_key(old, "000002.wbi")}
     assert [one.key for one in retention.orphans(listing, named, NOW)] == [listing[0][0]]
     assert retention.orphans(listing, named, NOW, [old]) == []
+
+
+def test_files_decoded_together_are_what_each_is_alone(tmp_path: Path) -> None:
+    archives = [[(60, 1440), (300, 2016)], [(60, 1440), (300, 2016)], [(10, 60), (60, 1440)]]  # the last has a lap
+    times = [range(NOW - 3 * HOUR, NOW, 60), [*range(NOW - HOUR, NOW - 600, 60), NOW - 60], range(NOW - 600, NOW, 10)]
+    raws = []
+    alone = []
+    for place, number in enumerate((0, 2, 1, 0)):
+        path = make(tmp_path / f"m{place}.wsp", archives[number], times[number])
+        with path.open("rb") as file:
+            raws.append(fresh.read_raw(file.fileno(), NOW - HOUR, NOW))
+        alone.append(record.encode(fresh.record_of("m/", read(path, NOW - HOUR, NOW), False)))
+    shares = fresh.decode(raws)
+    for share, expected in zip(shares, alone, strict=True):
+        one, other = record.decode(share.encode("m/")), record.decode(expected)
+        assert one._replace(read=0) == other._replace(read=0)
+        assert share.layout.points == one.points > 0

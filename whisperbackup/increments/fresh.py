@@ -15,16 +15,17 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from mmap import PAGESIZE as PAGE
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperbackup.increments.record import END_OF_TIME, VALUE_SIZE, Record, Ring, Run
+from whisperbackup.increments.record import END_OF_TIME, VALUE_SIZE, Record, Ring, Run, assemble, pack_runs
 from whisperbackup.whisper.cwhisper import is_compressed
 from whisperbackup.whisper.format import (
     ARCHIVE_INFO,
@@ -43,7 +44,7 @@ STAMP = 4  # bytes
 BEGINNING = METADATA.size + 3 * ARCHIVE_INFO.size + STAMP  # the header of three archives, slot 0's stamp behind it
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 WARMINGS = 3
-PIECE = 256 * 1024
+MAX_LAYOUTS = 256  # of one plan
 
 Into = Callable[[memoryview, int], None]
 """Fill a buffer from the file's bytes at an offset.  Raises ShortFile where the file ends before."""
@@ -64,12 +65,6 @@ class Fresh(NamedTuple):
     status: os.stat_result
     began: int
     is_torn: bool
-
-    @property
-    def newest(self) -> int:
-        """The newest time in the finest archive; 0 if there is none."""
-        step = ARCHIVE_INFO.unpack_from(self.header, METADATA.size)[1]
-        return max((first + (count - 1) * step for first, count in self.rings[0].runs), default=0)
 
 
 class Stretch(NamedTuple):
@@ -95,13 +90,73 @@ class Plan(NamedTuple):
     """What to read of every file with this header, `size` bytes in all.
 
     Stretches of less than a lap come first in the buffer; `expected` are the stamps that their slots have if they are
-    fresh, big endian as they are stored.
+    fresh, big endian as they are stored.  `layouts` are those found so far, by which of these slots were fresh.
     """
 
     file_size: int
     stretches: tuple[Stretch, ...]
     size: int
     expected: NDArray[Any]
+    layouts: dict[bytes, Layout]
+
+
+class Layout(NamedTuple):
+    """Which slots are fresh: the runs of each archive, and in which slots of the buffer each run lies.
+
+    `packed` are the runs as a record has them; `end` is where the newest point of the finest archive ends, 0 without.
+    """
+
+    runs: tuple[tuple[Run, ...], ...]
+    places: tuple[tuple[int, int], ...]
+    packed: bytes
+    points: int
+    end: int
+
+
+class Raw(NamedTuple):
+    """What was read of one file, as it is stored: slot 0's stamps, and the slots of all stretches as `plan` says."""
+
+    header: bytes
+    plan: Plan
+    bases: list[int]
+    content: bytearray
+    is_whole: bool
+    status: os.stat_result
+    began: int
+    is_torn: bool
+
+    @property
+    def version(self) -> int:
+        """A file whose times lie in the future has the version of its reading: what was read then was there then."""
+        status = self.status
+        return min(max(status.st_mtime_ns, status.st_ctime_ns), self.began) // 1_000_000_000
+
+    @property
+    def told_bases(self) -> list[int]:
+        """Slot 0's stamp of each archive if it lies in the window or the file is whole, else 0."""
+        if self.is_whole:
+            return self.bases
+        stretches = self.plan.stretches
+        return [
+            base if each.first <= base <= each.last else 0 for each, base in zip(stretches, self.bases, strict=True)
+        ]
+
+
+class Share(NamedTuple):
+    """What is fresh of one file: the values of each run, little endian."""
+
+    raw: Raw
+    layout: Layout
+    values: list[bytes]
+
+    def encode(self, key: str) -> bytes:
+        """The record of it.  Raises ValueError for one that is too large to be read again."""
+        raw, layout = self.raw, self.layout
+        numbers: list[int] = []
+        for base, runs in zip(raw.told_bases, layout.runs, strict=True):
+            numbers += (base, len(runs))
+        read = raw.began // 1_000_000_000
+        return assemble(key, raw.header, raw.version, read, raw.is_whole, numbers, layout.packed, self.values)
 
 
 @functools.lru_cache(512)
@@ -130,22 +185,27 @@ def plan_of(header: bytes, since: int, until: int) -> Plan:
     ]
     expected = np.concatenate([*stamps, np.empty(0, np.int64)]).astype(">u4").view("=u4")
     expected.setflags(write=False)
-    return Plan(parsed.file_size, stretches, size, expected)
+    return Plan(parsed.file_size, stretches, size, expected, {})
 
 
 def read_fresh(fd: int, since: int, until: int) -> Fresh:
-    """The window [since, until] of the whisper file that is open as `fd`, read under carbon's shared lock.
-
-    No more is read than the module's docstring shows; carbon waits for no disk meanwhile; the pages that were not in
-    the page cache are given back.  What may be torn is read again, READINGS times at most.
-    Raises CorruptFile (ShortFile: it may be in the making), Compressed, Locked, OSError.
-    """
-    return _read(fd, since, until, False)
+    """The window [since, until] of the whisper file that is open as `fd`, as `read_raw` reads it."""
+    return _fresh(read_raw(fd, since, until))
 
 
 def read_whole(fd: int) -> Fresh:
     """As `read_fresh`, but every point of the file, and slot 0's stamps whatever they are."""
-    return _read(fd, 0, END_OF_TIME - 1, True)
+    return _fresh(read_whole_raw(fd))
+
+
+def _fresh(raw: Raw) -> Fresh:
+    (share,) = decode([raw])
+    values = iter(share.values)
+    rings = [
+        Ring(base, runs, b"".join(itertools.islice(values, len(runs))))
+        for base, runs in zip(raw.told_bases, share.layout.runs, strict=True)
+    ]
+    return Fresh(raw.header, tuple(rings), raw.status, raw.began, raw.is_torn)
 
 
 def record_of(key: str, fresh: Fresh, is_whole: bool) -> Record:
@@ -158,18 +218,32 @@ def record_of(key: str, fresh: Fresh, is_whole: bool) -> Record:
     return Record(key, fresh.header, version, fresh.began // 1_000_000_000, is_whole, fresh.rings)
 
 
-def _read(fd: int, since: int, until: int, is_whole: bool) -> Fresh:
+def read_raw(fd: int, since: int, until: int, before: os.stat_result | None = None, is_whole: bool = False) -> Raw:
+    """The window [since, until] of the whisper file that is open as `fd`, read under carbon's shared lock.
+
+    No more is read than the module's docstring shows; carbon waits for no disk meanwhile; the pages that were not in
+    the page cache are given back.  What may be torn is read again, READINGS times at most.  `before`: the file's status
+    at a moment before, which saves a system call.
+    Raises CorruptFile (ShortFile: it may be in the making), Compressed, Locked, OSError.
+    """
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # or the kernel reads 32 pages for one
     absent: list[int] = []
     try:
         for number in range(1, READINGS + 1):
-            fresh = _read_once(fd, since, until, is_whole, absent)
-            if not fresh.is_torn or number == READINGS:
+            raw = _read_once(fd, since, until, is_whole, absent, before)
+            if not raw.is_torn or number == READINGS:
                 break
+            before = None
             time.sleep(TICK / 1e9)
-        return fresh
+        return raw
     finally:
-        _give_back(fd, absent)
+        if absent:
+            _give_back(fd, absent)
+
+
+def read_whole_raw(fd: int) -> Raw:
+    """As `read_raw`, but every point of the file."""
+    return read_raw(fd, 0, END_OF_TIME - 1, is_whole=True)
 
 
 def _give_back(fd: int, pages: list[int]) -> None:
@@ -178,28 +252,30 @@ def _give_back(fd: int, pages: list[int]) -> None:
             os.posix_fadvise(fd, page, PAGE, os.POSIX_FADV_DONTNEED)
 
 
-def _read_once(fd: int, since: int, until: int, is_whole: bool, absent: list[int]) -> Fresh:
+def _read_once(
+    fd: int, since: int, until: int, is_whole: bool, absent: list[int], before: os.stat_result | None
+) -> Raw:
     """One reading, of what the page cache holds: what it does not hold is brought there before the lock is taken."""
     for _ in range(WARMINGS if NOWAIT else 0):
         try:
-            return _read_locked(fd, since, until, is_whole, functools.partial(_from_cache, fd, absent))
+            return _read_locked(fd, since, until, is_whole, functools.partial(_from_cache, fd, absent), before)
         except BlockingIOError:
             _gather(since, until, functools.partial(_from_disk, fd, absent))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
             break
-    return _read_locked(fd, since, until, is_whole, functools.partial(_plainly, fd))
+    return _read_locked(fd, since, until, is_whole, functools.partial(_plainly, fd), before)
 
 
-def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into) -> Fresh:
+def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into, before: os.stat_result | None) -> Raw:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         acquire(fd, fcntl.LOCK_SH)
     try:
         began = time.time_ns()
-        before = os.fstat(fd)
+        before = before or os.fstat(fd)
         header, plan, bases, content = _gather(since, until, into)
         after = os.fstat(fd)
     finally:
@@ -210,7 +286,7 @@ def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into) ->
     written = after.st_mtime_ns
     # A write in the same tick as the one before it leaves no trace in the file's times.
     is_torn = before.st_mtime_ns != written or before.st_size != after.st_size or abs(began - written) < TICK
-    return Fresh(header, _rings(plan, bases, content, is_whole), after, began, is_torn)
+    return Raw(header, plan, bases, content, is_whole, after, began, is_torn)
 
 
 def _gather(since: int, until: int, into: Into) -> tuple[bytes, Plan, list[int], bytearray]:
@@ -304,35 +380,67 @@ def _end(offset: int) -> None:
 # From slots to runs
 
 
-def _rings(plan: Plan, bases: list[int], content: bytearray, is_whole: bool) -> tuple[Ring, ...]:
+def decode(raws: Sequence[Raw]) -> list[Share]:
+    """What is fresh of each file; files with the same plan are decoded together."""
+    together: dict[int, list[int]] = {}
+    for number, raw in enumerate(raws):
+        together.setdefault(id(raw.plan), []).append(number)
+    shares: list[Share | None] = [None] * len(raws)
+    for numbers in together.values():
+        for number, share in zip(numbers, _decode_alike([raws[number] for number in numbers]), strict=True):
+            shares[number] = share
+    return [share for share in shares if share is not None]
+
+
+def _decode_alike(raws: list[Raw]) -> Iterator[Share]:
+    """`decode` for files with the same plan."""
+    plan = raws[0].plan
+    content = b"".join([raw.content for raw in raws])
+    width = plan.size // POINT_SIZE
     slots = np.frombuffer(content, SLOT)
     stored = slots["v"].astype("<f8").tobytes()  # swaps bytes, and so keeps every bit
     expected = plan.expected
-    fresh = (np.frombuffer(content, "=u4")[: 3 * len(expected) : 3] == expected).tobytes()
-    rings = []
+    stamps = np.frombuffer(content, "=u4").reshape(len(raws), 3 * width)[:, : 3 * len(expected) : 3]
+    fresh = (stamps == expected).tobytes()
+    has_laps = len(expected) < width
+    for number, raw in enumerate(raws):
+        mask = fresh[number * len(expected) : (number + 1) * len(expected)]
+        row = number * width
+        layout = None if has_laps else plan.layouts.get(mask)
+        if layout is None:
+            layout = _layout(plan, mask, raw.bases, slots["t"][row : row + width])
+            if not has_laps:
+                if len(plan.layouts) >= MAX_LAYOUTS:
+                    plan.layouts.clear()
+                plan.layouts[mask] = layout
+        values = [stored[(row + begin) * VALUE_SIZE : (row + end) * VALUE_SIZE] for begin, end in layout.places]
+        yield Share(raw, layout, values)
+
+
+def _layout(plan: Plan, mask: bytes, bases: list[int], stamps: NDArray[Any]) -> Layout:
+    """The layout of a buffer: `mask` tells which slots are fresh in the stretches of less than a lap."""
+    all_runs = []
+    places = []
     for stretch, base in zip(plan.stretches, bases, strict=True):
-        archive, first, count, last, begin, _ = stretch
-        at = begin // POINT_SIZE
-        if count == archive.points:
-            runs, places = _lap_runs(stretch, base, slots["t"][at : at + count].astype(np.int64))
+        at, until = stretch.begin // POINT_SIZE, stretch.end // POINT_SIZE
+        step = stretch.archive.step
+        runs: list[Run] = []
+        if stretch.is_lap:
+            runs, inside = _lap_runs(stretch, base, stamps[at:until].astype(np.int64))
+            places += [(at + begin, at + end) for begin, end in inside]
         else:
-            runs, places = [], []
-            step, until = archive.step, at + count
-            here = fresh.find(1, at, until)
+            here = mask.find(1, at, until)
             while here >= 0:
-                after = fresh.find(0, here, until)
+                after = mask.find(0, here, until)
                 after = until if after < 0 else after
-                runs.append((first + (here - at) * step, after - here))
-                places.append((here - at, after - at))
-                here = fresh.find(1, after, until)
-        is_told = is_whole or first <= base <= last
-        if len(places) == 1:
-            begin, end = places[0]
-            values = stored[(at + begin) * VALUE_SIZE : (at + end) * VALUE_SIZE]
-        else:
-            values = b"".join([stored[(at + begin) * VALUE_SIZE : (at + end) * VALUE_SIZE] for begin, end in places])
-        rings.append(Ring(base if is_told else 0, tuple(runs), values))
-    return tuple(rings)
+                runs.append((stretch.first + (here - at) * step, after - here))
+                places.append((here, after))
+                here = mask.find(1, after, until)
+        all_runs.append(tuple(runs))
+    step = plan.stretches[0].archive.step
+    end = max((first + count * step for first, count in all_runs[0]), default=0)
+    points = sum(end - begin for begin, end in places)
+    return Layout(tuple(all_runs), tuple(places), pack_runs(all_runs), points, end)
 
 
 def _lap_runs(stretch: Stretch, base: int, stamps: NDArray[np.int64]) -> tuple[list[Run], list[tuple[int, int]]]:

@@ -19,7 +19,7 @@ whole seconds of Unix time.  `base` is the stamp of slot 0 if the record tells i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from whisperbackup.whisper.format import ARCHIVE_INFO, MAX_ARCHIVES, METADATA, CorruptFile, Header, parse_header
@@ -68,20 +68,38 @@ class Record(NamedTuple):
 
 def encode(record: Record) -> bytes:
     """The record's bytes.  Raises ValueError for one that is too large to be read again."""
-    key = record.key.encode()
     rings = record.rings
     numbers: list[int] = []
     for ring in rings:
         numbers += (ring.base, len(ring.runs))
-    for ring in rings:
-        for run in ring.runs:
-            numbers += run
-    body = b"".join((key, record.header, struct.pack(f"<{len(numbers)}L", *numbers), *[ring.values for ring in rings]))
-    if len(key) > MAX_KEY or len(body) > MAX_RECORD:
-        raise ValueError(f"the record of '{record.key}' has {len(body)} bytes")
-    size = START.size - SIZE.size + len(body)
-    flags = WHOLE if record.is_whole else 0
-    return START.pack(size, len(key), flags, len(rings), record.version, record.read) + body
+    return assemble(
+        record.key, record.header, record.version, record.read, record.is_whole,
+        numbers, pack_runs([ring.runs for ring in rings]), [ring.values for ring in rings],
+    )  # fmt: skip
+
+
+def pack_runs(all_runs: Iterable[Iterable[Run]]) -> bytes:
+    """The runs of all archives as they are stored."""
+    numbers = [number for runs in all_runs for run in runs for number in run]
+    return struct.pack(f"<{len(numbers)}L", *numbers)
+
+
+def assemble(
+    name: str, header: bytes, version: int, read: int, is_whole: bool,
+    rings: list[int], runs: bytes, values: Sequence[bytes],
+) -> bytes:  # fmt: skip
+    """A record's bytes from its pieces: base and number of runs for each archive, packed runs, values in their order.
+
+    Raises ValueError for one that is too large to be read again.
+    """
+    key = name.encode()
+    packed = struct.pack(f"<{len(rings)}L", *rings)
+    size = len(key) + len(header) + len(packed) + len(runs) + sum(map(len, values))
+    if len(key) > MAX_KEY or size > MAX_RECORD:
+        raise ValueError(f"the record of '{name}' has {size} bytes")
+    flags = WHOLE if is_whole else 0
+    start = START.pack(START.size - SIZE.size + size, len(key), flags, len(rings) // 2, version, read)
+    return b"".join((start, key, header, packed, runs, *values))
 
 
 def split(content: bytes) -> Iterator[tuple[bytes, int, int]]:
