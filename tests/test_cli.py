@@ -202,7 +202,7 @@ def test_help_after_a_command_shows_its_options_and_no_others(
     assert ("--retention" in shown) == (command in ("backup", "prune"))
     assert ("--purge-anyway" in shown) == (command in ("backup", "purge", "prune"))
     assert ("--prefix" in shown) == (command not in ("prune", "list"))
-    assert ("--no-delete" in shown) == (command in ("backup", "increment"))
+    assert ("--no-delete" in shown) == (command in ("backup", "increment", "doctor"))
     assert ("--protected-ok" in shown) == (command == "prune")
     assert ("--lockfile" in shown) == (command in ("backup", "increment", "restore", "purge", "prune"))
     assert "--bucket" in shown
