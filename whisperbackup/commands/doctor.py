@@ -22,7 +22,7 @@ from whisperbackup.options import Options
 from whisperbackup.report import json_lines
 from whisperbackup.report.run_stats import shown_size
 from whisperbackup.repository.stamps import seconds
-from whisperbackup.repository.state import EMPTY, MARKED
+from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.runtime.defaults import on_this_machine
 from whisperbackup.runtime.logs import printable
 from whisperbackup.storage.base import Driver, is_marked, modified
@@ -72,9 +72,10 @@ def run(options: Options) -> int:
 def _checks(options: Options, now: float) -> Iterator[Line]:
     yield tree(options.prefix)
     yield from locking()
-    yield from _store(options, now)
-    if options.statefile is not None:
-        yield space("state", state_of(options).path or "", STATE_SIZE)
+    state = state_of(options)
+    yield from _store(options, state, now)
+    if state.path:  # none with --nostate, or for noop
+        yield space("state", state.path, STATE_SIZE)
     if options.logfile is not None:
         yield space("log", options.logfile, LOG_SIZE)
     if options.stampfile is not None:
@@ -217,8 +218,7 @@ def aged(check: str, what: str, age: float) -> Line:
 # -- the store
 
 
-def _store(options: Options, now: float) -> Iterator[Line]:
-    state = state_of(options)
+def _store(options: Options, state: State, now: float) -> Iterator[Line]:
     try:
         with open_store(options) as driver:
             is_empty = holds_nothing(driver, options)
