@@ -28,13 +28,14 @@ _whisper_backup() {
             prune) names='-b --bucket --storage-path -m --metrics --exclude -n --noop --dry-run -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --keep-increments --purge-anyway --protected-ok -f --processes --threads --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
             list) names='-b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --runs --debris --summary -q --quiet -d --debug --logfile --nolog --syslog --json --config -h --help --version' ;;
             verify) names='-p --prefix -b --bucket --storage-path -m --metrics --exclude -c --date -n --noop --dry-run --no-increments --all --sample --tree -f --processes --threads --bwlimit --nice --max-file-size -q --quiet -d --debug --logfile --nolog --syslog --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
+            doctor) names='-p --prefix -b --bucket --storage-path --exclude -n --noop --dry-run --no-delete --statefile --nostate -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --config -h --help --version' ;;
             *) names='-p --prefix -b --bucket --storage-path --new-store -m --metrics --exclude -c --date -n --noop --dry-run --from --until --no-increments --overwrite --all --sample --tree --lag --runs --debris --summary -r --retention --keep-daily --keep-weekly --keep-monthly -x --purge --keep-increments --purge-anyway --no-delete --protected-ok -a --algorithm -f --processes --threads --bwlimit --nice --max-file-size --statefile --nostate --splay --lockfile --locktimeout --nolock -q --quiet -d --debug --logfile --nolog --syslog --stampfile --nostamp --json --carbon --carbon-prefix --prometheus --config -h --help --version' ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
         return
     fi
     case $place in
-        0) mapfile -t COMPREPLY < <(compgen -W 'backup increment restore purge prune list verify' -- "$word") ;;
+        0) mapfile -t COMPREPLY < <(compgen -W 'backup increment restore purge prune list verify doctor' -- "$word") ;;
         1) mapfile -t COMPREPLY < <(compgen -W 'disk gcs noop s3 swift' -- "$word") ;;
     esac
 }

@@ -170,7 +170,7 @@ def test_help_shows_usage_and_every_default() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "whisperbackup", "-h"], capture_output=True, text=True, check=True
     ).stdout
-    commands = "backup|increment|restore|purge|prune|list|verify"
+    commands = "backup|increment|restore|purge|prune|list|verify|doctor"
     usage = f"whisper-backup [options] {commands} disk|gcs|noop|s3|swift [storage args]"
     assert usage in re.sub(r"\s+", " ", shown)
     names = ("/var/log/whisperbackup.py.log", "/var/lock/whisperbackup.py", "/var/tmp/whisperbackup.py.success")
@@ -202,14 +202,14 @@ def test_help_after_a_command_shows_its_options_and_no_others(
     assert ("--retention" in shown) == (command in ("backup", "prune"))
     assert ("--purge-anyway" in shown) == (command in ("backup", "purge", "prune"))
     assert ("--prefix" in shown) == (command not in ("prune", "list"))
-    assert ("--no-delete" in shown) == (command in ("backup", "increment"))
+    assert ("--no-delete" in shown) == (command in ("backup", "increment", "doctor"))
     assert ("--protected-ok" in shown) == (command == "prune")
     assert ("--lockfile" in shown) == (command in ("backup", "increment", "restore", "purge", "prune"))
     assert "--bucket" in shown
 
 
 def test_options_of_the_older_tool_are_accepted_with_every_command() -> None:
-    for command in set(COMMANDS) - {"increment"}:
+    for command in set(COMMANDS) - {"increment", "doctor"}:
         parse(
             [
                 command,

@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show every metric name
     settings = options.parse(words)
     signals.install()
-    stats = RunStats(_name(settings), settings.json, settings.noop) if settings.command != "list" else None
+    stats = RunStats(_name(settings), settings.json, settings.noop) if settings.command in options.WORKING else None
     try:
         status, error = _attempt(settings, stats)
         signals.disregard()

@@ -32,7 +32,7 @@ from whisperbackup.tree.selection import BadGlob, Selection, select
 from whisperbackup.util import Keep
 
 USAGE = """whisper-backup [options]
-                      backup|increment|restore|purge|prune|list|verify
+                      backup|increment|restore|purge|prune|list|verify|doctor
                       disk|gcs|noop|s3|swift [storage args]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
@@ -42,6 +42,7 @@ ABOUT = {
     "prune": "delete what is due in the store, on a machine without the tree",
     "list": "show the metrics in the store and their backups",
     "verify": "read backups and check them",
+    "doctor": "check this machine, the store and the last runs, with remedies",
 }
 STORES = {
     "disk": "a directory",
@@ -71,7 +72,8 @@ STATUS = {
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
-ALL_BUT_INCREMENT = tuple(command for command in COMMANDS if command != "increment")
+MATCHING = tuple(command for command in COMMANDS if command not in ("increment", "doctor"))
+"""The commands that work on selected metrics."""
 LOCKING = ("backup", "increment", "restore", "purge", "prune")
 """The commands that hold the lock and touch the stamp file."""
 TREE = ("backup", "increment", "restore", "purge")
@@ -265,7 +267,7 @@ def _table() -> dict[str, list[_Option]]:
     return {
         "Where": [
             _row("-p", "--prefix", dest="prefix", default="/opt/graphite/storage/whisper", metavar="DIR",
-                check=_not_empty, commands=(*TREE, "verify"), text="the tree of whisper files"),
+                check=_not_empty, commands=(*TREE, "verify", "doctor"), text="the tree of whisper files"),
             _row("-b", "--bucket", dest="bucket", default="graphite-backups", metavar="NAME", check=_not_empty,
                 text="bucket, container, or (disk) directory"),
             _row("--storage-path", dest="storage_path", default="", metavar="PATH", check=_storage_path,
@@ -275,7 +277,7 @@ def _table() -> dict[str, list[_Option]]:
                 text="start a new store if the one of earlier runs is absent or empty (not for cron)"),
         ],
         "What": [
-            _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB", commands=ALL_BUT_INCREMENT,
+            _row("-m", "--metrics", dest="metrics", action="append", metavar="GLOB", commands=MATCHING,
                 ignored_by=(),
                 text="metrics to work on, for example 'servers.web1.*' or 'a.{b,c}'; * crosses dots; "
                 "may be repeated [*]"),
@@ -331,7 +333,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge", "prune"),
                 by_hand="it would switch off the check for a wrong tree",
                 text="purge even if half of all metrics would be deleted"),
-            _row("--no-delete", dest="no_delete", commands=("backup", "increment"), ignored_by=(),
+            _row("--no-delete", dest="no_delete", commands=("backup", "increment", "doctor"), ignored_by=(),
                 text="delete nothing in the store, and need no right to do so; prune deletes it from elsewhere"),
             _row("--protected-ok", dest="protected_ok", commands=("prune",), ignored_by=(),
                 text="objects that the store refuses to delete (locked, retained) are no failure"),
@@ -351,11 +353,13 @@ def _table() -> dict[str, list[_Option]]:
                 text="lowest CPU and I/O priority; normal CPU priority while holding a file lock"),
             _row("--max-file-size", dest="max_file_size", default="1G", metavar="SIZE", check=_size,
                 commands=("backup", "restore", "verify"), text="refuse larger files, in the tree and in the store"),
-            _row("--statefile", dest="statefile", default="", metavar="FILE", commands=("backup", "increment"),
+            _row("--statefile", dest="statefile", default="", metavar="FILE",
+                commands=("backup", "increment", "doctor"),
                 text="where to record which files need not be read again [one for each prefix and store, in "
                 f"{STATE_FOLDER}, or in the cache folder of a user other than root]"),
             _row("--nostate", dest="statefile", action="store_const", const=None,
-                commands=("backup", "increment"), text="read every file, modified or not, and keep no state file"),
+                commands=("backup", "increment", "doctor"),
+                text="read every file, modified or not, and keep no state file"),
         ],
         "When": [
             _row("--splay", dest="splay", default="0", metavar="SECONDS", check=_seconds, commands=LOCKING,
@@ -373,9 +377,10 @@ def _table() -> dict[str, list[_Option]]:
             _row("--logfile", dest="logfile", default=LOGFILE, metavar="FILE", text="log file; it rotates itself"),
             _row("--nolog", dest="logfile", action="store_const", const=None, text="no log file"),
             _row("--syslog", dest="syslog", text="also log to syslog"),
-            _row("--stampfile", dest="stampfile", default=STAMPFILE, metavar="FILE", commands=LOCKING,
+            _row("--stampfile", dest="stampfile", default=STAMPFILE, metavar="FILE", commands=(*LOCKING, "doctor"),
                 text="touched after a fully successful run [increment: the same with .increment]"),
-            _row("--nostamp", dest="stampfile", action="store_const", const=None, commands=LOCKING,
+            _row("--nostamp", dest="stampfile", action="store_const", const=None,
+                commands=(*LOCKING, "doctor"),
                 text="no stamp file"),
             _row("--json", dest="json", text="JSON on stdout: failures, then counters and status as the last line"),
             _row("--carbon", dest="carbon", default=None, metavar="HOST[:PORT]", check=carbon.parse_receiver,

@@ -24,6 +24,9 @@ An invalid command line (status 2, at once) prints nothing on stdout.
 {"storage_path": "node1/", "metrics": 2, "backups": 9, "bytes_by_codec": {"gz": 123}, "oldest": "…", "newest": "…",
 "missing": 0, "orphans": 0, "increments": 3, "last_run": {…}} for each storage path; `last_run` is as with --runs, or
 null.
+
+`doctor` prints {"check": "tree", "result": "ok", "text": "…", "remedy": ""} for each check; `result` is ok, warning or
+failure.  Its last line is {"command": "doctor", "status": 3, "error": null, "warnings": 0, "failures": 1}.
 """
 
 from __future__ import annotations

@@ -160,6 +160,19 @@ class MarkedDriver(Driver, Protocol):
         """
 
 
+@runtime_checkable
+class DatingDriver(Driver, Protocol):
+    """A driver that can tell when the store wrote an object."""
+
+    def modified(self, key: str) -> float | None:
+        """Unix time by the store's clock, maybe rounded to a second; None if unknown.  Raises NotFound."""
+
+
+def modified(driver: Driver, key: str) -> float | None:
+    """Like `DatingDriver.modified`; None for any other driver."""
+    return driver.modified(key) if isinstance(driver, DatingDriver) else None
+
+
 def is_marked(driver: Driver) -> bool:
     """Whether the store is surely present.  A store that needs no marker always is."""
     return not isinstance(driver, MarkedDriver) or driver.is_marked()

@@ -246,6 +246,13 @@ class Disk:
                 {key: str(error.strerror) for key, error in stayed.items() if error.errno not in DENIED},
             )
 
+    def modified(self, key: str) -> float | None:
+        """The mtime of the file: a file server has a clock of its own."""
+        try:
+            return os.stat(self._path(key)).st_mtime
+        except OSError as error:
+            raise _storage_error(error, key) from error
+
     def is_marked(self) -> bool:
         """Whether the marker exists."""
         return os.path.lexists(self._path(MARKER))

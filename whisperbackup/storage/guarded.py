@@ -16,6 +16,7 @@ from whisperbackup.storage.base import (
     is_marked,
     list_range,
     mark,
+    modified,
 )
 
 
@@ -75,6 +76,11 @@ class Guarded:
         """Like the wrapped driver, if it uses markers."""
         with guard(self._name):
             mark(self._driver)
+
+    def modified(self, key: str) -> float | None:
+        """Like the wrapped driver, if it can tell."""
+        with guard(self._name):
+            return modified(self._driver, key)
 
     def close(self) -> None:
         """Like the wrapped driver."""

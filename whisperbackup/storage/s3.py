@@ -297,6 +297,11 @@ class S3:
                         raise
             attempt += 1
 
+    def modified(self, key: str) -> float | None:
+        with self._errors("read", key):
+            answer = self._client.head_object(Bucket=self._bucket, Key=key)
+        return float(answer["LastModified"].timestamp()) if "LastModified" in answer else None
+
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body)
 
