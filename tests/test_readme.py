@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
 TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ")
+OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ", "radosgw-admin ")
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 METRICS = ("web1/cpu", "web1/load", "web2/cpu")
 RESTORED = {  # the metrics that a block restores into an empty tree
@@ -215,6 +216,23 @@ def test_every_storage_argument_of_the_docs_is_one() -> None:
     stores = (ROOT / "docs/stores.md").read_text()
     text = stores[stores.index("## Amazon S3") : stores.index("## OpenStack Swift")]
     assert set(re.findall(r"`([a-z_]+)=", text)) == set(s3.ARGUMENTS)
+
+
+def test_every_message_that_the_faq_explains_is_one_of_ours() -> None:
+    texts = []
+    for path in (ROOT / "whisperbackup").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    ours = "\n".join(texts)
+    shown = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(shown) > 30
+    missing = [message for message in shown for part in message.split("…") if part.strip() not in ours]
+    assert missing == []
 
 
 def test_every_driver_has_its_part_of_the_docs() -> None:
