@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 import whisper
 from conftest import Program, add_point, contents, install_driver
 
@@ -68,7 +69,7 @@ def newcomer(program: Program, machine: Path) -> Program:
     return program
 
 
-def type_in(newcomer: Program, machine: Path, commands: str) -> tuple[str, str]:
+def type_in(newcomer: Program, machine: Path, commands: str, store: str = "disk", bucket: str = "") -> tuple[str, str]:
     """What a fresh shell prints for `commands`, a document's own, on stdout and stderr; each must succeed."""
     for theirs, ours in {
         "/tmp/try/whisper": newcomer.prefix,
@@ -78,8 +79,8 @@ def type_in(newcomer: Program, machine: Path, commands: str) -> tuple[str, str]:
         "/etc/whisper-backup.conf": machine / "etc/whisper-backup.conf",
         "/var/tmp/whisperbackup.py.success": newcomer.stamp,
         "/tmp/cpu.wsp": newcomer.home / "cpu.wsp",
-        "s3 eu-west-1": "disk",
-        "graphite-backups": newcomer.store,
+        "s3 eu-west-1": store,
+        "graphite-backups": bucket or newcomer.store,
         "-o carbon -g carbon ": "",
     }.items():
         commands = commands.replace(theirs, str(ours))
@@ -130,6 +131,26 @@ def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machin
             assert {name: before[name] for name in after} == after
             restored.append([metric for metric in METRICS if (newcomer.prefix / f"servers/{metric}.wsp").exists()])
     assert restored == RESTORED.get(page.name, [])
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_the_commands_for_a_dead_node_restore_it_from_s3(newcomer: Program, machine: Path) -> None:
+    store = servers.store("s3-rclone")
+    words, bucket = " ".join([store.driver, *store.arguments]), "a-dead-node"
+    newcomer.environment |= store.environment
+    for number, metric in enumerate(METRICS):
+        newcomer.write(f"servers.{metric.replace('/', '.')}", number)
+    newcomer("backup", *words.split(), "-b", bucket, "--storage-path", "node1")
+    before = contents(newcomer.prefix)
+    (machine / "etc/whisper-backup.conf").unlink()
+    for path in newcomer.prefix.rglob("*.wsp"):
+        path.unlink()
+    newcomer.state.unlink()
+    page = ROOT / "docs/restore.md"
+    for block in blocks(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
+        type_in(newcomer, machine, block, words, bucket)
+    assert contents(newcomer.prefix) == before
 
 
 @pytest.mark.parametrize("codec", ["gz", "sz", *(["zst"] if shutil.which("zstd") else [])])
