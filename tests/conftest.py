@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(sharing.close)
 
 
-NETWORK = set(servers.STORES) - {"disk"}
+NETWORK = set(servers.STORES) - set(servers.LOCAL)
 SHARING = re.compile(
     r"test_packaging\.py|test_storage\.py::"
     rf"(\w+(?:gone|thousand)\w+\[|.*?\[.*?({'|'.join(servers.STORES)}))"

@@ -527,6 +527,8 @@ class Store(NamedTuple):
 
 
 STORES = ("disk", "s3-rclone", "s3-swift", "swift-v1", "swift-v3", "swift-v3-application", "gcs")
+LOCAL = ("disk",)
+"""Those of them without a server; their bucket is a path."""
 
 
 def store(name: str) -> Store:

@@ -44,6 +44,7 @@ def test_increments_under_carbons_writing_hold_what_its_files_held(
                 carbon.send([f"late.metric{number}"], 1.0)
                 carbon.send(METRICS[:3], 5.0, int(time.time()) - 40)  # late, within the lag
                 program("increment", "disk", "-p", carbon.prefix)
+            wait_for(lambda: len(list(carbon.prefix.rglob("*.wsp"))) == len(METRICS) + 3)
         finally:
             writer.terminate()
             writer.wait()

@@ -46,4 +46,4 @@ def test_every_default_works_for_an_ordinary_user(program: Program) -> None:
     assert "whisperbackup.py\n" in ran.stderr  # the lock
     assert "whisperbackup.py.success\n" in ran.stderr
     assert ".state\n" in ran.stderr
-    assert f"graphite-backups:\n{MARKER}\na.b\n" in ran.stderr
+    assert f"graphite-backups:\n.runs\n{MARKER}\na.b\n" in ran.stderr

@@ -125,7 +125,9 @@ def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machin
         if is_restore:
             for path in newcomer.prefix.rglob("*.wsp"):
                 path.unlink()
-        type_in(newcomer, machine, block)
+        _, logged = type_in(newcomer, machine, block)
+        if "SCRATCH" in block:
+            assert logged.count("restore complete: 2 examined, 2 created") == 1
         if is_restore and "--until" not in block:
             after = contents(newcomer.prefix / "servers")
             assert {name: before[name] for name in after} == after

@@ -44,7 +44,7 @@ APPLICATION = "swift-v3-application"
 """Keystone again with another way to get a token, which is all that is tried with it."""
 V3 = ("swift-v3", APPLICATION)
 CONFORMING = [name for name in servers.STORES if name != APPLICATION]
-NETWORK = [name for name in CONFORMING if name != "disk"]
+NETWORK = [name for name in CONFORMING if name not in servers.LOCAL]
 AWKWARD = [
     "a b/2026-11-23T00:51:25+00:00.wsp.gz",
     "a+b/x",
@@ -108,7 +108,7 @@ def new_name(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Store], str]
 
     def name(store: Store) -> str:
         bucket = f"conformance-{uuid.uuid4().hex}"
-        return str(above / bucket) if store.driver == "disk" else bucket
+        return str(above / bucket) if store.driver in servers.LOCAL else bucket
 
     return name
 

@@ -25,6 +25,7 @@ class Shelf(Noop):
     def __init__(self, keys: list[str], seconds: float = 0.0, breaks_at: str = "") -> None:
         self.keys, self.seconds, self.breaks_at = keys, seconds, breaks_at
         self.served = self.at_once = self.most_at_once = 0
+        self.threads: set[threading.Thread] = set()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return self.list_range(prefix, "", "")
@@ -32,6 +33,7 @@ class Shelf(Noop):
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         found = [key for key in self.keys if key.startswith(prefix) and key > after and (not until or key <= until)]
         for number, key in enumerate(found):
+            self.threads.add(threading.current_thread())
             if number % 1000 == 0:  # a request
                 self.at_once += 1
                 self.most_at_once = max(self.most_at_once, self.at_once)
@@ -109,3 +111,13 @@ def test_a_listing_that_is_left_early_leaves_no_thread() -> None:
     next(listing)
     listing.close()  # type: ignore[attr-defined]
     wait_for(lambda: threading.active_count() <= before)
+
+
+def test_a_hundred_windows_are_listed_by_the_same_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "START_WIDTH", 1)
+    monkeypatch.setattr(windows, "MAX_WIDTH", 1)
+    names = [f"k{number:03}" for number in range(100)]
+    shelf = Shelf(names, 0.001)
+    assert [found.key for found in list_in_windows(shelf, "", names)] == names
+    assert len(shelf.threads) == windows.AT_ONCE
+    wait_for(lambda: not any(thread.is_alive() for thread in shelf.threads))

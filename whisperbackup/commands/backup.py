@@ -50,7 +50,7 @@ def run(options: Options, stats: RunStats) -> int:
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
             filled = MARKED if is_marked(driver) else FILLED
-            record = RunRecord(options, driver)
+            record = RunRecord(options, driver, stats)
 
             def on_outcome(outcome: Outcome) -> None:
                 deleter.add(*outcome.deletes)

@@ -32,8 +32,8 @@ DAY = 86400
 class RunRecord:
     """The record of this run; the store has it from the beginning, as that of a run which did not end."""
 
-    def __init__(self, options: Options, driver: Driver) -> None:
-        """Raises StorageError."""
+    def __init__(self, options: Options, driver: Driver, stats: RunStats) -> None:
+        """Raises StorageError if the store cannot be listed; a record that it refuses is a failure of the run."""
         self._options, self._driver = options, driver
         begin = int(time.time())
         found = history.look(driver, options.storage_path, begin)
@@ -58,10 +58,18 @@ class RunRecord:
             is_partial=options.selection.wanted is not None,
             after_increment=found.newest,
         )
-        self._put(self._run)
+        self._has_failed = False
+        self._put(self._run, stats)
 
-    def _put(self, run: Run) -> None:
-        self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
+    def _put(self, run: Run, stats: RunStats) -> bool:
+        try:
+            self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
+        except StorageError as error:
+            if not self._has_failed:
+                stats.fail("run record", f"cannot store it, so no increment can build on this run: {error}")
+            self._has_failed = True
+            return False
+        return True
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield `pairs` unchanged; note what is not in the tree, and what the walk could not see."""
@@ -114,12 +122,7 @@ class RunRecord:
             unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
             counters=stats.whole_numbers(),
         )
-        try:
-            self._put(run)
-        except StorageError as error:
-            stats.fail("run record", f"cannot store it, no increment can build on this run: {error}")
-            return self._run
-        return run
+        return run if self._put(run, stats) else self._run
 
 
 def delete_debris(driver: Driver, options: Options, stats: RunStats) -> None:

@@ -46,6 +46,8 @@ def list_in_windows(driver: Driver, prefix: str, split_keys: Iterable[str]) -> I
 def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
     ahead = _ascending(split_keys)
     windows: collections.deque[_Window] = collections.deque()
+    to_list: queue.SimpleQueue[_Window | None] = queue.SimpleQueue()
+    threads = 0
     after: str | None = ""
     width = START_WIDTH
     try:
@@ -53,7 +55,12 @@ def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) ->
             while after is not None and len(windows) < AT_ONCE:
                 until = next(itertools.islice(ahead, width - 1, None), None)
                 windows.append(_Window(driver, prefix, after, until or ""))
+                to_list.put(windows[-1])
                 after = until
+                if threads < AT_ONCE:
+                    # A daemon, so that the run can end without it.
+                    threading.Thread(target=_list_all, args=[to_list], daemon=True).start()
+                    threads += 1
             if not windows:
                 return
             count = 0
@@ -65,6 +72,8 @@ def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) ->
     finally:
         for window in windows:
             window.abandon()
+        for _ in range(threads):
+            to_list.put(None)
 
 
 def _ascending(keys: Iterable[str]) -> Iterator[str]:
@@ -82,20 +91,18 @@ def is_ranged(driver: Driver) -> TypeGuard[RangedDriver]:
 
 
 class _Window:
-    """One window, listed by its own thread."""
+    """One window, listed by one thread and read by another."""
 
     def __init__(self, driver: RangedDriver, prefix: str, after: str, until: str) -> None:
         self._objects = driver.list_range(prefix, after, until)
         self._queue: queue.Queue[list[StoredObject] | BaseException] = queue.Queue(BATCHES)
         self._is_abandoned = False
-        threading.Thread(target=self._fill, daemon=True).start()  # a daemon, so that the run can end without it
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """List the window; wait while as much is in memory as may be."""
         try:
-            while batch := list(itertools.islice(self._objects, BATCH)):
+            while not self._is_abandoned and (batch := list(itertools.islice(self._objects, BATCH))):
                 self._queue.put(batch)
-                if self._is_abandoned:
-                    return
             self._queue.put([])
         except BaseException as error:  # noqa: BLE001  (raised again where the listing is read)
             self._queue.put(error)
@@ -112,3 +119,9 @@ class _Window:
         self._is_abandoned = True
         while not self._queue.empty():
             self._queue.get_nowait()
+
+
+def _list_all(windows: queue.SimpleQueue[_Window | None]) -> None:
+    """List one window after another, until None."""
+    while (window := windows.get()) is not None:
+        window.fill()
