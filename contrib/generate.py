@@ -1,4 +1,4 @@
-"""Writes the bash completion and the manual page beside this file, from the parser itself: run it after changing one.
+"""Writes the bash completion, the manual page and docs/options.md, from the parser itself: run it after changing one.
 
 python contrib/generate.py
 """
@@ -15,6 +15,7 @@ from whisperbackup.repository import compression
 
 FOLDER = Path(__file__).parent
 COMPLETION, PAGE = FOLDER / "whisper-backup.bash", FOLDER / "whisper-backup.1"
+REFERENCE = FOLDER.parent / "docs/options.md"
 
 BASH = r"""# Completion of whisper-backup in bash.  Made by contrib/generate.py; source it, or install it as
 # /usr/share/bash-completion/completions/whisper-backup
@@ -88,6 +89,35 @@ Credentials come from the environment and from files, as the store's own client 
 .BR whisper-info (1)
 """
 
+MARKDOWN = """<!-- Made by contrib/generate.py -->
+# Every command and option
+
+    whisper-backup [options] command store [storage args]
+
+Options and arguments come in any order. An option without a list of commands belongs to all.
+
+## Commands
+
+{commands}
+
+## Stores
+
+{stores}
+
+Storage args: {storage_args}. Each store's own: [stores.md](stores.md).
+
+{options}
+
+## Settings
+
+{settings}
+[operations.md](operations.md#the-configuration-file) has an example.
+
+## Exit statuses
+
+{status}
+"""
+
 
 def completion() -> str:
     """The bash completion."""
@@ -136,6 +166,20 @@ def manual_page() -> str:
     )
 
 
+def reference() -> str:
+    """docs/options.md."""
+    parser = options.make_parser()
+    groups = (f"## {group.title}\n\n{_rows(_documented(parser, group.option_list))}" for group in parser.option_groups)
+    return MARKDOWN.format(
+        commands=_rows((f"`{name}`", text) for name, text in options.ABOUT.items()),
+        stores=_rows((f"`{name}`", text) for name, text in options.STORES.items()),
+        storage_args=options.STORAGE_ARGS,
+        options="\n\n".join(groups),
+        settings=options.SETTINGS.strip(),
+        status=_rows((f"`{status}`", text) for status, text in options.STATUS.items()),
+    )
+
+
 def _options(parser: optparse.OptionParser) -> list[optparse.Option]:
     return [option for group in parser.option_groups for option in group.option_list]
 
@@ -146,6 +190,22 @@ def _names(option: optparse.Option) -> list[str]:
 
 def _named(listed: Iterable[optparse.Option]) -> list[str]:
     return [name for option in listed for name in _names(option)]
+
+
+def _documented(parser: optparse.OptionParser, listed: Iterable[optparse.Option]) -> Iterable[tuple[str, str]]:
+    for option in listed:
+        value = f" {option.metavar}" if option.takes_value() and option.metavar else ""
+        only = getattr(option, "commands", options.COMMANDS)
+        commands = "" if only == options.COMMANDS else f" ({', '.join(only)})"
+        yield (
+            ", ".join(f"`{name}{value}`" for name in _names(option)),
+            parser.formatter.expand_default(option) + commands,
+        )
+
+
+def _rows(pairs: Iterable[tuple[str, str]]) -> str:
+    escaped = ((tag, text.replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")) for tag, text in pairs)
+    return "\n".join(["| | |", "|---|---|", *(f"| {tag} | {text} |" for tag, text in escaped)])
 
 
 def _described(parser: optparse.OptionParser, listed: Iterable[optparse.Option]) -> Iterable[tuple[str, str]]:
@@ -173,3 +233,4 @@ def _roff(text: str) -> str:
 if __name__ == "__main__":
     COMPLETION.write_text(completion())
     PAGE.write_text(manual_page())
+    REFERENCE.write_text(reference())

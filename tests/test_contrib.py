@@ -44,9 +44,10 @@ def completions(*words: str, folder: Path = CONTRIB) -> list[str]:
     return ran.stdout.split()
 
 
-def test_completion_and_manual_page_are_what_the_parser_says(generate: ModuleType) -> None:
+def test_completion_manual_page_and_reference_are_what_the_parser_says(generate: ModuleType) -> None:
     assert generate.COMPLETION.read_text() == generate.completion(), "run contrib/generate.py"
     assert generate.PAGE.read_text() == generate.manual_page(), "run contrib/generate.py"
+    assert generate.REFERENCE.read_text() == generate.reference(), "run contrib/generate.py"
 
 
 def test_bash_completes_options_commands_stores_and_files(tmp_path: Path) -> None:

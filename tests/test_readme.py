@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 import whisper
 from conftest import Program, add_point, contents, install_driver
 
@@ -19,24 +21,38 @@ from whisperbackup import options, storage
 from whisperbackup.storage import s3
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
 TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-SETTING = re.compile(r"^(TREE|BACKUPS|STAMP)=\S+", re.MULTILINE)
-OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ")
+OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ", "radosgw-admin ")
 LONG_AGO = "2020-01-01T00:00:00+00:00"
+METRICS = ("web1/cpu", "web1/load", "web2/cpu")
+RESTORED = {  # the metrics that a block restores into an empty tree
+    "README.md": [["web1/cpu", "web1/load"]],
+    "restore.md": [[*METRICS], [*METRICS], [], ["web1/cpu"], ["web1/cpu"], []],
+}
 
 
-def blocks() -> list[str]:
-    """The README's commands that are marked as tested, in its order."""
-    return TESTED.findall(README)
+def blocks(page: Path) -> list[str]:
+    """The commands of a page that are marked as tested, in its order; without those that create a tree to try it on."""
+    return [block for block in TESTED.findall(page.read_text()) if "/tmp/try" not in block]
+
+
+def quick_start() -> str:
+    """The README's commands for somebody who has no tree."""
+    (block,) = [block for block in TESTED.findall(README.read_text()) if "/tmp/try" in block]
+    return block
+
+
+PAGES = [page for page in (README, *DOCS) if blocks(page)]
 
 
 @pytest.fixture
-def newcomer(program: Program) -> Program:
+def newcomer(program: Program, machine: Path) -> Program:
     """The program as `whisper-backup` in a PATH, with lock, log and state of the test's own, as an option given twice
-    may be; the README's settings lead into the test's folder."""
+    may be; the paths and the store that the documents name lead into the test's folder."""
     shelf = program.home / "bin"
     shelf.mkdir()
     words = ["--lockfile", program.lock, "--logfile", program.log, "--statefile", program.state]
@@ -47,55 +63,112 @@ def newcomer(program: Program) -> Program:
         "PATH": f"{shelf}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         "TMPDIR": str(program.home),
+        "WHISPER_BACKUP_PREFIX": str(program.prefix),
     }
+    (machine / "etc/whisper-backup.conf").write_text(f"store = disk\nbucket = {program.store}\nstorage-path = node1\n")
     return program
 
 
-def type_in(newcomer: Program, commands: list[str]) -> str:
-    """What a shell says to `commands`, the README's own; each must succeed."""
-    ours = {"TREE": newcomer.prefix, "BACKUPS": newcomer.store, "STAMP": newcomer.stamp}
-    script = SETTING.sub(lambda match: f"{match[1]}={ours[match[1]]}", "\n".join(commands))
-    script = script.replace("/tmp/cpu.wsp", f"{newcomer.home}/cpu.wsp")
+def type_in(newcomer: Program, machine: Path, commands: str, store: str = "disk", bucket: str = "") -> tuple[str, str]:
+    """What a fresh shell prints for `commands`, a document's own, on stdout and stderr; each must succeed."""
+    for theirs, ours in {
+        "/tmp/try/whisper": newcomer.prefix,
+        "/tmp/try/backups": newcomer.store,
+        "/opt/graphite/storage/whisper": newcomer.prefix,
+        "/backup/graphite": newcomer.store,
+        "/etc/whisper-backup.conf": machine / "etc/whisper-backup.conf",
+        "/var/tmp/whisperbackup.py.success": newcomer.stamp,
+        "/tmp/cpu.wsp": newcomer.home / "cpu.wsp",
+        "s3 eu-west-1": store,
+        "graphite-backups": bucket or newcomer.store,
+        "-o carbon -g carbon ": "",
+    }.items():
+        commands = commands.replace(theirs, str(ours))
     done = subprocess.run(
-        ["sh", "-euvc", script],
+        ["sh", "-eu", "-c", commands],
         env={**os.environ, **newcomer.environment},
         cwd=newcomer.home, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, commands + done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def masked(output: str, newcomer: Program) -> str:
+    """Output without what differs from run to run: folders, times, sizes."""
+    output = re.sub(r"(?<=whisper-backup )\d+(\.\d+)+", "N", output)
+    output = output.replace(str(newcomer.store), "/tmp/try/backups").replace(str(newcomer.prefix), "/tmp/try/whisper")
+    return re.sub(r"\d[\d,.]*(?= bytes| s\b| kB)", "N", output).strip()
+
+
+def test_the_quick_start_prints_what_the_readme_shows(newcomer: Program, machine: Path) -> None:
+    (machine / "etc/whisper-backup.conf").unlink()
+    newcomer.prefix.rmdir()
+    printed, logged = type_in(newcomer, machine, quick_start())
+    (shown,) = re.findall(r"```text\n(Created.*?)```", README.read_text(), re.DOTALL)
+    assert masked(printed + logged, newcomer) == masked(shown, newcomer)
+    assert (newcomer.prefix / "servers/web1/cpu.wsp").exists()
 
 
 @pytest.mark.slow
-def test_a_newcomer_can_type_the_readmes_commands_in_their_order(newcomer: Program) -> None:
-    ours = blocks()
-    broken_at = next(number for number, block in enumerate(ours) if "restore $STORE" in block)
-    newcomer.prefix.rmdir()
-    said = type_in(newcomer, ours[:broken_at])
-    assert "backup complete: 3 examined, 0 unchanged, 3 backed up" in said
-    assert "verify complete: 3 examined, 3 good" in said
-    files = sorted(newcomer.prefix.rglob("*.wsp"))
-    before = {path: path.read_bytes() for path in files}
-    for path in newcomer.store.rglob("20*"):  # the dates that the README restores as of are later than this
-        if ".increments" in path.parts or ".runs" in path.parts:
-            continue  # they hold their stamp
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machine: Path, page: Path) -> None:
+    for number, metric in enumerate(METRICS):
+        newcomer.write(f"servers.{metric.replace('/', '.')}", number)
+    newcomer("backup")
+    before = contents(newcomer.prefix / "servers")
+    assert len(before) == len(METRICS)
+    for path in newcomer.store.glob("node1/servers.*/20*"):  # the dates that are restored as of are later than this
         path.rename(path.with_name(LONG_AGO + path.name[len(LONG_AGO) :]))
-    for path in files:
+    restored = []
+    for block in blocks(page):
+        is_restore = re.search(r"\brestore\b|gunzip", block)
+        if is_restore:
+            for path in newcomer.prefix.rglob("*.wsp"):
+                path.unlink()
+        _, logged = type_in(newcomer, machine, block)
+        if "SCRATCH" in block:
+            assert logged.count("restore complete: 2 examined, 2 created") == 1
+        if is_restore and "--until" not in block:
+            after = contents(newcomer.prefix / "servers")
+            assert {name: before[name] for name in after} == after
+            restored.append([metric for metric in METRICS if (newcomer.prefix / f"servers/{metric}.wsp").exists()])
+    assert restored == RESTORED.get(page.name, [])
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_the_commands_for_a_dead_node_restore_it_from_s3(newcomer: Program, machine: Path) -> None:
+    store = servers.store("s3-rclone")
+    words, bucket = " ".join([store.driver, *store.arguments]), "a-dead-node"
+    newcomer.environment |= store.environment
+    for number, metric in enumerate(METRICS):
+        newcomer.write(f"servers.{metric.replace('/', '.')}", number)
+    newcomer("backup", *words.split(), "-b", bucket, "--storage-path", "node1")
+    before = contents(newcomer.prefix)
+    (machine / "etc/whisper-backup.conf").unlink()
+    for path in newcomer.prefix.rglob("*.wsp"):
         path.unlink()
-    said = type_in(newcomer, [ours[0], *ours[broken_at:]])
-    assert said.count("restore complete: 2 examined, 2 created") == 1  # the host, into the scratch folder
-    assert {path: path.read_bytes() for path in files} == before
+    newcomer.state.unlink()
+    page = ROOT / "docs/restore.md"
+    for block in blocks(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
+        type_in(newcomer, machine, block, words, bucket)
+    assert contents(newcomer.prefix) == before
 
 
 @pytest.mark.parametrize("codec", ["gz", "sz", *(["zst"] if shutil.which("zstd") else [])])
-def test_a_file_comes_back_by_hand_whatever_its_codec(newcomer: Program, codec: str) -> None:
-    settings, (by_hand,) = blocks()[0], [block for block in blocks() if "gunzip" in block]
+def test_a_file_comes_back_by_hand_whatever_its_codec(newcomer: Program, machine: Path, codec: str) -> None:
+    (by_hand,) = [block for block in blocks(ROOT / "docs/restore.md") if "gunzip" in block]
     path = newcomer.write("servers.web1.cpu")
     content = path.read_bytes()
-    newcomer("backup", "-a", codec, "disk")
+    newcomer("backup", "-a", codec)
     path.unlink()
-    assert "cpu.wsp: OK" in type_in(newcomer, [settings, by_hand])
+    assert "cpu.wsp: OK" in type_in(newcomer, machine, by_hand)[0]
     assert path.read_bytes() == content
     assert whisper.info(str(path))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 160
 
 
 def named_options(text: str) -> Iterator[str]:
@@ -113,16 +186,21 @@ def test_every_option_that_is_named_is_one(document: Path, capsys: pytest.Captur
     assert [name for name in named_options(document.read_text()) if name not in known] == []
 
 
+def headings(document: Path) -> set[str]:
+    """The anchors of a document's headings."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_file_and_heading_that_is_linked_is_there(document: Path) -> None:
-    text = document.read_text()
-    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
         path, _, heading = target.partition("#")
         if "://" not in target:
-            assert not path or (document.parent / path).exists(), target
-            assert path or heading in headings, target
+            linked = document.parent / path if path else document
+            assert linked.exists(), target
+            assert not heading or heading in headings(linked), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -137,18 +215,19 @@ def test_every_make_target_that_is_named_is_one(document: Path) -> None:
     assert set(re.findall(r"`make ([a-z]+)`", document.read_text())) <= targets
 
 
-def test_every_command_line_of_the_readme_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_line_of_readme_and_docs_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPER_BACKUP_STORE", "disk")  # some leave it to the configuration file
-    given = re.findall(r"(?:^|`|&& |root +|graphite +|=\S+ )whisper-backup +([^`#\n]+)", README, re.MULTILINE)
-    given = [line.replace("$STORE", "disk -b /backup/graphite").replace("$WHEN", "2026-11-20") for line in given]
-    assert len(given) > 20
-    for line in given:
-        if "--help" not in line:
-            options.parse(shlex.split(line))
+    line = re.compile(r"(?:^(?: {4})?|`|&& |root +|graphite +|=\S+ )whisper-backup +([^`#\n|]+)", re.MULTILINE)
+    commands = [re.sub(r"```text.*?```", "", page.read_text(), flags=re.DOTALL) for page in (README, *DOCS)]
+    given = [words for text in commands for words in line.findall(text)]
+    assert len(given) > 40
+    for words in given:
+        if "--help" not in words and "[options]" not in words:
+            options.parse(shlex.split(words.replace("2>&1", "")))
 
 
-def test_the_readmes_configuration_file_is_understood(machine: Path) -> None:
-    (text,) = re.findall(r"```ini\n(# for every.*?)```", README, re.DOTALL)
+def test_the_configuration_file_of_the_docs_is_understood(machine: Path) -> None:
+    (text,) = re.findall(r"```ini\n(# for every.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
     (machine / "etc/whisper-backup.conf").write_text(text)
     read = options.parse(["backup"])
     assert (read.bucket, read.storage_path, read.storage_arguments) == ("graphite-backups", "node1/", ["eu-west-1"])
@@ -156,13 +235,31 @@ def test_the_readmes_configuration_file_is_understood(machine: Path) -> None:
     assert options.parse(["verify"]).shares == 30
 
 
-def test_every_storage_argument_of_the_readme_is_one() -> None:
-    text = README[README.index("### Amazon S3") : README.index("### OpenStack Swift")]
+def test_every_storage_argument_of_the_docs_is_one() -> None:
+    stores = (ROOT / "docs/stores.md").read_text()
+    text = stores[stores.index("## Amazon S3") : stores.index("## OpenStack Swift")]
     assert set(re.findall(r"`([a-z_]+)=", text)) == set(s3.ARGUMENTS)
 
 
-def test_every_driver_has_its_part_of_the_readme() -> None:
-    stores = README[README.index("## Stores") : README.index("## The layout")]
+def test_every_message_that_the_faq_explains_is_one_of_ours() -> None:
+    texts = []
+    for path in (ROOT / "whisperbackup").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    ours = "\n".join(texts)
+    shown = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(shown) > 30
+    missing = [message for message in shown for part in message.split("…") if part.strip() not in ours]
+    assert missing == []
+
+
+def test_every_driver_has_its_part_of_the_docs() -> None:
+    stores = (ROOT / "docs/stores.md").read_text()
     assert all(re.search(rf"(backup|\[)[^\n]* ?{name}\b", stores) for name in storage.BUILT_IN)
 
 
@@ -192,8 +289,3 @@ def test_the_driver_in_the_design_is_a_whole_one(program: Program, monkeypatch: 
     (program.prefix / "a/m1.wsp").unlink()
     assert "1 purged" in program("purge", "shelf", "-x", "0")
     assert "no metric in" in program("list", "shelf", "-m", "a.m1", status=1)
-
-
-def test_the_tree_to_try_it_on_is_not_planted_in_one_that_is_there(newcomer: Program) -> None:
-    type_in(newcomer, blocks()[:2])
-    assert list(newcomer.prefix.iterdir()) == []

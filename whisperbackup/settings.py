@@ -257,5 +257,5 @@ def _words(place: str, text: str | None) -> list[str]:
 def _secret(place: str, name: str) -> BadSetting:
     return BadSetting(
         f"{place}: '{name}' is or holds a secret, which must not be there; credentials come from the files and "
-        "variables of the store's own client library: see Stores in the README"
+        "variables of the store's own client library: see docs/stores.md"
     )

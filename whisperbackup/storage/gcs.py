@@ -364,7 +364,7 @@ class GoogleCloudStorage:
             key, status, reason = stayed[0]
             raise NotDeleted(
                 f"bucket '{self._bucket.name}': {len(stayed)} objects were not deleted, first '{key}': "
-                f"status {status}{reason and ', '}{reason}; grant the roles that the README lists",
+                f"status {status}{reason and ', '}{reason}; grant the roles that docs/stores.md lists",
                 {key: reason or f"status {status}" for key, status, reason in stayed if status == 403},
                 {key: reason or f"status {status}" for key, status, reason in stayed if status != 403},
             )
@@ -424,7 +424,7 @@ class GoogleCloudStorage:
             case api.NotFound():
                 return NotFound(f"{what}: the object or the bucket '{self._bucket.name}' does not exist")
             case api.Forbidden() | api.Unauthorized():
-                return AccessDenied(f"{what}: {error.message}; grant the roles that the README lists")
+                return AccessDenied(f"{what}: {error.message}; grant the roles that docs/stores.md lists")
             case auth.RefreshError():
                 return AccessDenied(
                     f"{what}: Google rejects the credentials; get new ones, or check the service account's key"

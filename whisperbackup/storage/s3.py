@@ -84,7 +84,7 @@ REMEDIES: dict[str, tuple[type[StorageError], str]] = {
     "ExpiredToken": (AccessDenied, "the session token has expired: get new credentials"),
     "InvalidToken": (AccessDenied, "the session token is not valid: check AWS_SESSION_TOKEN"),
     "RequestTimeTooSkewed": (AccessDenied, "this machine's clock is wrong: set it (NTP)"),
-    "AccessDenied": (AccessDenied, "these credentials lack a permission: grant the policy in the README"),
+    "AccessDenied": (AccessDenied, "these credentials lack a permission: grant the policy in docs/stores.md"),
     "BucketAlreadyExists": (AccessDenied, "the bucket belongs to another account: name another with -b"),
     "PermanentRedirect": (StorageError, "the bucket is in another region: name it with region="),
     "AuthorizationHeaderMalformed": (StorageError, "the bucket is in another region: name it with region="),
