@@ -103,10 +103,10 @@ def test_credentials_that_may_not_delete(program: Program) -> None:
     store = servers.store("s3-rclone")
     program.write("a.b")
     connect(program, store)("backup")
-    before = stored(program, store)
+    before = stored(program, store, with_runs=True)
     found = results(connect(program, store)("doctor", "--json"))
     assert (found["rights"], found["delete"], found["clock"], found["runs"]) == ("ok",) * 4
-    assert stored(program, store) == before
+    assert stored(program, store, with_runs=True) == before
     with TroubleProxy(store.port) as proxy:
         proxy.lie = refuse_deletions
         as_node = connect(program, store.through(proxy.port))
@@ -116,7 +116,7 @@ def test_credentials_that_may_not_delete(program: Program) -> None:
         as_node("doctor", "--no-delete")
         assert proxy.troubles == troubles, "a request to delete was sent"
     run = connect(program, store)
-    (probe, _) = sorted(stored(program, store).keys() - before.keys())
+    (probe, _) = sorted(stored(program, store, with_runs=True).keys() - before.keys())
     assert probe.startswith(".runs/.whisper-backup-")
     for command in ("list", "verify"):
         assert "unrecognized" not in run(command)

@@ -53,12 +53,12 @@ def small_tree(program: Program) -> Program:
     return program
 
 
-def stored(program: Program, store: Store) -> dict[str, bytes]:
-    """Every object but the records of runs, payloads decompressed."""
+def stored(program: Program, store: Store, with_runs: bool = False) -> dict[str, bytes]:
+    """Every object, payloads decompressed; the records of runs only if asked for."""
     driver = open_store(store, program.bucket or str(program.store))
     found = {}
     for listed in driver.list(""):
-        if ".runs/" in listed.key:
+        if ".runs/" in listed.key and not with_runs:
             continue
         body = driver.get(listed.key)
         found[listed.key] = gzip.decompress(body) if listed.key.endswith(".gz") else body
