@@ -37,14 +37,11 @@ def show(*words: str) -> None:
     """Run a command, showing it and what it prints."""
     print(f"\n$ {shlex.join(words)}", flush=True)
     if words[0] == "whisper-backup":
-        options = [
-            "--nolog",
-            "--nolock",
-            "--nostamp",
-            "--nostate",
-        ]  # this machine's own runs are none of the demo's business
+        # The demo uses none of this machine's own settings and files.
+        options = ["--config", os.devnull, "--nolog", "--nolock", "--nostamp", "--nostate"]
         words = (str(PROGRAM), *options, *words[1:])
-    subprocess.run(words, check=True, stderr=subprocess.STDOUT)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_BACKUP_")}
+    subprocess.run(words, check=True, stderr=subprocess.STDOUT, env=environment)
 
 
 def main() -> None:
