@@ -438,6 +438,18 @@ def keystone(folder: Path) -> Iterator[Endpoint]:
         yield Endpoint(port, url, environment)
 
 
+def _asked(request: urllib.request.Request, body: bytes) -> Any:
+    """Keystone's answer; it has none but a 500 while another process has locked its database."""
+    for pause in (0.2, 0.5, 1, 2, 4):
+        try:
+            return urllib.request.urlopen(request, body)
+        except urllib.error.HTTPError as error:
+            if error.code != http.client.INTERNAL_SERVER_ERROR:
+                raise
+            time.sleep(pause)
+    return urllib.request.urlopen(request, body)
+
+
 class Identity:
     """Keystone's API, as its administrator."""
 
@@ -450,14 +462,14 @@ class Identity:
         request = urllib.request.Request(f"{self.url}/auth/tokens", method="POST")
         request.add_header("Content-Type", "application/json")
         body = json.dumps({"auth": {"identity": identity, "scope": scope}}).encode()
-        with urllib.request.urlopen(request, body) as answer:
+        with _asked(request, body) as answer:
             self.token = answer.headers["X-Subject-Token"]
             self.user = json.load(answer)["token"]["user"]["id"]
 
     def post(self, path: str, entry: dict[str, Any]) -> Any:
         headers = {"X-Auth-Token": self.token, "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(entry).encode(), headers)
-        with urllib.request.urlopen(request) as answer:
+        request = urllib.request.Request(f"{self.url}/{path}", headers=headers)
+        with _asked(request, json.dumps(entry).encode()) as answer:
             return json.load(answer)
 
     def application_credential(self, name: str) -> dict[str, str]:
