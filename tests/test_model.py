@@ -386,6 +386,8 @@ def _world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_temporary_name", lambda: _temporary(Clock.now))
     monkeypatch.setattr(Kill, "parent", os.getpid())
     monkeypatch.setattr(disk.Disk, "_write", Kill.killing_write)
+    for sync in ("fsync", "fdatasync"):  # most of the time; a process that is killed loses nothing that it wrote
+        monkeypatch.setattr(os, sync, lambda fd: None)
 
 
 def _temporary(now: datetime) -> bytes:
