@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import servers
@@ -18,7 +20,7 @@ from test_storage import open_store, put_all
 from test_stores import connect, plant
 
 from whisperbackup.storage import deadline, gcs, s3, s3pages, swift
-from whisperbackup.storage.base import Driver, Unavailable, get_range
+from whisperbackup.storage.base import Driver, NotDeleted, Unavailable, get_range
 
 KINDS = ["s3-rclone", "swift-v1", "gcs"]
 BODIES = {
@@ -298,3 +300,38 @@ def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
     with TroubleProxy(store.port) as proxy:
         proxy.lie = lambda _: answer(b"").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n\r\n")
         open_store(store.through(proxy.port), "bucket").put("key", b"body")
+
+
+FORMS: dict[str, Callable[[str, str], object]] = {
+    "as it was sent": lambda bucket, key: [quote(f"/{bucket}/{key}"), "403 Forbidden"],
+    "without quotes": lambda bucket, key: [f"/{bucket}/{key}", "403 Forbidden"],
+    "as Ceph does": lambda bucket, key: [f"{bucket}/{key}", "403 Forbidden"],
+    "without the container": lambda bucket, key: [quote(key), "403 Forbidden"],
+    "quoted twice": lambda bucket, key: [quote(quote(f"/{bucket}/{key}")), "403 Forbidden"],
+    "of another account": lambda bucket, key: [f"/v1/AUTH_x/{bucket}/{key}", "403 Forbidden"],
+    "as an object": lambda bucket, key: {"Name": f"/{bucket}/{key}", "Status": "403 Forbidden"},
+    "as rubbish": lambda bucket, key: [],
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("form", FORMS)
+def test_a_key_that_a_bulk_delete_reports_in_any_form_is_not_deleted(form: str) -> None:
+    """Only the keys that it names are deleted again, one by one, or all of them if it names one that nobody knows."""
+    store = servers.store("swift-v1")
+    bucket, keys = f"liars-{uuid.uuid4().hex}", ["a b/1", "a%20b/1", "c/é", "d/1", "e/1"]
+    with TroubleProxy(store.port) as proxy:
+        driver = open_store(store.through(proxy.port), bucket, create=True)
+        put_all(driver, dict.fromkeys(keys, b"x"))
+        errors = [FORMS[form](bucket, key) for key in ("a%20b/1", "c/é")]
+        told = {"Number Deleted": 3, "Number Not Found": 0, "Response Status": "400 Bad Request", "Errors": errors}
+        body = answer(json.dumps(told).encode())
+        proxy.lie = lambda head: body if b"?bulk-delete" in head.split(b"\r\n")[0] else None
+        driver.delete(keys)
+        left = {found.key for found in driver.list("")}
+        assert not left & {"a%20b/1", "c/é"}
+        assert (left == set()) == (form in list(FORMS)[-3:])
+        proxy.lie = lambda head: body if b"?bulk-delete" in head.split(b"\r\n")[0] else servers.refuse_deletions(head)
+        with pytest.raises(NotDeleted) as stayed:
+            driver.delete(keys)
+        assert {"a%20b/1", "c/é"} <= stayed.value.refused.keys()
