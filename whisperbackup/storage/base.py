@@ -36,6 +36,9 @@ from whisperbackup.errors import (
     Unavailable as Unavailable,
 )
 from whisperbackup.errors import (
+    UnsortedListing as UnsortedListing,
+)
+from whisperbackup.errors import (
     UsageError as UsageError,
 )
 
@@ -50,6 +53,9 @@ class StoredObject(NamedTuple):
 
 LOCKED = re.compile(r"lock|retention|retained|hold|worm|immutable|protected", re.I)
 """What the reason of a store that refuses to delete an object says if it protects the object, whoever asks."""
+
+EMPTY_PAGES = 10_000
+"""After so many empty pages in a row a listing ends with an error.  S3 has some, where it skips deleted versions."""
 
 FIRST = "\1"
 """Appended to a key, it makes the next key that every service accepts; this tool writes no key in between."""
@@ -208,6 +214,25 @@ def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[
             return
         if found.key > after:
             yield found
+
+
+def in_range(listing: Iterable[StoredObject], after: str, until: str, store: str) -> Iterator[StoredObject]:
+    """Check what `list_range` yields: keys greater than `after`, ascending, and not greater than `until`.
+
+    A service that ignores where a page should begin would repeat that page for ever.
+    Raises StartAfterUnsupported, UnsortedListing.
+    """
+    last = after
+    for found in listing:
+        key = found.key
+        if key <= last:
+            if last == after:
+                raise StartAfterUnsupported(f"{store} does not begin a listing where it should")
+            raise UnsortedListing(last, key, store)
+        if until and key > until:
+            return
+        yield found
+        last = key
 
 
 Opener = Callable[[str, bool, list[str]], Driver]

@@ -24,7 +24,7 @@ import botocore.exceptions as boto
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import deadline, ranges, s3pages, s3wire, wire
+from whisperbackup.storage import base, deadline, ranges, s3pages, s3wire, wire
 from whisperbackup.storage.base import (
     LOCKED,
     AccessDenied,
@@ -220,6 +220,7 @@ class S3:
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         token = ""
+        empty = 0
         while True:
             page = self._page(prefix, after, token)
             following = page.get("NextContinuationToken", "")
@@ -229,6 +230,12 @@ class S3:
                     "check endpoint="
                 )
             objects: list[StoredObject] = page[s3pages.OBJECTS]
+            empty = 0 if objects else empty + 1
+            if empty > base.EMPTY_PAGES:
+                raise StorageError(
+                    f"cannot list bucket '{self._bucket}': {self._endpoint} sends empty pages without end; "
+                    "check endpoint="
+                )
             if after and objects and objects[0].key <= after:
                 raise StartAfterUnsupported(f"{self._endpoint} does not support start-after")
             if until and objects and objects[-1].key > until:
