@@ -102,6 +102,19 @@ def test_a_store_that_was_emptied_ends_the_run(stored: Program) -> None:
     assert "2 unchanged" in stored("backup")
 
 
+@pytest.mark.parametrize("path", [[], ["--storage-path", "node1"]])
+def test_metrics_that_sort_before_the_records_are_no_empty_store(program: Program, path: list[str]) -> None:
+    for name in ("-a", "+b.c", "#d", "(e)"):
+        program.write(name)
+    assert "4 backed up" in program("backup", "disk", *path)
+    assert "4 unchanged" in program("backup", "disk", *path)
+    assert "0 purged" in program("purge", "disk", *path)
+    for folder in program.store.glob("[-+#(%]*" if not path else "node1/[-+#(%]*"):
+        shutil.rmtree(folder)
+    assert list(program.store.rglob(".runs/*"))
+    assert "holds no objects" in program("backup", "disk", *path, status=1)
+
+
 def test_a_storage_path_that_was_emptied_ends_the_run(program: Program) -> None:
     program.write("a")
     program("backup", "disk", "--storage-path", "node1")
