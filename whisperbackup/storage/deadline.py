@@ -10,6 +10,7 @@ import http.client
 import io
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import urllib3.connection
@@ -18,6 +19,8 @@ SECONDS = 60.0
 """The time allowed for each response."""
 BYTES_PER_SECOND = 4096
 """A long response is allowed one more second for this many bytes."""
+PIECE = 32 * 1024
+"""Bytes of a request that are sent with one timeout."""
 
 
 class _Timed(io.RawIOBase):
@@ -51,6 +54,22 @@ class TimedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_Timed(self.fp.detach()))
 
 
+def in_pieces(data: bytes) -> Iterator[bytes | memoryview]:
+    """`data` as it should be sent: a socket's timeout is that of one call to `sendall`, however much it sends."""
+    if len(data) <= PIECE:
+        yield data
+        return
+    view = memoryview(data)
+    for begin in range(0, len(view), PIECE):
+        yield view[begin : begin + PIECE]
+
+
+def _send(connection: http.client.HTTPConnection, data: Any) -> None:
+    for piece in in_pieces(data) if isinstance(data, bytes) else (data,):
+        http.client.HTTPConnection.send(connection, piece)
+
+
 def install() -> None:
-    """Set the deadline for all responses in this process."""
+    """Set the deadline for all responses in this process, and give slow uplinks the time that they need."""
     urllib3.connection.HTTPConnection.response_class = TimedResponse
+    urllib3.connection.HTTPConnection.send = _send  # type: ignore[method-assign]

@@ -74,7 +74,8 @@ class Wire:
         connection: http.client.HTTPConnection | None = None
         try:
             connection = self._connection()
-            connection.sock.sendall(head + body)
+            for piece in deadline.in_pieces(head + body):
+                connection.sock.sendall(piece)
             response = deadline.TimedResponse(connection.sock, method=method)
             response.begin()
             told = {name.lower(): value for name, value in response.getheaders()}
