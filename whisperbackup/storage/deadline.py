@@ -72,4 +72,4 @@ def _send(connection: http.client.HTTPConnection, data: Any) -> None:
 def install() -> None:
     """Set the deadline for all responses in this process, and give slow uplinks the time that they need."""
     urllib3.connection.HTTPConnection.response_class = TimedResponse
-    urllib3.connection.HTTPConnection.send = _send  # type: ignore[method-assign]
+    urllib3.connection.HTTPConnection.send = _send  # type: ignore[assignment, method-assign]
