@@ -23,22 +23,26 @@ PIECE = 32 * 1024
 """Bytes of a request that are sent with one timeout."""
 
 
-class _Timed(io.RawIOBase):
+class Timed(io.RawIOBase):
     """The bytes that a socket receives.  Raises TimeoutError, like the socket itself, once the deadline has passed."""
 
     def __init__(self, sent: io.RawIOBase) -> None:
         self._sent = sent
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with another response."""
         self._began = time.monotonic()
-        self._received = 0
+        self.received = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if time.monotonic() - self._began > SECONDS + self._received / BYTES_PER_SECOND:
-            raise TimeoutError(f"only {self._received} bytes arrived in {SECONDS:.0f} seconds")
+        if time.monotonic() - self._began > SECONDS + self.received / BYTES_PER_SECOND:
+            raise TimeoutError(f"only {self.received} bytes arrived in {SECONDS:.0f} seconds")
         count = self._sent.readinto(buffer)
-        self._received += count or 0
+        self.received += count or 0
         return count
 
     def close(self) -> None:
@@ -51,7 +55,7 @@ class TimedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
         super().__init__(sock, *arguments, **more)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach()))
+        self.fp = io.BufferedReader(Timed(self.fp.detach()))
 
 
 def in_pieces(data: bytes) -> Iterator[bytes | memoryview]:
