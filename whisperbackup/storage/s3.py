@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as boto
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
@@ -118,7 +120,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     silence("boto3", "botocore", "urllib3")
     deadline.install()
     try:
-        session = boto3.Session(profile_name=given.get("profile"))
+        session = _session(given.get("profile"))
         client = session.client("s3", region_name=region, endpoint_url=endpoint, config=_client_config(given))
     except (boto.InvalidRegionError, ValueError) as error:
         raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may contain a password
@@ -136,6 +138,21 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     if create:
         driver.create_if_absent(region)
     return driver
+
+
+def _session(profile: str | None) -> Any:
+    """A session whose models of the service are those of other sessions: workers inherit the parent's.
+
+    To read them takes longer than the rest of a worker's start.
+    """
+    session = botocore.session.Session(profile=profile)
+    session.register_component("data_loader", _models(session.get_config_variable("data_path")))
+    return boto3.Session(botocore_session=session)
+
+
+@functools.cache
+def _models(path: str | None) -> Any:
+    return botocore.loaders.create_loader(path)
 
 
 def _client_config(given: dict[str, str]) -> Config:
