@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from whisperbackup.errors import (  # so that a driver imports everything from this module
     AccessDenied as AccessDenied,
@@ -106,9 +106,18 @@ class CreatingDriver(Driver, Protocol):
 
 def create_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
     """Like `CreatingDriver.create_all`, for any driver; returns False for one that can only replace objects."""
-    if isinstance(driver, CreatingDriver):
-        return driver.create_all(objects)
-    return look_and_put(driver, objects)
+    return driver.create_all(objects) if _creates(driver) else look_and_put(driver, objects)
+
+
+_creating: dict[type, bool] = {}
+
+
+def _creates(driver: Driver) -> TypeGuard[CreatingDriver]:
+    """Whether it is a CreatingDriver; Python needs as long to find out as for half of a request."""
+    kind = type(driver)
+    if kind not in _creating:
+        _creating[kind] = isinstance(driver, CreatingDriver)
+    return _creating[kind]
 
 
 def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:

@@ -15,7 +15,7 @@ from whisperbackup.storage import deadline
 MAX_LINE = 65536
 MAX_HEADERS = 100
 STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n]*)?\r?\n")
-HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n)*\r?\n")
 SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 WITHOUT_BODY = (204, 304)
@@ -77,20 +77,33 @@ class Responses:
         return match[1], int(match[2]), self._headers()
 
     def _headers(self) -> dict[str, str]:
+        lines = self._header_lines()
+        if not HEADERS.fullmatch(lines):
+            raise NotHTTP("a line that is no header")
         headers: dict[str, str] = {}
-        for _ in range(MAX_HEADERS):
-            line = self._line()
-            if line in (b"\r\n", b"\n"):
-                return headers
-            match = HEADER.fullmatch(line)
-            if not match:
-                raise NotHTTP("a line that is no header")
-            name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1")
+        for line in lines.decode("latin-1").split("\n")[:-2]:
+            name, _, value = line.partition(":")
+            name, value = name.lower(), value.strip(" \t\r")
             if name in headers:
                 if name in FRAMING:
                     raise NotHTTP("two lengths")
                 value = f"{headers[name]}, {value}"
             headers[name] = value
+        return headers
+
+    def _header_lines(self) -> bytes:
+        """What comes before the body, with the empty line; mostly it has all arrived."""
+        there = self._file.peek()
+        if there.startswith(b"\r\n"):
+            return self._exactly(2)
+        end = there.find(b"\r\n\r\n") + 4
+        if end >= 4 and there.count(b"\n", 0, end) <= MAX_HEADERS:
+            return self._exactly(end)
+        lines: list[bytes] = []
+        while len(lines) < MAX_HEADERS:
+            lines.append(self._line())
+            if lines[-1] in (b"\r\n", b"\n"):
+                return b"".join(lines)
         raise NotHTTP("too many headers")
 
     def _chunks(self) -> bytes:
