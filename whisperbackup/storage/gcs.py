@@ -206,7 +206,7 @@ def _text_of(part: object) -> str:
 class GoogleCloudStorage:
     """One bucket; threads share one client."""
 
-    threads = 8
+    threads = 16
     is_ranged = True
 
     def __init__(self, client: storage.Client, bucket: str, storage_class: str | None) -> None:

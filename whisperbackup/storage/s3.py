@@ -195,7 +195,7 @@ class _Stayed(NamedTuple):
 class S3:
     """One bucket; threads share one client."""
 
-    threads = 8
+    threads = 16  # a request is mostly latency: with four processes 64 are in flight
     is_ranged = True
 
     def __init__(
