@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
+from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import run_jobs
 from whisperbackup.commands.run_record import expire_increments
 from whisperbackup.options import Options
@@ -37,7 +38,7 @@ def run(options: Options, stats: RunStats) -> int:
         with open_pool(options, driver) as pool, reporting(stats, options.quiet):
             deleter = Deleter(protected=protected)
             prune = Prune(rules, stats, clock.utc_now())
-            catalog = open_catalog(options, driver)
+            catalog = open_catalog(options, driver, state_of(options).split_keys())
             hours: set[str] = set()
             for metric in catalog:
                 prune.record(metric)
