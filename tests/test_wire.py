@@ -136,3 +136,18 @@ def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pyte
         with pytest.raises(Unavailable):
             driver.put("key", body)
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["list", "verify", "restore", "prune"])
+def test_a_long_listing_is_cut_where_the_state_file_knows(program: Program, command: str) -> None:
+    store = servers.store("s3-rclone")
+    plant(program, 500)
+    time.sleep(2.1)  # files that were written to just now are not recorded
+    heads: list[bytes] = []
+    with TroubleProxy(store.port) as proxy:
+        run = connect(program, store.through(proxy.port))
+        assert "500 backed up" in run("backup")
+        proxy.lie = heads.append  # type: ignore[assignment]  # it returns None: no lie
+        run(command)
+    assert [head for head in heads if b"start-after=many" in head]
