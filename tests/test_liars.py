@@ -383,6 +383,12 @@ def test_a_listing_that_repeats_a_page_for_ever_ends(proxied: tuple[Store, Troub
         for _ in itertools.islice(list_range(driver, "", "b", ""), 10_000):
             pass
     assert [found.key for found in list_range(driver, "", "", "b")] == ["a", "b"]
+    proxy.lie = again(store, ["a"])
+    with pytest.raises(UnsortedListing):
+        for _ in itertools.islice(driver.list(""), 10_000):
+            pass
+    proxy.lie = again(store, ["a", "b", "b", "c"])
+    assert [found.key for found in itertools.islice(driver.list(""), 4)] == ["a", "b", "b", "c"]
 
 
 @pytest.mark.servers

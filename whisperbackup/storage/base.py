@@ -57,6 +57,9 @@ LOCKED = re.compile(r"lock|retention|retained|hold|worm|immutable|protected", re
 EMPTY_PAGES = 10_000
 """After so many empty pages in a row a listing ends with an error.  S3 has some, where it skips deleted versions."""
 
+REPEATS = 10
+"""So many times a listing may repeat a key: rclone's S3 lists an object twice while two runs create it."""
+
 FIRST = "\1"
 """Appended to a key, it makes the next key that every service accepts; this tool writes no key in between."""
 
@@ -228,16 +231,21 @@ def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[
 def in_range(listing: Iterable[StoredObject], after: str, until: str, store: str) -> Iterator[StoredObject]:
     """Check what `list_range` yields: keys greater than `after`, ascending, and not greater than `until`.
 
-    A service that ignores where a page should begin would repeat that page for ever.
+    A service that ignores where a page should begin would repeat that page for ever.  The catalog accepts no repeated
+    key at all; what looks up one metric can.
     Raises StartAfterUnsupported, UnsortedListing.
     """
-    last = after
+    last, repeats = after, 0
     for found in listing:
         key = found.key
-        if key <= last:
-            if last == after:
-                raise StartAfterUnsupported(f"{store} does not begin a listing where it should")
-            raise UnsortedListing(last, key, store)
+        if key > last:
+            repeats = 0
+        elif last == after:
+            raise StartAfterUnsupported(f"{store} does not begin a listing where it should")
+        else:
+            repeats += 1
+            if key < last or repeats > REPEATS:
+                raise UnsortedListing(last, key, store)
         if until and key > until:
             return
         yield found
