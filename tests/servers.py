@@ -711,7 +711,8 @@ KINDS = [
 class TroubleProxy:
     """An HTTP proxy before one server, in a thread of the test: adds delay, breaks requests, counts them by kind.
 
-    `delay` is in seconds for each request, `drip` for each byte of an answer; `refuse` and `cut` are the shares of
+    `delay` is in seconds for each request, `drip` for each byte of an answer; `intake` is how many bytes of
+    a request's body it reads in a second (0: all at once); `refuse` and `cut` are the shares of
     requests that are answered 503, and whose connection is closed without an answer; `lose` counts requests to come
     that the server answers, and whose answer is thrown away; `silent` takes requests and never answers; `lie` is given
     the head of each request, and its answer, unless None, is sent instead of the server's.  All can be changed
@@ -725,6 +726,7 @@ class TroubleProxy:
         self.silent = False
         self.lose = 0
         self.drip = 0.0
+        self.intake = 0.0
         self.lie: Callable[[bytes], bytes | None] = lambda head: None
         self.alter: Callable[[bytes, bytes], bytes] = lambda head, answer: answer  # the heads of both
         self.requests: Counter[str] = Counter()
@@ -793,7 +795,7 @@ class TroubleProxy:
             self.requests["EXPECT"] += 1  # as good as a request: it takes a round trip
             head = re.sub(rb"\r\nexpect: *100-continue", b"", head, flags=re.IGNORECASE)
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = await read_body(reader, head)
+        body = await read_body(reader, head, self.intake)
         kind = next((kind for kind, pattern in KINDS if re.match(pattern, head)), head.split(b" ", 1)[0].decode())
         self.requests[kind] += 1
         await asyncio.sleep(3600 if self.silent else self.delay)
@@ -836,11 +838,14 @@ def refuse_deletions(head: bytes) -> bytes | None:
     return None
 
 
-async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
+async def read_body(reader: asyncio.StreamReader, head: bytes, rate: float = 0) -> bytes:
     """The body that follows `head`, as it is on the wire."""
-    if length := re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE):
-        return await reader.readexactly(int(length[1]))
     body = b""
+    if length := re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE):
+        while rate and len(body) < int(length[1]):
+            body += await reader.read(min(1 << 16, int(length[1]) - len(body)))
+            await asyncio.sleep((1 << 16) / rate)
+        return body or await reader.readexactly(int(length[1]))
     if re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE):
         size = -1
         while size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -16,7 +17,7 @@ from test_hostile_store import sha1, whisper_file
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup.repository import backups
+from whisperbackup.repository import backups, compression
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.repository.compression import Expansion, compressor
 from whisperbackup.storage import disk
@@ -221,3 +222,19 @@ def test_a_store_that_merges_unicode_forms_is_noticed(program: Program, monkeypa
     said = program("backup", "shelf", "--nostate", status=3)
     assert "merges the Unicode forms" in said
     assert "1 failed" in said
+
+
+def test_a_payload_whose_codec_this_machine_lacks_takes_no_backup_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its SHA-1 cannot be computed here, so the mark stays that of the payload that can be read."""
+    (tmp_path / "store").mkdir()
+    driver = Between(os.fsencode(tmp_path / "store"))
+    content, other = whisper_file(1), whisper_file(2)
+    mark = f"m/{STAMP}.sha1"
+    driver.others = {mark: (f"m/{STAMP}.wsp.zst", compressor("zst")(other))}
+    monkeypatch.setattr(compression, "installed", lambda: ("gz",))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    backups.store(driver, "m/", STAMP, "gz", gzip.compress(content), sha1(content).decode())
+    monkeypatch.undo()
+    assert whole_backups(driver) == {"m": {sha1(content)}}

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +23,25 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.increments import fresh, image, manifest, merge, part, reader, record, retention, window
+from whisperbackup.increments import (
+    expire,
+    fresh,
+    history,
+    image,
+    manifest,
+    merge,
+    part,
+    reader,
+    record,
+    retention,
+    window,
+)
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring
+from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.storage.base import StoredObject
+from whisperbackup.storage.noop import Noop
 from whisperbackup.whisper.format import ShortFile, parse_header
 
 NOW = 1_800_000_000
@@ -642,7 +659,8 @@ def test_no_point_is_deleted_that_no_backup_run_confirmed(
 def test_an_increment_is_rewritten_under_new_names() -> None:
     made, store = increment([simple(f"m{n}/") for n in range(5)])
     held = [(one.key.decode(), 1, one.content) for one in reader.read(made, fetch_from(store)) if one.key == b"m3/"]
-    rewritten, parts = retention.rewrite(made, held)
+    parts = list(retention.rewritten_parts(made, held))
+    rewritten = retention.rewritten(made, [each for each, _ in parts], 1)
     assert len(parts) == 1
     assert not {each.name for each, _ in parts} & {each.name for each in made.parts}
     assert (rewritten.records, rewritten.all_records, rewritten.points) == (1, 5, 1)
@@ -655,11 +673,53 @@ def test_two_that_rewrite_an_increment_at_once_leave_a_whole_one(last: int) -> N
     """A prune and a backup share no lock, and one knew of a run that the other did not."""
     made, store = increment([simple(f"m{n}/") for n in range(5)])
     records = [(one.key.decode(), 1, one.content) for one in reader.read(made, fetch_from(store))]
-    both = [retention.rewrite(made, records[3:4]), retention.rewrite(made, records[2:4])]
-    for _, parts in both:
+    both = [list(retention.rewritten_parts(made, held)) for held in (records[3:4], records[2:4])]
+    for parts in both:
         store |= {part.name: content for part, content in parts}
-    kept = [one.key for one in reader.read(both[last][0], fetch_from(store))]
+    whole = retention.rewritten(made, [each for each, _ in both[last]], 1)
+    kept = [one.key for one in reader.read(whole, fetch_from(store))]
     assert kept == [[b"m3/"], [b"m2/", b"m3/"]][last]
+
+
+class Shelf(Noop):
+    """A store in memory."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        return iter([StoredObject(key, len(self.objects[key]), None) for key in sorted(self.objects)])
+
+    def get(self, key: str) -> bytes:
+        return self.objects[key]
+
+
+@pytest.mark.slow
+def test_what_is_unconfirmed_of_an_increment_is_never_all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "PART_SIZE", 20_000)
+    stamped = "2026-11-24T12:00:00+00:00"
+
+    def expiry(records: int) -> tuple[Shelf, retention.Judgement, expire._Expiry]:
+        made, store = increment([simple(f"{'ab'[n * 5 >= records * 2]}.m{n:06}/", n / 7) for n in range(records)])
+        shelf = Shelf({manifest.increment_key(stamped, name): content for name, content in store.items()})
+        shelf.objects[manifest.increment_key(stamped)] = made.to_json()
+        rules = expire.Rules("", 0, None, noop=False)
+        work = expire._Expiry(shelf, rules, NOW, history.look_at_all(shelf, ""), RunStats("backup"))
+        return shelf, retention.Judgement(made, Names(["a."])), work
+
+    def peak(records: int) -> int:
+        _, judgement, work = expiry(records)
+        tracemalloc.start()
+        held = work._count(judgement)
+        work._rewrite(judgement, held)
+        (_, highest), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+        assert (held.records, held.points, len(held.names)) == (records * 2 // 5, records * 2 // 5, expire.FEW)
+        return highest
+
+    peak(500)
+    assert peak(10_000) < 2 * peak(1_000) + 200_000
+    _, judgement, work = expiry(1000)
+    assert work._count(judgement._replace(doubtful=Names([""]))).records == 501  # it stays: the rest is not read
 
 
 def test_orphans_are_parts_a_day_old_that_no_manifest_names() -> None:

@@ -18,7 +18,7 @@ from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.storage import disk
-from whisperbackup.storage.base import StorageError, Unavailable
+from whisperbackup.storage.base import StorageError, Unavailable, create_all
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +100,19 @@ def test_a_store_that_was_emptied_ends_the_run(stored: Program) -> None:
     assert "holds no objects, but there were backups in it" in stored("purge", "disk", status=1)
     assert "2 backed up" in stored("backup", "disk", "--new-store")
     assert "2 unchanged" in stored("backup")
+
+
+@pytest.mark.parametrize("path", [[], ["--storage-path", "node1"]])
+def test_metrics_that_sort_before_the_records_are_no_empty_store(program: Program, path: list[str]) -> None:
+    for name in ("-a", "+b.c", "#d", "(e)"):
+        program.write(name)
+    assert "4 backed up" in program("backup", "disk", *path)
+    assert "4 unchanged" in program("backup", "disk", *path)
+    assert "0 purged" in program("purge", "disk", *path)
+    for folder in program.store.glob("[-+#(%]*" if not path else "node1/[-+#(%]*"):
+        shutil.rmtree(folder)
+    assert list(program.store.rglob(".runs/*"))
+    assert "holds no objects" in program("backup", "disk", *path, status=1)
 
 
 def test_a_storage_path_that_was_emptied_ends_the_run(program: Program) -> None:
@@ -264,6 +277,25 @@ def test_a_store_that_is_unmounted_during_a_backup_is_noticed(program: Program) 
     assert f"m3: the directory {program.store} became another one during this run; was its disk unmounted?" in said
     assert list(program.store.iterdir()) == []
     assert not program.stamp.exists()
+
+
+@pytest.mark.parametrize("call", ["put", "create_all"])
+def test_what_is_written_while_the_disk_is_unmounted_is_not_stored(
+    stored: Program, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before the write saw the disk, and the write comes after it."""
+    driver = disk.open(str(stored.store), False, [])
+    original = disk._temporary_name
+
+    def late() -> bytes:
+        if not (stored.home / "disk").exists():
+            unmount(stored)
+        return original()
+
+    monkeypatch.setattr(disk, "_temporary_name", late)
+    with pytest.raises(Unavailable, match="was its disk unmounted"):
+        driver.put("a/key", b"x") if call == "put" else create_all(driver, [("a/key", b"x"), ("a/mark", b"y")])
+    assert not (stored.home / "disk/a").exists()
 
 
 @pytest.mark.parametrize("is_marked", [True, False])

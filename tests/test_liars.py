@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
+import json
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import servers
@@ -17,8 +20,17 @@ from servers import Store, TroubleProxy
 from test_storage import open_store, put_all
 from test_stores import connect, plant
 
-from whisperbackup.storage import deadline, gcs, s3, s3pages, swift
-from whisperbackup.storage.base import Driver, Unavailable, get_range
+from whisperbackup.storage import base, deadline, gcs, s3, s3pages, swift
+from whisperbackup.storage.base import (
+    Driver,
+    NotDeleted,
+    StartAfterUnsupported,
+    StorageError,
+    Unavailable,
+    UnsortedListing,
+    get_range,
+    list_range,
+)
 
 KINDS = ["s3-rclone", "swift-v1", "gcs"]
 BODIES = {
@@ -298,3 +310,109 @@ def test_an_etag_that_is_no_md5_by_right_is_believed(headers: bytes) -> None:
     with TroubleProxy(store.port) as proxy:
         proxy.lie = lambda _: answer(b"").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n\r\n")
         open_store(store.through(proxy.port), "bucket").put("key", b"body")
+
+
+FORMS: dict[str, Callable[[str, str], object]] = {
+    "as it was sent": lambda bucket, key: [quote(f"/{bucket}/{key}"), "403 Forbidden"],
+    "without quotes": lambda bucket, key: [f"/{bucket}/{key}", "403 Forbidden"],
+    "as Ceph does": lambda bucket, key: [f"{bucket}/{key}", "403 Forbidden"],
+    "without the container": lambda bucket, key: [quote(key), "403 Forbidden"],
+    "quoted twice": lambda bucket, key: [quote(quote(f"/{bucket}/{key}")), "403 Forbidden"],
+    "of another account": lambda bucket, key: [f"/v1/AUTH_x/{bucket}/{key}", "403 Forbidden"],
+    "as an object": lambda bucket, key: {"Name": f"/{bucket}/{key}", "Status": "403 Forbidden"},
+    "as rubbish": lambda bucket, key: [],
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("form", FORMS)
+def test_a_key_that_a_bulk_delete_reports_in_any_form_is_not_deleted(form: str) -> None:
+    """Only the keys that it names are deleted again, one by one, or all of them if it names one that nobody knows."""
+    store = servers.store("swift-v1")
+    bucket, keys = f"liars-{uuid.uuid4().hex}", ["a b/1", "a%20b/1", "c/é", "d/1", "e/1"]
+    with TroubleProxy(store.port) as proxy:
+        driver = open_store(store.through(proxy.port), bucket, create=True)
+        put_all(driver, dict.fromkeys(keys, b"x"))
+        errors = [FORMS[form](bucket, key) for key in ("a%20b/1", "c/é")]
+        told = {"Number Deleted": 3, "Number Not Found": 0, "Response Status": "400 Bad Request", "Errors": errors}
+        body = answer(json.dumps(told).encode())
+        proxy.lie = lambda head: body if b"?bulk-delete" in head.split(b"\r\n")[0] else None
+        driver.delete(keys)
+        left = {found.key for found in driver.list("")}
+        assert not left & {"a%20b/1", "c/é"}
+        assert (left == set()) == (form in list(FORMS)[-3:])
+        proxy.lie = lambda head: body if b"?bulk-delete" in head.split(b"\r\n")[0] else servers.refuse_deletions(head)
+        with pytest.raises(NotDeleted) as stayed:
+            driver.delete(keys)
+        assert {"a%20b/1", "c/é"} <= stayed.value.refused.keys()
+
+
+def again(store: Store, names: list[str]) -> Callable[[bytes], bytes | None]:
+    """Answer each request for a page with these objects, and with the beginning of another page."""
+    number = itertools.count()
+
+    def page(head: bytes) -> bytes | None:
+        line = head.split(b"\r\n")[0]
+        if store.driver == "swift" and b"format=json" in line:
+            rows = [{"name": name, "bytes": 1, "hash": "0" * 32} for name in names]
+            return answer(json.dumps(rows).encode()).replace(b"\r\n\r\n", b"\r\nX-Container-Object-Count: 9\r\n\r\n", 1)
+        if store.driver == "s3" and b"list-type=2" in line:
+            rows = [f"<Contents><Key>{name}</Key><Size>1</Size></Contents>" for name in names]
+            more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{next(number)}</NextContinuationToken>"
+            return answer(f"<ListBucketResult>{more}{''.join(rows)}</ListBucketResult>".encode())
+        if store.driver == "gcs" and re.match(rb"GET \S*/o\?", line):
+            items = [{"name": name, "size": "1"} for name in names]
+            told = {"kind": "storage#objects", "nextPageToken": str(next(number)), "items": items}
+            return answer(json.dumps(told).encode()).replace(b"text/html", b"application/json")
+        return None
+
+    return page
+
+
+@pytest.mark.servers
+def test_a_listing_that_repeats_a_page_for_ever_ends(proxied: tuple[Store, TroubleProxy]) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    proxy.lie = again(store, ["a", "b", "c"])
+    with pytest.raises(
+        UnsortedListing, match=rf"the {store.driver} store 'liars-\w+' lists 'a' after 'c': .*check the"
+    ):
+        for _ in itertools.islice(driver.list(""), 10_000):
+            pass
+    with pytest.raises(StartAfterUnsupported):
+        for _ in itertools.islice(list_range(driver, "", "b", ""), 10_000):
+            pass
+    assert [found.key for found in list_range(driver, "", "", "b")] == ["a", "b"]
+    proxy.lie = again(store, ["a"])
+    with pytest.raises(UnsortedListing):
+        for _ in itertools.islice(driver.list(""), 10_000):
+            pass
+    proxy.lie = again(store, ["a", "b", "b", "c"])
+    assert [found.key for found in itertools.islice(driver.list(""), 4)] == ["a", "b", "b", "c"]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("command", [["list", "--debris"], ["list", "--runs"], ["doctor"], ["increment"]], ids=" ".join)
+def test_no_command_reads_a_page_for_ever(program: Program, command: list[str]) -> None:
+    store = servers.store("swift-v1")
+    with TroubleProxy(store.port) as proxy:
+        run = connect(program, store.through(proxy.port))
+        program.write("a")
+        run("backup")
+        proxy.lie = again(store, [".runs/2026-11-20T00:00:00+00:00.json", "a/2026-11-20T00:00:00+00:00.sha1"])
+        said = run(*command, status=3 if command == ["doctor"] else 1)
+        assert "it does not sort its keys, or repeats a page" in said
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("proxied", ["s3-rclone", "gcs"], indirect=True)  # on Swift an empty page is the last
+def test_a_listing_of_empty_pages_without_end_ends(
+    proxied: tuple[Store, TroubleProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    monkeypatch.setattr(base, "EMPTY_PAGES", 20)
+    proxy.lie = again(store, [])
+    with pytest.raises(StorageError, match="empty pages without end"):
+        next(driver.list(""), None)
+    assert proxy.troubles == 21

@@ -9,10 +9,8 @@ import subprocess
 import tracemalloc
 from pathlib import Path
 
-import pytest
 from conftest import Program
 
-from whisperbackup.errors import UnsortedListing
 from whisperbackup.repository.summary import Summaries
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.tree.selection import select
@@ -65,12 +63,6 @@ def test_a_summary_of_nothing_says_so(program: Program) -> None:
     two_nodes(program)
     assert "node3" in program("list", "disk", "--summary", "--storage-path", "node3", status=1)
     assert "can't be combined" in program("list", "disk", "--summary", "-c", "2d", status=2)
-
-
-def test_a_summary_is_of_sorted_listings_only() -> None:
-    keys = [f"b/{STAMP.format(1)}.sha1", f"a/{STAMP.format(1)}.sha1"]
-    with pytest.raises(UnsortedListing):
-        Summaries([StoredObject(key, 40, None) for key in keys], select(["*"]))
 
 
 def test_a_summarys_memory_does_not_follow_the_metrics() -> None:

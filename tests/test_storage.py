@@ -312,7 +312,7 @@ def test_a_driver_that_reads_no_parts_is_asked_for_the_whole() -> None:
         def get(self, key: str) -> bytes:
             return b"0123456789"
 
-    for driver in (Whole(), Guarded(Whole(), "whole"), ReadOnly(Whole(), absent_is_empty=False)):
+    for driver in (Whole(), Guarded(Whole(), "whole", "bucket"), ReadOnly(Whole(), absent_is_empty=False)):
         for offset, length in PARTS + BEHIND:
             assert get_range(driver, "key", offset, length) == b"0123456789"[offset : offset + length]
     with pytest.raises(NotFound):

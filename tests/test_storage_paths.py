@@ -168,6 +168,12 @@ def test_nodes_are_found_behind_and_between_other_peoples_objects() -> None:
     assert shelf.served < 15_000
 
 
+def test_a_storage_path_beside_a_metric_of_its_name_is_found() -> None:
+    shelf = Shelf([*objects("", "a"), *objects("a/", "m"), *objects("a/", "n"), *objects("", "b")])
+    assert str(find(shelf, "")) == "backups of 2 nodes: --storage-path a, and those without --storage-path"
+    assert find(shelf, "a/", "a/") == StoragePaths(("",), False)  # no reason to call it absent
+
+
 def test_looks_are_bounded_and_paths_that_are_not_named_admitted() -> None:
     shelf = Shelf([key for number in range(500) for key in objects(f"n{number:03}/", "m")])
     found = find(shelf, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ class Shelf(Noop):
 
     def __init__(self, keys: list[str], seconds: float = 0.0, breaks_at: str = "") -> None:
         self.keys, self.seconds, self.breaks_at = keys, seconds, breaks_at
+        self.sizes: list[int] = []
         self.served = self.at_once = self.most_at_once = 0
         self.threads: set[threading.Thread] = set()
 
@@ -32,6 +34,7 @@ class Shelf(Noop):
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         found = [key for key in self.keys if key.startswith(prefix) and key > after and (not until or key <= until)]
+        self.sizes.append(len(found))
         for number, key in enumerate(found):
             self.threads.add(threading.current_thread())
             if number % 1000 == 0:  # a request
@@ -70,6 +73,16 @@ def test_windows_are_listed_at_the_same_time() -> None:
     shelf = Shelf(MANY, seconds=0.05)
     assert [found.key for found in list_in_windows(shelf, "", MANY[::100])] == MANY
     assert shelf.most_at_once > windows.AT_ONCE / 2
+
+
+@pytest.mark.parametrize("stride", [3, 50, 300])
+def test_windows_are_as_large_as_they_should_be(stride: int) -> None:
+    """Many windows are on their way when the size of one is known, and it says nothing about others' widths."""
+    shelf = Shelf([f"m{number:06}" for number in range(100_000)], seconds=0.001)
+    assert sum(1 for _ in list_in_windows(shelf, "", shelf.keys[::stride])) == 100_000
+    later = shelf.sizes[len(shelf.sizes) // 4 : -1]
+    assert max(later) <= windows.MANY
+    assert statistics.median(later) >= min(windows.MANY // 2, stride * windows.MAX_WIDTH)
 
 
 def test_what_waits_for_its_turn_is_bounded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from servers import Store, TroubleProxy
 from test_storage import AWKWARD, open_store
 from test_stores import connect, plant
 
-from whisperbackup.storage import s3wire, wire
+from whisperbackup.storage import gcs, s3, s3wire, wire
+from whisperbackup.storage.base import Unavailable
 
 pytestmark = pytest.mark.servers
 CLIENTS = {"s3-rclone": b"boto", "swift-v1": b"python-swiftclient", "gcs": b"gcloud-python"}
@@ -106,3 +108,46 @@ def test_a_restore_and_a_verify_take_a_request_a_metric(tmp_path: Path, program:
 
 def test_the_time_of_a_call_includes_its_cheap_attempt() -> None:
     assert time.monotonic() - wire.began() < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "way"), [("s3-rclone", "cheap"), ("s3-rclone", "client"), ("gcs", "client")])
+def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout limits the time without any progress, not the time in which a large object is sent."""
+    monkeypatch.setattr(wire, "READ_SECONDS", 5)
+    for name, seconds in (("CONNECT_SECONDS", 1), ("READ_SECONDS", 5), ("LAST_ATTEMPT_SECONDS", 1)):
+        monkeypatch.setattr(s3, name, seconds)
+    monkeypatch.setitem(gcs.RETRY_POLICY, "timeout", (1, 5))
+    monkeypatch.setitem(gcs.RETRY_POLICY, "retry", gcs.RETRY_POLICY["retry"].with_timeout(1))
+    if way == "client":
+        monkeypatch.setattr(wire, "open_wire", lambda *_: None)
+    store = servers.store(kind)
+    body = random.Random(1).randbytes(24 << 20)
+    with TroubleProxy(store.port) as proxy:
+        driver = open_store(store.through(proxy.port), f"slow-{uuid.uuid4().hex}", create=True)
+        proxy.intake = 4 << 20
+        began = time.monotonic()
+        driver.put("key", body)
+        assert time.monotonic() - began > 5
+        proxy.intake = 0
+        assert driver.get("key") == body
+        proxy.intake = 1
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            driver.put("key", body)
+        assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["list", "verify", "restore", "prune"])
+def test_a_long_listing_is_cut_where_the_state_file_knows(program: Program, command: str) -> None:
+    store = servers.store("s3-rclone")
+    plant(program, 500)
+    time.sleep(2.1)  # files that were written to just now are not recorded
+    heads: list[bytes] = []
+    with TroubleProxy(store.port) as proxy:
+        run = connect(program, store.through(proxy.port))
+        assert "500 backed up" in run("backup")
+        proxy.lie = heads.append  # type: ignore[assignment]  # it returns None: no lie
+        run(command)
+    assert [head for head in heads if b"start-after=many" in head]

@@ -38,7 +38,13 @@ class StartAfterUnsupported(StorageError):
 
 
 class UnsortedListing(StorageError):
-    """The listing is not sorted, so a key that is absent from it may still exist."""
+    """The listing is not sorted, so a key that is absent from it may still exist, and a page may repeat for ever."""
+
+    def __init__(self, last: str, key: str, store: str = "the store") -> None:
+        super().__init__(
+            f"{store} lists '{key}' after '{last}': it does not sort its keys, or repeats a page, so no conclusion can "
+            "be drawn from its listing; check the endpoint and any proxy, or use another service"
+        )
 
 
 class NotDeleted(StorageError):

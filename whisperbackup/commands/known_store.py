@@ -131,6 +131,11 @@ def check_store(driver: Driver, options: Options, state: State) -> None:
 def holds_nothing(driver: Driver, options: Options) -> bool:
     """Whether there is no object below the storage path but records of runs and increments, which are no backups."""
     path = options.storage_path
+    first = next(driver.list(path), None)
+    if first is None:
+        return True
+    if not first.key.startswith(f"{path}."):
+        return False  # names may begin with a character that sorts before the dot of the records
     try:
         return next(list_range(driver, path, f"{path}{AFTER_RECORDS}", ""), None) is None
     except StartAfterUnsupported:

@@ -15,6 +15,7 @@ from whisperbackup.commands import (
     open_catalog,
     open_store,
 )
+from whisperbackup.commands.known_store import state_of
 from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.options import Options
@@ -78,7 +79,7 @@ def _run(options: Options) -> int:
         return 0
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
-        catalog = open_catalog(options, driver)
+        catalog = open_catalog(options, driver, state_of(options).split_keys())
         for metric in catalog:
             seen += 1
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)

@@ -149,7 +149,7 @@ def work_on_backups(
         if not options.no_increments:
             overlay = open_overlay(driver, options.storage_path, until, stats.fail)
         with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet, expected):
-            catalog = open_catalog(options, driver)
+            catalog = open_catalog(options, driver, state_of(options).split_keys())
             look_up_now = functools.partial(look_up, driver, options.storage_path)
             used = overlay if reads_records else NO_OVERLAY
             reading = Reading(used, driver, options.storage_path, options.selection, until, stats.fail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
+from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import run_jobs
 from whisperbackup.commands.run_record import expire_increments, look_at_clock
 from whisperbackup.options import Options
@@ -37,7 +38,7 @@ def run(options: Options, stats: RunStats) -> int:
             deleter = Deleter(protected=protected)
             steady = look_at_clock(driver, options)
             prune = Prune(rules, stats, steady)
-            catalog = open_catalog(options, driver)
+            catalog = open_catalog(options, driver, state_of(options).split_keys())
             hours: set[str] = set()
             for metric in catalog:
                 prune.record(metric)

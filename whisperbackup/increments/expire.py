@@ -15,7 +15,16 @@ from whisperbackup.increments import history
 from whisperbackup.increments.manifest import INCREMENTS, MANIFEST, RUNS, Manifest, Run, increment_key, run_key
 from whisperbackup.increments.reader import read
 from whisperbackup.increments.record import CorruptIncrement, decode
-from whisperbackup.increments.retention import Action, Judgement, judge, orphans, rewrite, settle
+from whisperbackup.increments.retention import (
+    Action,
+    Judgement,
+    is_mostly_held,
+    judge,
+    orphans,
+    rewritten,
+    rewritten_parts,
+    settle,
+)
 from whisperbackup.increments.window import MAX_AGE
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
@@ -60,6 +69,14 @@ def delete_debris(driver: Driver, rules: Rules, now: int, stats: RunStats) -> No
     _Expiry(driver, rules, now, history.look_at_all(driver, rules.storage_path), stats).delete_orphans()
 
 
+class _Held(NamedTuple):
+    """How many records of an increment, and points in them, no run has confirmed, and the first few's names."""
+
+    records: int
+    points: int
+    names: list[str]
+
+
 class _Expiry:
     def __init__(self, driver: Driver, rules: Rules, now: int, found: history.Found, stats: RunStats) -> None:
         self.driver, self.rules, self.now, self.found, self.stats = driver, rules, now, found, stats
@@ -80,26 +97,42 @@ class _Expiry:
         for judgement in judge(self.old, runs, self.now, rules.keep):
             increment = judgement.increment
             try:
-                held = list(self._doubtful(judgement))
+                held = self._count(judgement)
+                beyond = FOR_EVER if rules.beyond is None else rules.beyond
+                action = settle(judgement, held.records, self.now, rules.keep, beyond)
+                if action is Action.REWRITE:
+                    self._rewrite(judgement, held)
             except CorruptIncrement as error:
                 logger.warning("the increment of %s stays, it is damaged: %s", increment.stamp, error)
                 continue
-            beyond = FOR_EVER if rules.beyond is None else rules.beyond
-            action = settle(judgement, len(held), self.now, rules.keep, beyond)
             if action is Action.GIVE_UP:
-                names = ", ".join(key[:-1] for key, _, _ in held[:FEW])
-                more = f" and {len(held) - FEW} more" if len(held) > FEW else ""
+                names = ", ".join(held.names)
+                more = f" and {held.records - FEW} more" if held.records > FEW else ""
                 logger.warning(
                     "the increment of %s has points of %s%s that no backup has: %s, it is older than --keep-increments "
                     "and -x together", increment.stamp, names, more, self._did("deleted"),
                 )  # fmt: skip
             if action in (Action.DELETE, Action.GIVE_UP):
                 self._delete(increment)
-            elif action is Action.REWRITE:
-                self._rewrite(increment, held)
 
     def _did(self, done: str) -> str:
         return f"would be {done}" if self.rules.noop else done
+
+    def _count(self, judgement: Judgement) -> _Held:
+        """What no run has confirmed; not counted further where the increment stays in any case.
+
+        The records themselves may be many, and are read again if they are rewritten.
+        """
+        names: list[str] = []
+        records = points = 0
+        for key, more, _ in self._doubtful(judgement):
+            records += 1
+            points += more
+            if records <= FEW:
+                names.append(key[:-1])
+            if is_mostly_held(judgement.increment, records):
+                break
+        return _Held(records, points, names)
 
     def _doubtful(self, judgement: Judgement) -> Iterator[tuple[str, int, bytes]]:
         """The records of metrics that no run has confirmed, as (key, points, encoded)."""
@@ -134,16 +167,19 @@ class _Expiry:
         self.deleted.add(increment.stamp)
         self.stats.count(Count.INCREMENTS_REMOVED)
 
-    def _rewrite(self, increment: Manifest, held: list[tuple[str, int, bytes]]) -> None:
+    def _rewrite(self, judgement: Judgement, held: _Held) -> None:
+        increment = judgement.increment
         logger.info(
             "increment of %s: %s to the %d records that no backup has confirmed",
-            increment.stamp, self._did("rewritten"), len(held),
+            increment.stamp, self._did("rewritten"), held.records,
         )  # fmt: skip
         path = self.rules.storage_path
-        made, parts = rewrite(increment, held)
-        for part, content in parts:
-            self.driver.put(path + increment_key(made.stamp, part.name), content)
-            self.named.add(increment_key(made.stamp, part.name))
+        parts = []
+        for part, content in rewritten_parts(increment, self._doubtful(judgement)):
+            self.driver.put(path + increment_key(increment.stamp, part.name), content)
+            self.named.add(increment_key(increment.stamp, part.name))
+            parts.append(part)
+        made = rewritten(increment, parts, held.points)
         self.driver.put(path + increment_key(made.stamp), made.to_json())
         self.driver.delete([path + increment_key(made.stamp, part.name) for part in increment.parts])
         self.stats.count(Count.INCREMENTS_REWRITTEN)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -73,6 +73,11 @@ def judge(increments: Iterable[Manifest], runs: Collection[Run], now: int, keep:
     return judgements
 
 
+def is_mostly_held(increment: Manifest, held: int) -> bool:
+    """Whether more than half of an increment is unconfirmed."""
+    return 2 * held > (increment.all_records or increment.records)
+
+
 def settle(judgement: Judgement, held: int, now: int, keep: int, beyond: int) -> Action:
     """What to do, `held` being how many records of doubtful keys it holds that are still in the store as metrics.
 
@@ -84,7 +89,7 @@ def settle(judgement: Judgement, held: int, now: int, keep: int, beyond: int) ->
         return Action.KEEP
     if not held:
         return Action.DELETE
-    if 2 * held > (increment.all_records or increment.records):
+    if is_mostly_held(increment, held):
         return Action.KEEP
     if increment.end <= now - keep - beyond:
         return Action.GIVE_UP
@@ -115,23 +120,26 @@ def orphans(
     return found
 
 
-def rewrite(increment: Manifest, held: Iterable[tuple[str, int, bytes]]) -> tuple[Manifest, list[tuple[Part, bytes]]]:
-    """The increment with these records only, as (key, points, encoded), ascending: its manifest, and its new parts.
+def rewritten_parts(increment: Manifest, held: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[Part, bytes]]:
+    """The parts of an increment with these records only, as (key, points, encoded), ascending.
 
     Store the parts, then the manifest, then delete the parts that the old manifest names: its names are not used again.
     The new ones are random: a prune and a backup that rewrite it at once must not replace each other's parts.
     """
-    records = list(held)
     taken = {int(part.name[:6]) for part in increment.parts}
     number = random.randrange(PART_NUMBERS) + 1
     while not taken.isdisjoint(range(number, number + len(taken) + SPARE)):
         number = random.randrange(PART_NUMBERS) + 1
-    parts = list(parts_of(frames_of(records), number))
-    rewritten = replace(
+    return parts_of(frames_of(held), number)
+
+
+def rewritten(increment: Manifest, parts: Iterable[Part], points: int) -> Manifest:
+    """The manifest of a rewritten increment."""
+    parts = tuple(parts)
+    return replace(
         increment,
-        records=len(records),
-        points=sum(points for _, points, _ in records),
+        records=sum(frame.records for part in parts for frame in part.frames),
+        points=points,
         all_records=increment.all_records or increment.records,
-        parts=tuple([part for part, _ in parts]),
+        parts=parts,
     )
-    return rewritten, parts

@@ -112,8 +112,9 @@ def _check_alone(driver: Driver, beginning: str, body: tuple[str, bytes], mark: 
     md5s = {found.key: found.md5 for found in driver.list(beginning)}
     has_mark, has_body = (md5s.get(key) == _md5(ours) or holds(driver, key, ours) for key, ours in (mark, body))
     others = [key for key in md5s if key.startswith(beginning + "wsp.") and key != body[0]]
-    if has_mark and has_body and not others:
-        return
+    unreadable = any(key.rpartition(".")[2] not in compression.installed() for key in others)
+    if has_mark and has_body and (not others or unreadable):
+        return  # the mark cannot be made that of a payload whose codec this machine lacks: it stays that of this one
     if has_mark:
         for key in others if has_body else [body[0]]:
             # An object that is already deleted, or is not a payload, needs no mark.

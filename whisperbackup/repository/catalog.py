@@ -189,10 +189,7 @@ class Catalog:
             for listed in list_in_windows(self.driver, self.storage_path + prefix, self._split_keys):
                 key, size, md5 = listed
                 if key <= last:
-                    raise UnsortedListing(
-                        f"the store lists '{key}' after '{last}': it does not sort its keys, "
-                        "so no conclusion can be drawn from its listing and the run ends here"
-                    )
+                    raise UnsortedListing(last, key)  # windows and prefixes must not overlap either
                 last = key
                 if beginning is None or not key.startswith(beginning):
                     if parts:

@@ -15,7 +15,8 @@ import re
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 TEMPORARY = rf"\.whisper-backup-({STAMP})-[0-9a-f]+"
 AFTER_RECORDS = ".runs0"
-"""Greater than every key of an increment or run's record, below the storage path, and less than those of metrics."""
+"""Greater than every key of an increment or run's record, below the storage path.  Metrics begin with no dot, but may
+begin with a character that sorts before it."""
 _RECORD = re.compile(
     rf"\.(increments/{STAMP}/(\d{{6}}\.wbi|manifest\.json|{TEMPORARY})|runs/({STAMP}\.json|{TEMPORARY}))", re.ASCII
 )

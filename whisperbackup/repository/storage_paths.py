@@ -16,6 +16,7 @@ from whisperbackup.storage.base import Driver, StartAfterUnsupported, list_range
 MAX_PATHS = 50
 MAX_LOOKS = 100
 KEYS = 1000  # read in one listing: a page
+AFTER_STAMPS = ":"
 MANY = 5  # pages of unrecognized keys in one top-level folder, after which the rest of it is skipped
 
 
@@ -58,8 +59,9 @@ def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
         paths[path] = None
         if path == own or len(paths) == MAX_PATHS or not path.startswith(own or ""):
             break
-        # Metrics without a storage path may be anywhere in the bucket: skip them one by one.
-        after = _behind(path or key[: key.index("/") + 1])
+        # Metrics without a storage path may be anywhere in the bucket: skip them one by one, but not a storage path of
+        # the same name, whose metrics mostly sort after the digits of stamps.
+        after = _behind(path) if path else key[: key.index("/") + 1] + AFTER_STAMPS
     return StoragePaths(tuple(paths), False)
 
 

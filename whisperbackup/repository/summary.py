@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from whisperbackup.errors import UnsortedListing
 from whisperbackup.repository.catalog import Metric, Part, parse_suffix, read_metric, storage_path_of
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.tree.selection import Selection
@@ -55,7 +54,7 @@ class Summaries:
     """The summaries of all storage paths in a listing, by path; `foreign` counts unrecognized keys."""
 
     def __init__(self, listing: Iterable[StoredObject], selection: Selection) -> None:
-        """Read the listing.  Raises UnsortedListing."""
+        """Read the listing."""
         self.by_path: dict[str, Summary] = {}
         self.foreign = 0
         for (path, name), parts in itertools.groupby(self._parts(listing), lambda found: found[0]):
@@ -64,13 +63,7 @@ class Summaries:
 
     def _parts(self, listing: Iterable[StoredObject]) -> Iterator[tuple[tuple[str, str], Part]]:
         """Storage path and metric of each object, with the object."""
-        last = ""
         for key, size, md5 in listing:
-            if key <= last:
-                raise UnsortedListing(
-                    f"the store lists '{key}' after '{last}': it does not sort its keys, so nothing can be counted"
-                )
-            last = key
             path = storage_path_of(key)
             folder, _, end = key.rpartition("/")
             suffix = parse_suffix(end)

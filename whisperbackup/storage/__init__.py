@@ -63,7 +63,7 @@ def open_bucket(name: str, bucket: str, arguments: list[str], create: bool, noop
     opener = _opener(name)
     try:
         with guard(name):
-            driver = Guarded(opener(bucket, create and not noop, arguments), name, deletes)
+            driver = Guarded(opener(bucket, create and not noop, arguments), name, bucket, deletes)
     except NotFound:
         if noop and create:
             return Noop()

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from whisperbackup.errors import (  # so that a driver imports everything from this module
     AccessDenied as AccessDenied,
@@ -36,6 +36,9 @@ from whisperbackup.errors import (
     Unavailable as Unavailable,
 )
 from whisperbackup.errors import (
+    UnsortedListing as UnsortedListing,
+)
+from whisperbackup.errors import (
     UsageError as UsageError,
 )
 
@@ -50,6 +53,12 @@ class StoredObject(NamedTuple):
 
 LOCKED = re.compile(r"lock|retention|retained|hold|worm|immutable|protected", re.I)
 """What the reason of a store that refuses to delete an object says if it protects the object, whoever asks."""
+
+EMPTY_PAGES = 10_000
+"""After so many empty pages in a row a listing ends with an error.  S3 has some, where it skips deleted versions."""
+
+REPEATS = 10
+"""So many times a listing may repeat a key: rclone's S3 lists an object twice while two runs create it."""
 
 FIRST = "\1"
 """Appended to a key, it makes the next key that every service accepts; this tool writes no key in between."""
@@ -100,9 +109,18 @@ class CreatingDriver(Driver, Protocol):
 
 def create_all(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
     """Like `CreatingDriver.create_all`, for any driver; returns False for one that can only replace objects."""
-    if isinstance(driver, CreatingDriver):
-        return driver.create_all(objects)
-    return look_and_put(driver, objects)
+    return driver.create_all(objects) if _creates(driver) else look_and_put(driver, objects)
+
+
+_creating: dict[type, bool] = {}
+
+
+def _creates(driver: Driver) -> TypeGuard[CreatingDriver]:
+    """Whether it is a CreatingDriver; Python needs as long to find out as for half of a request."""
+    kind = type(driver)
+    if kind not in _creating:
+        _creating[kind] = isinstance(driver, CreatingDriver)
+    return _creating[kind]
 
 
 def look_and_put(driver: Driver, objects: Sequence[tuple[str, bytes]]) -> bool:
@@ -208,6 +226,30 @@ def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[
             return
         if found.key > after:
             yield found
+
+
+def in_range(listing: Iterable[StoredObject], after: str, until: str, store: str) -> Iterator[StoredObject]:
+    """Check what `list_range` yields: keys greater than `after`, ascending, and not greater than `until`.
+
+    A service that ignores where a page should begin would repeat that page for ever.  The catalog accepts no repeated
+    key at all; what looks up one metric can.
+    Raises StartAfterUnsupported, UnsortedListing.
+    """
+    last, repeats = after, 0
+    for found in listing:
+        key = found.key
+        if key > last:
+            repeats = 0
+        elif last == after:
+            raise StartAfterUnsupported(f"{store} does not begin a listing where it should")
+        else:
+            repeats += 1
+            if key < last or repeats > REPEATS:
+                raise UnsortedListing(last, key, store)
+        if until and key > until:
+            return
+        yield found
+        last = key
 
 
 Opener = Callable[[str, bool, list[str]], Driver]

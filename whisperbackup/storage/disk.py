@@ -200,6 +200,7 @@ class Disk:
                 _fsync_folder(folder)
         except OSError as error:
             raise _storage_error(error, objects[-1][0]) from error
+        self._check_place()  # what went to the folder below an unmounted disk is not stored
 
     def _write(
         self, path: bytes, body: bytes, entered: dict[bytes, None], enter: Callable[[bytes, bytes], None]

@@ -34,7 +34,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import SSLError
 from urllib3.exceptions import HTTPError
 
-from whisperbackup.storage import deadline, ranges, wire
+from whisperbackup.storage import base, deadline, ranges, wire
 from whisperbackup.storage.base import (
     FIRST,
     AccessDenied,
@@ -206,7 +206,7 @@ def _text_of(part: object) -> str:
 class GoogleCloudStorage:
     """One bucket; threads share one client."""
 
-    threads = 8
+    threads = 16
     is_ranged = True
 
     def __init__(self, client: storage.Client, bucket: str, storage_class: str | None) -> None:
@@ -247,19 +247,25 @@ class GoogleCloudStorage:
         fields = "kind,nextPageToken,items(name,size,md5Hash)"
         # The service's range includes its start and excludes its end.
         start, end = (key + FIRST if key else None for key in (after, until))
-        found = iter(
-            self._client.list_blobs(
-                self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **RETRY_POLICY
-            )
-        )
+        pages = self._client.list_blobs(
+            self._bucket, prefix=prefix, fields=fields, start_offset=start, end_offset=end, **RETRY_POLICY
+        ).pages
+        empty = 0
         while True:
             with self._errors("list"):
-                blob = next(found, None)
-            if blob is None:
+                page = next(pages, None)
+                blobs = list(page or ())
+            if page is None:
                 return
-            # A composed object has no MD5.
-            md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else None
-            yield StoredObject(blob.name, blob.size, md5)
+            empty = 0 if blobs else empty + 1
+            if empty > base.EMPTY_PAGES:
+                raise StorageError(
+                    f"cannot list bucket '{self._bucket.name}': the service sends empty pages without end"
+                )
+            for blob in blobs:
+                # A composed object has no MD5.
+                md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else None
+                yield StoredObject(blob.name, blob.size, md5)
 
     def get(self, key: str) -> bytes:
         blob = self._bucket.blob(key)

@@ -1,4 +1,4 @@
-"""A wrapper around any driver: it converts every exception of the driver's libraries to a StorageError."""
+"""A wrapper around any driver: it converts its libraries' exceptions to StorageErrors, and checks its listings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from whisperbackup.storage.base import (
     UsageError,
     create_all,
     get_range,
+    in_range,
     is_marked,
     list_range,
     mark,
@@ -21,25 +22,26 @@ from whisperbackup.storage.base import (
 
 
 class Guarded:
-    """A driver that raises only StorageError and UsageError.  It converts what the driver itself did not convert."""
+    """A driver that raises only StorageError and UsageError, and whose listings are ascending or end with an error."""
 
-    def __init__(self, driver: Driver, name: str, deletes: bool = True) -> None:
+    def __init__(self, driver: Driver, name: str, bucket: str, deletes: bool = True) -> None:
         """With `deletes` false no request to delete is ever sent."""
         self._driver = driver
+        self._store = f"the {name} store '{bucket}'"
         self._name = name
         self._deletes = deletes
         self.threads = driver.threads
         self.is_ranged = isinstance(driver, RangedDriver) and driver.is_ranged
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Like the wrapped driver."""
+        """Like the wrapped driver.  Raises UnsortedListing."""
         with guard(self._name):
-            yield from self._driver.list(prefix)
+            yield from in_range(self._driver.list(prefix), "", "", self._store)
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         """Like the wrapped driver, if it can list ranges; otherwise part of its whole listing."""
         with guard(self._name):
-            yield from list_range(self._driver, prefix, after, until)
+            yield from in_range(list_range(self._driver, prefix, after, until), after, until, self._store)
 
     def get(self, key: str) -> bytes:
         """Like the wrapped driver."""

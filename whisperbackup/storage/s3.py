@@ -21,10 +21,12 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as boto
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from whisperbackup.storage import deadline, ranges, s3pages, s3wire, wire
+from whisperbackup.storage import base, deadline, ranges, s3pages, s3wire, wire
 from whisperbackup.storage.base import (
     LOCKED,
     AccessDenied,
@@ -118,7 +120,7 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     silence("boto3", "botocore", "urllib3")
     deadline.install()
     try:
-        session = boto3.Session(profile_name=given.get("profile"))
+        session = _session(given.get("profile"))
         client = session.client("s3", region_name=region, endpoint_url=endpoint, config=_client_config(given))
     except (boto.InvalidRegionError, ValueError) as error:
         raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may contain a password
@@ -136,6 +138,21 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     if create:
         driver.create_if_absent(region)
     return driver
+
+
+def _session(profile: str | None) -> Any:
+    """A session whose models of the service are those of other sessions: workers inherit the parent's.
+
+    To read them takes longer than the rest of a worker's start.
+    """
+    session = botocore.session.Session(profile=profile)
+    session.register_component("data_loader", _models(session.get_config_variable("data_path")))
+    return boto3.Session(botocore_session=session)
+
+
+@functools.cache
+def _models(path: str | None) -> Any:
+    return botocore.loaders.create_loader(path)
 
 
 def _client_config(given: dict[str, str]) -> Config:
@@ -178,7 +195,7 @@ class _Stayed(NamedTuple):
 class S3:
     """One bucket; threads share one client."""
 
-    threads = 8
+    threads = 16  # a request is mostly latency: with four processes 64 are in flight
     is_ranged = True
 
     def __init__(
@@ -220,6 +237,7 @@ class S3:
 
     def list_range(self, prefix: str, after: str, until: str) -> Iterator[StoredObject]:
         token = ""
+        empty = 0
         while True:
             page = self._page(prefix, after, token)
             following = page.get("NextContinuationToken", "")
@@ -229,6 +247,12 @@ class S3:
                     "check endpoint="
                 )
             objects: list[StoredObject] = page[s3pages.OBJECTS]
+            empty = 0 if objects else empty + 1
+            if empty > base.EMPTY_PAGES:
+                raise StorageError(
+                    f"cannot list bucket '{self._bucket}': {self._endpoint} sends empty pages without end; "
+                    "check endpoint="
+                )
             if after and objects and objects[0].key <= after:
                 raise StartAfterUnsupported(f"{self._endpoint} does not support start-after")
             if until and objects and objects[-1].key > until:

@@ -3,14 +3,16 @@
 A proxy, a maintenance page or a wrong endpoint may answer 200 to everything.  A response that S3 would not send
 becomes the error NOT_S3.  It is retried like a transient fault, and then fails the call.
 
-This module also parses the pages of a listing, several times faster than botocore, which walks its model of the
-service for every element.  botocore still does the signing, the sending, all other retries and errors.
+This module also parses the pages of a listing, many times faster than botocore, which walks its model of the
+service for every element: pages as the known services write them by one expression, others by an XML parser.
+botocore still does the signing, the sending, all other retries and errors.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -86,6 +88,59 @@ def _root_name(body: bytes) -> str:
         return ""
 
 
+_S = "[ \t\r\n]*"
+_QUOTE = '(?:"|&quot;|&#34;)?'
+
+
+def _optional(name: str) -> str:
+    return f"(?:{_S}<{name}>[^<>&]*</{name}>)"
+
+
+_ENTRY = re.compile(
+    f"<Contents>{_S}<Key>([^<>&\x00-\x1f]+)</Key>{_optional('LastModified')}?"
+    f"{_S}<ETag>(?:{_QUOTE}([0-9a-f]{{32}}){_QUOTE}|(?:[^<>&]|&quot;|&#34;)*)</ETag>"
+    f"{_optional('ChecksumAlgorithm')}*{_optional('ChecksumType')}?"
+    f"{_S}<Size>([0-9]+)</Size>{_optional('StorageClass')}?"
+    f"(?:{_S}<Owner>(?:{_optional('ID')}|{_optional('DisplayName')}|{_S}<DisplayName/>)*{_S}</Owner>)?"
+    f"{_optional('StorageClass')}?{_S}</Contents>{_S}"
+)
+_AROUND = re.compile(
+    r"""(?:<\?xml\ version=["']1\.0["'](?:\ encoding=["'](?:UTF-8|utf-8)["'])?\ ?\?>\s*)?
+    <ListBucketResult(?:\ xmlns="[^"<>&]*")?>\s*
+    (?P<fields>(?:(?:<(?P<name>[A-Za-z]+)>[^<>&]*</(?P=name)>|<[A-Za-z]+/>)\s*)*)</ListBucketResult>\s*""",
+    re.VERBOSE | re.ASCII,
+)
+_FIELD = re.compile("<([A-Za-z]+)>([^<]*)</")
+
+
+def _usual_page(body: bytes) -> dict[str, Any] | None:
+    """A page as the known services write it, in a quarter of an XML parser's time; None for any other."""
+    try:
+        before, *found = _ENTRY.split(body.decode())
+    except UnicodeDecodeError:
+        return None
+    after = found[-1] if found else ""
+    if any(found[3:-1:4]):
+        return None  # something between the objects
+    match = _AROUND.fullmatch(before + after)
+    if not match:
+        return None
+    fields = _FIELD.findall(match["fields"])
+    told = dict(fields)
+    if len(told) != len(fields) or told.get("IsTruncated") not in ("true", "false"):
+        return None
+    keys: Iterable[str] = found[0::4]
+    if told.get("EncodingType") == "url":
+        keys = map(_unquote, keys)
+    page = {
+        OBJECTS: list(map(StoredObject, keys, map(int, found[2::4]), found[1::4])),
+        "IsTruncated": told["IsTruncated"] == "true",
+    }
+    if token := told.get("NextContinuationToken"):
+        page["NextContinuationToken"] = token
+    return page
+
+
 def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any]) -> bool:
     """Whether the body is a page, which is parsed here, or an error, which botocore parses."""
     try:
@@ -105,6 +160,8 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
 
 def page_in(body: bytes) -> dict[str, Any] | None:
     """The page of a listing in a response; None if it is anything else."""
+    if usual := _usual_page(body):
+        return usual
     try:
         root = ElementTree.fromstring(body)
         space, brace, name = root.tag.rpartition("}")

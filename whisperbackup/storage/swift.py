@@ -156,6 +156,24 @@ def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and {"name", "bytes", "hash"} <= row.keys()
 
 
+def _named_by(errors: Sequence[Any], bucket: str, batch: Sequence[str]) -> Sequence[str]:
+    """The keys of `batch` that the errors of a bulk delete may name; all of them if an error names none of them.
+
+    Swift writes a path as it was sent, Ceph without quotes and without the first slash.  A text that fits two keys
+    names both: a second request to delete an object is no error.
+    """
+    keys, named = frozenset(batch), set[str]()
+    for error in errors:
+        path = error[0] if isinstance(error, list) and error else ""
+        texts = (path, unquote(path), unquote(unquote(path))) if isinstance(path, str) else ()
+        paths = {form for text in texts for form in (text, text.removeprefix("/"))}
+        found = keys & {form for path in paths for form in (path, path.removeprefix(f"{bucket}/"))}
+        if not found:
+            return batch
+        named |= found
+    return [key for key in batch if key in named]
+
+
 class SharedSession(Session):  # type: ignore[misc,unused-ignore]
     """A session in which several threads can find at once that the token has expired."""
 
@@ -343,25 +361,24 @@ class Swift:
         paths = "\n".join(quote(f"/{self._bucket}/{key}") for key in batch).encode()
         headers = {"Content-Type": "text/plain", "Accept": "application/json"}
 
-        def request(swift: TimedConnection) -> tuple[int, set[str]]:
+        def request(swift: TimedConnection) -> tuple[int, Sequence[Any]]:
             _, body = swift.post_account(headers, query_string="bulk-delete", data=paths)
             # The status is always 200; the body contains the result.
             outcome = json.loads(body)
             try:
-                failed = {unquote(path).removeprefix(f"/{self._bucket}/") for path, _status in outcome["Errors"]}
-                return outcome["Number Deleted"] + outcome["Number Not Found"], failed
+                return outcome["Number Deleted"] + outcome["Number Not Found"], tuple(outcome["Errors"])
             except (KeyError, TypeError):
                 raise NotSwift from None
 
         try:
-            done, failed = self._call("delete from", None, request)
+            done, errors = self._call("delete from", None, request)
         except Unavailable:
             raise
         except StorageError:
             return batch
-        if done + len(failed) < len(batch):
+        if done + len(set(map(repr, errors))) < len(batch):
             return batch  # the cluster stopped early, after too many failures
-        return [key for key in batch if key in failed]
+        return _named_by(errors, self._bucket, batch)
 
     def _keys_in_a_bulk_delete(self) -> int:
         """How many keys the cluster can delete at once; 1 if it has no bulk delete, or hides its /info."""

@@ -19,10 +19,10 @@ from whisperbackup.storage.base import Driver, RangedDriver, StartAfterUnsupport
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 6
-MANY = 700  # objects that a window should hold: an S3 page has 1000, and a second page is a second request
+AT_ONCE = 8
+MANY = 1900  # objects that a window should hold: almost two pages of S3; what a last page holds beyond it is lost
 START_WIDTH, MAX_WIDTH = 8, 64  # split keys from one end of a window to the other
-BATCH, BATCHES = 500, 4  # objects in a batch, and batches of a window in memory before it is read
+BATCH, BATCHES = 500, 6  # objects in a batch, and batches of a window in memory before it is read
 
 
 def list_in_windows(driver: Driver, prefix: str, split_keys: Iterable[str]) -> Iterator[StoredObject]:
@@ -54,7 +54,7 @@ def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) ->
         while True:
             while after is not None and len(windows) < AT_ONCE:
                 until = next(itertools.islice(ahead, width - 1, None), None)
-                windows.append(_Window(driver, prefix, after, until or ""))
+                windows.append(_Window(driver, prefix, after, until or "", width))
                 to_list.put(windows[-1])
                 after = until
                 if threads < AT_ONCE:
@@ -67,13 +67,17 @@ def _in_windows(driver: RangedDriver, prefix: str, split_keys: Iterable[str]) ->
             for batch in windows[0].batches():
                 count += len(batch)
                 yield from batch
-            windows.popleft()
-            width = max(1, min(MAX_WIDTH, width * 2, width * MANY // max(1, count)))
+            width = next_width(windows.popleft().width, count)
     finally:
         for window in windows:
             window.abandon()
         for _ in range(threads):
             to_list.put(None)
+
+
+def next_width(width: int, count: int) -> int:
+    """The width of windows to come, after one of this width that held `count` objects."""
+    return max(1, min(MAX_WIDTH, width * 2, width * MANY // max(1, count)))
 
 
 def _ascending(keys: Iterable[str]) -> Iterator[str]:
@@ -93,7 +97,8 @@ def is_ranged(driver: Driver) -> TypeGuard[RangedDriver]:
 class _Window:
     """One window, listed by one thread and read by another."""
 
-    def __init__(self, driver: RangedDriver, prefix: str, after: str, until: str) -> None:
+    def __init__(self, driver: RangedDriver, prefix: str, after: str, until: str, width: int) -> None:
+        self.width = width  # in split keys
         self._objects = driver.list_range(prefix, after, until)
         self._queue: queue.Queue[list[StoredObject] | BaseException] = queue.Queue(BATCHES)
         self._is_abandoned = False

@@ -9,21 +9,22 @@ only ones.  Nothing here survives a fork, and nothing is opened before the first
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import re
 import select
+import socket
 import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import certifi
 
 from whisperbackup.storage import deadline
+from whisperbackup.storage.response import Answer as Answer
+from whisperbackup.storage.response import Responses
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +38,24 @@ NOT_IN_A_HEADER = re.compile("[^\x20-\x7e]")
 AGENT = "whisper-backup"
 
 
-class Answer(NamedTuple):
-    """A response that arrived in full."""
-
-    status: int
-    headers: dict[str, str]  # their names in lower case
-    body: bytes
-
-
 class Failed(Exception):
     """The attempt failed, in any way."""
+
+
+class _Connection:
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.responses = Responses(sock)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def is_usable(self) -> bool:
+        """Whether the server has neither closed it, nor sent what nobody asked for."""
+        return not self._poll.poll(0)
+
+    def close(self) -> None:
+        self.responses.close()
+        self.sock.close()
 
 
 class Wire:
@@ -58,7 +67,7 @@ class Wire:
         self.host, self.path = where.netloc, where.path.rstrip("/")
         self._address = (where.hostname or "", where.port or (443 if where.scheme == "https" else 80))
         self._tls = ssl.create_default_context(cafile=certificates) if where.scheme == "https" else None
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[_Connection] = []
         self._refusals = 0
         self.is_open = True
 
@@ -68,43 +77,44 @@ class Wire:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if method != "GET":
             lines.append(f"content-length: {len(body)}")
-        if any(NOT_IN_A_HEADER.search(line) for line in lines):
+        if NOT_IN_A_HEADER.search("".join(lines)):
             raise Failed("a header that HTTP cannot hold")
         head = "\r\n".join([*lines, "", ""]).encode("ascii")
-        connection: http.client.HTTPConnection | None = None
+        connection: _Connection | None = None
         try:
             connection = self._connection()
-            connection.sock.sendall(head + body)
-            response = deadline.TimedResponse(connection.sock, method=method)
-            response.begin()
-            told = {name.lower(): value for name, value in response.getheaders()}
-            answer = Answer(response.status, told, response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            for piece in deadline.in_pieces(head + body):
+                connection.sock.sendall(piece)
+            answer, stays = connection.responses.read(method)
+        except (OSError, ValueError) as error:
             if connection:
                 connection.close()
             raise Failed(f"{type(error).__name__}: {error}") from error
-        if response.will_close:
-            connection.close()
-        else:
+        if stays:
             self._idle.append(connection)
+        else:
+            connection.close()
         return answer
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self) -> _Connection:
         while self._idle:
             try:
                 connection = self._idle.pop()
             except IndexError:  # another thread was faster
                 break
-            if not _is_readable(connection):
+            if connection.is_usable():
                 return connection
-            connection.close()  # the server has closed it, or sent what nobody asked for
-        if self._tls:
-            connection = http.client.HTTPSConnection(*self._address, timeout=CONNECT_SECONDS, context=self._tls)
-        else:
-            connection = http.client.HTTPConnection(*self._address, timeout=CONNECT_SECONDS)
-        connection.connect()
-        connection.sock.settimeout(READ_SECONDS)
-        return connection
+            connection.close()
+        sock = socket.create_connection(self._address, CONNECT_SECONDS)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
+            sock.settimeout(READ_SECONDS)
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(sock)
 
     def refused(self) -> None:
         """Count a request that the server refused, and that the service's client then made without an error."""
@@ -122,12 +132,6 @@ class Wire:
         """Close all idle connections."""
         while self._idle:
             self._idle.pop().close()
-
-
-def _is_readable(connection: http.client.HTTPConnection) -> bool:
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def open_wire(url: str, certificates: str | None) -> Wire | None:
