@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -31,10 +32,13 @@ from typing import NamedTuple
 import numpy as np
 from whispertree import RECORD, series
 
-from whisperbackup.increments import fresh, history, image, manifest, merge, part, reader, record
+from whisperbackup.commands.increment import FILES_IN_BATCH
+from whisperbackup.increments import batch, history, image, manifest, merge, part, reader, record
+from whisperbackup.increments.take import take
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, walk
 from whisperbackup.whisper.format import header_size, parse_header
+from whisperbackup.whisper.throttle import Throttle
 
 LAYOUTS = (
     ((30, 2880), (300, 2016), (3600, 720)),
@@ -57,11 +61,11 @@ def whisper_file(
         filled = min(points, held // step)
         times = now - now % step - step * np.arange(filled)[::-1]
         ring = np.zeros(points, RECORD)
-        slots = (np.arange(filled) + int(chance.integers(0, points - filled + 1))) % points
+        slots = (np.arange(filled) + int(chance.integers(points))) % points
         ring["t"][slots] = times
         ring["v"][slots] = series(chance, times)
         if not ring["t"][0]:
-            ring["t"][0] = times[0] - slots[0] * step
+            ring["t"][0] = times[0] - slots[0] * step  # of an older lap
         body += ring.tobytes()
     return header + body
 
@@ -101,25 +105,23 @@ class Written(NamedTuple):
         return self.store[name][offset : offset + size]
 
 
-def encoded(root: Path, since: int, until: int) -> Iterator[tuple[str, int, bytes]]:
-    """Walk, look at the times, read, encode, as the command is to do it."""
-    for found in walk(os.fsencode(root), select(["*"])):
-        assert isinstance(found, LocalFile)
-        status = os.lstat(found.path)
-        if max(status.st_mtime_ns, status.st_ctime_ns) < since * 1_000_000_000:
-            continue
-        fd = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            one = fresh.record_of(found.key, fresh.read_fresh(fd, since, until), False)
-        finally:
-            os.close(fd)
-        yield one.key, one.points, record.encode(one)
+def frames(root: Path, since: int, until: int) -> Iterator[part.PackedFrame]:
+    """Walk, and read batches of files, as the command does in its processes."""
+    throttle = Throttle()
+    limits = batch.Limits(since, until - int(time.time()), {})
+    files = (
+        (found.key, found.path) for found in walk(os.fsencode(root), select(["*"])) if isinstance(found, LocalFile)
+    )
+    while chunk := tuple(itertools.islice(files, FILES_IN_BATCH)):
+        taken = take(batch.Batch(0, chunk, limits, 0), throttle)
+        assert not taken.failed, taken.failed
+        yield from taken.frames
 
 
 def write(root: Path, since: int, until: int) -> Written:
     """One increment, in memory."""
     began = time.process_time()
-    parts = list(part.parts_of(part.frames_of(encoded(root, since, until))))
+    parts = list(part.parts_of(frames(root, since, until)))
     cpu = time.process_time() - began
     listed = tuple([each for each, _ in parts])
     count = sum(frame.records for each in listed for frame in each.frames)
