@@ -379,8 +379,9 @@ class World:
 
 
 def record_of(key: str, raw: fresh.Raw) -> record.Record:
-    (share,) = slots.decode([raw])
-    return record.decode(share.encode(key))
+    (made,) = slots.encode([(key, raw)])
+    assert made.content is not None
+    return record.decode(made.content)
 
 
 def moment(time: int) -> datetime:

@@ -107,11 +107,15 @@ def quickly(path: Path, since: int, until: int, size: int = -1) -> fresh.Raw | N
 def test_an_ordinary_file_is_read_quickly_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, begin in enumerate((NOW - 3 * HOUR, NOW - 30 * HOUR, NOW - 24 * HOUR - 1200)):  # the last wraps
         path = make(tmp_path / f"m{number}.wsp", [(60, 1440), (300, 2016)], range(begin, NOW - 60, 60))
-        asked = []
-        preadv = os.preadv
+        asked: list[int] = []
+
+        def preadv(fd: int, to: tuple[memoryview], at: int, flags: int, asked: list[int] = asked) -> int:
+            asked.append(len(to[0]))
+            return os.preadv(fd, to, at, flags)
+
         with monkeypatch.context() as patch:
             for module in (quick, fresh):
-                patch.setattr(module, "preadv", lambda *a: asked.append(len(a[1][0])) or preadv(*a))
+                patch.setattr(module, "preadv", preadv)
             found = quickly(path, NOW - HOUR, NOW)
         assert found is not None
         expected = raw(path, NOW - HOUR, NOW)
@@ -763,8 +767,8 @@ def test_files_decoded_together_are_what_each_is_alone(tmp_path: Path) -> None:
         with path.open("rb") as file:
             raws.append(fresh.read_fresh(file.fileno(), NOW - HOUR, NOW))
         alone.append(record.encode(read(path, NOW - HOUR, NOW)))
-    shares = slots.decode(raws)
-    for share, expected in zip(shares, alone, strict=True):
-        one, other = record.decode(share.encode("m/")), record.decode(expected)
+    for made, expected in zip(slots.encode([("m/", each) for each in raws]), alone, strict=True):
+        assert made.content is not None
+        one, other = record.decode(made.content), record.decode(expected)
         assert one._replace(read=0) == other._replace(read=0)
-        assert share.layout.points == one.points > 0
+        assert made.layout.points == one.points > 0

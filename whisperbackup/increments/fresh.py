@@ -36,6 +36,7 @@ from whisperbackup.whisper.format import (
 from whisperbackup.whisper.reader import READINGS, TICK, acquire
 
 STAMP = 4  # bytes
+SECOND = 1_000_000_000  # nanoseconds
 BEGINNING = METADATA.size + 3 * ARCHIVE_INFO.size + STAMP  # the header of three archives, slot 0's stamp behind it
 NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 LOCK_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
@@ -56,9 +57,9 @@ class Compressed(Exception):
 class Raw(NamedTuple):
     """What was read of one file, as it is stored: slot 0's stamps, and the slots of all stretches as `plan` says.
 
-    `has_base`: a record may have to tell one of these stamps.  `status` is the file's after the reading, `began` when
-    that began (ns).  `is_torn`: the file still changed while it was read the last time, so that a value may be half of
-    another.
+    `has_base`: a record may have to tell one of these stamps.  `version`, `moment` and `written` are what a record has
+    of the file's times and of its reading's, and its mtime, in seconds.  `is_torn`: the file still changed while it was
+    read the last time, so that a value may be half of another.
     """
 
     plan: Plan
@@ -66,15 +67,10 @@ class Raw(NamedTuple):
     has_base: bool
     content: bytes | bytearray
     is_whole: bool
-    status: os.stat_result
-    began: int
+    version: int
+    moment: int
+    written: int
     is_torn: bool
-
-    @property
-    def version(self) -> int:
-        """A file whose times lie in the future has the version of its reading: what was read then was there then."""
-        status = self.status
-        return min(max(status.st_mtime_ns, status.st_ctime_ns), self.began) // 1_000_000_000
 
     @property
     def told_bases(self) -> Sequence[int]:
@@ -158,7 +154,11 @@ def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into, ab
     written = after.st_mtime_ns
     # A write in the same tick as the one before it leaves no trace in the file's times.
     is_torn = before.st_mtime_ns != written or before.st_size != after.st_size or abs(began - written) < TICK
-    return Raw(plan, bases, has_base or is_whole, content, is_whole, after, began, is_torn)
+    # A file whose times lie in the future has the version of its reading: what was read then was there then.
+    version = min(max(written, after.st_ctime_ns), began)
+    has_base = has_base or is_whole
+    moments = (version // SECOND, began // SECOND, written // SECOND)
+    return Raw(plan, bases, has_base, content, is_whole, *moments, is_torn)
 
 
 class _Buffers(threading.local):

@@ -41,19 +41,15 @@ class Stretch(NamedTuple):
 class Layout(NamedTuple):
     """Which slots are fresh: the runs of each archive, and the slots of the buffer that they lie in.
 
-    `packed` are the header, rings without a base, and the runs, as a record has them; `end` is where the newest point
-    of the finest archive ends, 0 without.
+    `packed` are the header, rings without a base, and the runs, as a record has them; `points` is how many slots are
+    fresh; `end` is where the newest point of the finest archive ends, 0 without.
     """
 
     runs: tuple[tuple[Run, ...], ...]
     columns: NDArray[np.intp]
     packed: bytes
+    points: int
     end: int
-
-    @property
-    def points(self) -> int:
-        """How many slots are fresh."""
-        return len(self.columns)
 
 
 class Plan(NamedTuple):

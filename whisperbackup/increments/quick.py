@@ -13,7 +13,7 @@ from mmap import PAGESIZE as PAGE
 from os import POSIX_FADV_RANDOM, fstat, posix_fadvise, preadv
 from typing import NamedTuple
 
-from whisperbackup.increments.fresh import BEGINNING, LOCK_SHARED, NOWAIT, STAMP, UNLOCK, Raw, from_cache
+from whisperbackup.increments.fresh import BEGINNING, LOCK_SHARED, NOWAIT, SECOND, STAMP, UNLOCK, Raw, from_cache
 from whisperbackup.increments.plan import Plan, plan_of
 from whisperbackup.whisper.cwhisper import MAGIC
 from whisperbackup.whisper.format import ARCHIVE_INFO, METADATA, POINT_SIZE, CorruptFile
@@ -21,7 +21,6 @@ from whisperbackup.whisper.reader import TICK
 
 Views = tuple[memoryview]
 Found = tuple[Plan, tuple[int, ...], bool, bytes]
-SECOND = 1_000_000_000  # nanoseconds
 
 
 class _Step(NamedTuple):
@@ -79,7 +78,13 @@ class Quick:
             after = fstat(fd)
             is_unchanged = after.st_mtime_ns == written and after.st_size == plan.file_size == size
             if is_unchanged and abs(began - written) >= TICK:
-                return Raw(plan, bases, has_base, content, False, after, began, False)
+                version = max(written, after.st_ctime_ns)
+                if version > began:
+                    version = began
+                return Raw(
+                    plan, bases, has_base, content, False,
+                    version // SECOND, self._second, written // SECOND, False,
+                )  # fmt: skip
         flock(fd, UNLOCK)
         return None
 

@@ -6,7 +6,7 @@ A point counts if its slot is in place (it is where whisper looks for this t, on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,63 +22,69 @@ VALUE = np.dtype("<f8")
 MAX_LAYOUTS = 256  # of one plan
 
 
-class Share(NamedTuple):
-    """What is fresh of one file: the values of all runs, little endian."""
+class Encoded(NamedTuple):
+    """A file's record, as bytes; None for one that is too large to be read again."""
 
     raw: Raw
     layout: Layout
-    values: bytes
-
-    def encode(self, key: str) -> bytes:
-        """The record of it.  Raises ValueError for one that is too large to be read again."""
-        raw, layout = self.raw, self.layout
-        packed = layout.packed
-        if raw.has_base:
-            packed = _packed(raw.plan, layout.runs, raw.told_bases)
-        read = raw.began // 1_000_000_000
-        return assemble(key, len(raw.plan.stretches), raw.version, read, raw.is_whole, packed, self.values)
+    content: bytes | None
 
 
-def decode(raws: Sequence[Raw]) -> list[Share]:
-    """What is fresh of each file; files with the same plan are decoded together."""
+def encode(read: Sequence[tuple[str, Raw]]) -> list[Encoded]:
+    """The records of what was read, by key; files with the same plan are decoded together."""
     together: dict[int, list[int]] = {}
-    for number, raw in enumerate(raws):
+    for number, (_, raw) in enumerate(read):
         together.setdefault(id(raw.plan), []).append(number)
-    shares: dict[int, Share] = {}
+    found: dict[int, Encoded] = {}
     for numbers in together.values():
-        for place, share in _decode_alike([raws[number] for number in numbers]):
-            shares[numbers[place]] = share
-    return [shares[number] for number in range(len(raws))]
+        _encode_alike(read, numbers, found)
+    return [found[number] for number in range(len(read))]
 
 
-def _decode_alike(raws: list[Raw]) -> Iterator[tuple[int, Share]]:
-    """`decode` for files with the same plan: the place of each file, in any order, and its share."""
-    plan = raws[0].plan
-    expected = plan.expected
+def _encode_alike(read: Sequence[tuple[str, Raw]], numbers: list[int], found: dict[int, Encoded]) -> None:
+    """`encode` for the `numbers` of those with the same plan."""
+    plan = read[numbers[0]][1].plan
+    fields = len(plan.expected)
     width = plan.size // POINT_SIZE
-    content = b"".join([raw.content for raw in raws])
-    slots = np.frombuffer(content, SLOT).reshape(len(raws), width)
-    stamps = np.frombuffer(content, "=u4").reshape(len(raws), 3 * width)[:, : 3 * len(expected) : 3]
-    fresh = (stamps == expected).tobytes()
-    has_laps = len(expected) < width
+    content = b"".join([read[number][1].content for number in numbers])
+    slots = np.frombuffer(content, SLOT).reshape(len(numbers), width)
+    stamps = np.frombuffer(content, "=u4").reshape(len(numbers), 3 * width)[:, : 3 * fields : 3]
+    fresh = (stamps == plan.expected).tobytes()
     alike: dict[bytes, list[int]] = {}
-    for place, raw in enumerate(raws):
-        mask = fresh[place * len(expected) : (place + 1) * len(expected)]
-        if has_laps:
-            layout = _layout(plan, mask, raw.bases, slots["t"][place])
-            yield place, Share(raw, layout, _values(slots[place], layout))
+    for place, number in enumerate(numbers):
+        mask = fresh[place * fields : (place + 1) * fields]
+        if fields < width:  # a lap: its runs depend on its base
+            layout = _layout(plan, mask, read[number][1].bases, slots["t"][place])
+            _assemble(read, [number], layout, _values(slots[place], layout), found)
         else:
             alike.setdefault(mask, []).append(place)
     for mask, places in alike.items():
-        found = plan.layouts.get(mask)
-        if found is None:
+        known = plan.layouts.get(mask)
+        if known is None:
             if len(plan.layouts) >= MAX_LAYOUTS:
                 plan.layouts.clear()
-            found = plan.layouts[mask] = _layout(plan, mask, raws[places[0]].bases, slots["t"][places[0]])
-        values = _values(slots if len(places) == len(raws) else slots[places], found)
-        size = found.points * VALUE.itemsize
-        for number, place in enumerate(places):
-            yield place, Share(raws[place], found, values[number * size : (number + 1) * size])
+            raw = read[numbers[places[0]]][1]
+            known = plan.layouts[mask] = _layout(plan, mask, raw.bases, slots["t"][places[0]])
+        values = _values(slots if len(places) == len(numbers) else slots[places], known)
+        _assemble(read, [numbers[place] for place in places], known, values, found)
+
+
+def _assemble(
+    read: Sequence[tuple[str, Raw]], numbers: list[int], layout: Layout, all_values: bytes, found: dict[int, Encoded]
+) -> None:
+    """Make the records of files with the same layout; `all_values` has those of one file after the other."""
+    size = len(all_values) // len(numbers)
+    archives = len(layout.runs)
+    for place, number in enumerate(numbers):
+        key, raw = read[number]
+        packed = _packed(raw.plan, layout.runs, raw.told_bases) if raw.has_base else layout.packed
+        values = all_values[place * size : (place + 1) * size]
+        try:
+            content = assemble(key, archives, raw.version, raw.moment, raw.is_whole, packed, values)
+        except ValueError:
+            found[number] = Encoded(raw, layout, None)
+        else:
+            found[number] = Encoded(raw, layout, content)
 
 
 def _values(slots: NDArray[Any], layout: Layout) -> bytes:
@@ -102,7 +108,8 @@ def _layout(plan: Plan, mask: bytes, bases: Sequence[int], stamps: NDArray[Any])
             end = int(times.max()) + stretch.step
         runs.append(_runs(here, times, stretch.step))
         columns.append(at + here)
-    return Layout(tuple(runs), np.concatenate(columns), _packed(plan, runs, [0] * len(bases)), end)
+    all_columns = np.concatenate(columns)
+    return Layout(tuple(runs), all_columns, _packed(plan, runs, [0] * len(bases)), len(all_columns), end)
 
 
 def _lap(stretch: Stretch, base: int, stamps: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from whisperbackup.increments import fresh, part, record
 from whisperbackup.increments.batch import LATENESS_STEP, Batch, Taken
 from whisperbackup.increments.quick import Quick
-from whisperbackup.increments.slots import decode
+from whisperbackup.increments.slots import encode
 from whisperbackup.report.counters import Count
 from whisperbackup.tree.birth import SECOND, Looker
 from whisperbackup.whisper.format import CorruptFile, ShortFile
@@ -55,19 +55,16 @@ class _Reading:
         yield from self._encoded(waiting)
 
     def _encoded(self, waiting: list[tuple[str, fresh.Raw]]) -> Iterator[tuple[str, int, bytes]]:
-        lateness = self.taken.lateness
-        for (key, raw), share in zip(waiting, decode([raw for _, raw in waiting]), strict=True):
-            try:
-                content = share.encode(key)
-            except ValueError as error:  # more points than a record may have
-                self.taken.failed.append((key[:-1], str(error)))
-                self.taken.owed.append(key)
+        taken, lateness, since_of = self.taken, self.taken.lateness, self.limits.since_of
+        for (key, raw), (_, layout, content) in zip(waiting, encode(waiting), strict=True):
+            if content is None:
+                taken.failed.append((key[:-1], "its record would be too large to be read again"))
+                taken.owed.append(key)
                 continue
-            since = self.limits.since_of(key)
-            written = int(raw.status.st_mtime)
+            written, since = raw.written, since_of(key)
             if written >= since and not raw.is_whole:
-                lateness[_lateness(share.layout.end, written, since) // LATENESS_STEP] += 1
-            yield key, share.layout.points, content
+                lateness[_lateness(layout.end, written, since) // LATENESS_STEP] += 1
+            yield key, layout.points, content
 
     def _try(self, key: str, path: bytes) -> fresh.Raw | None:
         """What was read of a file; None for one without a record, which is counted."""
