@@ -23,7 +23,7 @@ from whisperbackup.increments.record import MAX_RECORD, CorruptIncrement
 LEVEL = 3
 FRAME_RECORDS = 256
 FRAME_SIZE = 512 * 1024  # bytes of content
-PART_SIZE = 16 * 1024 * 1024
+PART_SIZE = 12 * 1024 * 1024
 PART_NUMBERS = 900_000  # the numbers that a first part may have
 MAX_CONTENT = MAX_RECORD + FRAME_SIZE + 2**17  # no frame of ours has more: a record may be the last that fits
 
