@@ -1,19 +1,24 @@
 """What increments cost: CPU and bytes a metric to write one, metrics a second to read a day of them back.
 
     python benchmarks/increments.py command [--metrics 200000] [--rounds 5] [--scratch DIR]
+    python benchmarks/increments.py restore [--metrics 2000] [--rounds 5] [--scratch DIR]
     python benchmarks/increments.py nightly [--scratch DIR]
     python benchmarks/increments.py [--metrics 20000] [--rounds 5] [--read 6000] [--scratch DIR]
 
-Every file has noise of its own, a day of points, several archives, and is in the page cache.
+Every file has noise of its own, a day of points, several archives; its slots of the window are in the page cache.
 An increment has all files, an hour and the default lag.  `command` runs the command itself: CPU of all processes, with
-their start and the walk, the parent's peak, bytes and objects stored.  `nightly`: every file of a tree advances by
-a day, and each tool stores it; restic and borg are used where they are installed.
+their start and the walk, the parent's peak, bytes stored; then once what it reads from the disk if the page cache has
+nothing.  `restore`: a whole tree and one metric, with 24 increments and without, from a directory; one metric from S3
+at a distance of 30 ms.  `nightly`: every file of a tree advances by a day, and each tool stores it; restic and borg are
+used where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import itertools
 import json
 import os
 import resource
@@ -25,16 +30,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from whispertree import RECORD, series
 
-from whisperbackup.increments import fresh, history, image, manifest, merge, part, reader, record
+from whisperbackup.commands.increment import FILES_IN_BATCH
+from whisperbackup.increments import batch, history, image, manifest, merge, part, reader, record
+from whisperbackup.increments.plan import plan_of
+from whisperbackup.increments.take import take
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, walk
 from whisperbackup.whisper.format import header_size, parse_header
+from whisperbackup.whisper.throttle import Throttle
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import servers  # the tests'
 
 LAYOUTS = (
     ((30, 2880), (300, 2016), (3600, 720)),
@@ -57,11 +70,11 @@ def whisper_file(
         filled = min(points, held // step)
         times = now - now % step - step * np.arange(filled)[::-1]
         ring = np.zeros(points, RECORD)
-        slots = (np.arange(filled) + int(chance.integers(0, points - filled + 1))) % points
+        slots = (np.arange(filled) + int(chance.integers(points))) % points
         ring["t"][slots] = times
         ring["v"][slots] = series(chance, times)
         if not ring["t"][0]:
-            ring["t"][0] = times[0] - slots[0] * step
+            ring["t"][0] = times[0] - slots[0] * step  # of an older lap
         body += ring.tobytes()
     return header + body
 
@@ -101,25 +114,23 @@ class Written(NamedTuple):
         return self.store[name][offset : offset + size]
 
 
-def encoded(root: Path, since: int, until: int) -> Iterator[tuple[str, int, bytes]]:
-    """Walk, look at the times, read, encode, as the command is to do it."""
-    for found in walk(os.fsencode(root), select(["*"])):
-        assert isinstance(found, LocalFile)
-        status = os.lstat(found.path)
-        if max(status.st_mtime_ns, status.st_ctime_ns) < since * 1_000_000_000:
-            continue
-        fd = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            one = fresh.record_of(found.key, fresh.read_fresh(fd, since, until), False)
-        finally:
-            os.close(fd)
-        yield one.key, one.points, record.encode(one)
+def frames(root: Path, since: int, until: int) -> Iterator[part.PackedFrame]:
+    """Walk, and read batches of files, as the command does in its processes."""
+    throttle = Throttle()
+    limits = batch.Limits(since, until - int(time.time()), {})
+    files = (
+        (found.key, found.path) for found in walk(os.fsencode(root), select(["*"])) if isinstance(found, LocalFile)
+    )
+    while chunk := tuple(itertools.islice(files, FILES_IN_BATCH)):
+        taken = take(batch.Batch(0, chunk, limits, 0), throttle)
+        assert not taken.failed, taken.failed
+        yield from taken.frames
 
 
 def write(root: Path, since: int, until: int) -> Written:
     """One increment, in memory."""
     began = time.process_time()
-    parts = list(part.parts_of(part.frames_of(encoded(root, since, until))))
+    parts = list(part.parts_of(frames(root, since, until)))
     cpu = time.process_time() - began
     listed = tuple([each for each, _ in parts])
     count = sum(frame.records for each in listed for frame in each.frames)
@@ -131,20 +142,28 @@ def write(root: Path, since: int, until: int) -> Written:
 # The command
 
 
+# No file of a tree that was just made is taken whole: on a node of that age hardly one would be.
+NOTHING_WHOLE = "import sys; from whisperbackup.commands import increment; increment.MAX_WHOLE = 0; "
+PLAIN = "import sys; "
+RUN = "from whisperbackup.main import run; run()"
+
+
 class Measured(NamedTuple):
-    """A run of the command: seconds of CPU of all its processes, and in all; its parent's peak in MB."""
+    """A run of the command: seconds of CPU of all its processes, and in all; its parent's peak in MB; bytes read."""
 
     cpu: float
     seconds: float
     peak: float
+    read: int
 
 
-def run_command(*words: object) -> Measured:
+def run_command(*words: object, before: str = PLAIN, environment: dict[str, str] | None = None) -> Measured:
     """Run whisper-backup to its end."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     options = ["--nolog", "--nolock", "--nostamp", "--nostate", "-q"]
-    run = subprocess.Popen([sys.executable, "-m", "whisperbackup", *options, *[str(word) for word in words]])
+    command = [sys.executable, "-c", before + RUN, *options, *[str(word) for word in words]]
+    run = subprocess.Popen(command, env={**os.environ, **(environment or {})})
     peak = 0
     while run.poll() is None:
         with contextlib.suppress(OSError):
@@ -153,47 +172,140 @@ def run_command(*words: object) -> Measured:
         time.sleep(0.02)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run.returncode == 0
-    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return Measured(cpu, time.monotonic() - began, peak / 1000)
+    cpu = after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
+    return Measured(cpu, time.monotonic() - began, peak / 1000, 512 * (after.ru_inblock - used.ru_inblock))
+
+
+def pages_of_window(path: Path, since: int, until: int) -> set[int]:
+    """The pages of a file with its header, the stamps of slots 0, and the slots of the window."""
+    with path.open("rb") as file:
+        content = file.read(1024)
+        plan = plan_of(content[: header_size(content)], since, until)
+        pages = {0}
+        for each in plan.stretches:
+            file.seek(each.offset)
+            base = int.from_bytes(file.read(4), "big")
+            begin = (each.first - base) // each.step % each.points
+            slots = {(begin + number) % each.points for number in range(each.slots)}
+            pages |= {each.offset // 4096}
+            pages |= {(each.offset + 12 * slot + byte) // 4096 for slot in slots for byte in (0, 11)}
+    return pages
+
+
+def touch(paths: list[Path], since: int, until: int) -> None:
+    """Have the page cache hold what a window needs: on a live node carbon has just used these pages."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for page in pages_of_window(path, since, until):
+                os.pread(file.fileno(), 1, 4096 * page)
 
 
 def command(metrics: int, rounds: int, scratch: Path | None) -> None:
-    """Print what the command costs; the record of a run stands for a backup.
-
-    The files were born a moment ago, and would be taken whole after a run of an hour ago.  So the run is of this
-    moment, and the lag has the hour: it is the same window, but the hour ahead is looked at, too.
-    """
+    """Print what the command costs; the record of a run an hour ago stands for a backup."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root, store = Path(folder) / "tree", Path(folder) / "store"
         now = int(time.time())
         make_tree(root, metrics, now)
-        time.sleep(2.5)
-        measured = []
-        for _ in range(rounds):
+        paths = sorted(root.rglob("*.wsp"))
+        begin = now - HOUR
+        stamp = history.stamp_at(begin)
+        values = {"stamp": stamp, "node": os.uname().nodename, "prefix": str(root), "begin": begin, "end": begin}
+        run = manifest.Run(**values, files=1, status=0, is_complete=True)  # type: ignore[arg-type]
+
+        def measure() -> Measured:
             shutil.rmtree(store, ignore_errors=True)
             (store / ".runs").mkdir(parents=True)
-            begin = int(time.time()) - 1
-            stamp = history.stamp_at(begin)
-            values = {"stamp": stamp, "node": os.uname().nodename, "prefix": str(root), "begin": begin, "end": begin}
-            run = manifest.Run(**values, files=metrics, status=0, is_complete=True)  # type: ignore[arg-type]
             (store / f".runs/{stamp}.json").write_bytes(run.to_json())
-            measured.append(run_command("-p", root, "-b", store, "--lag", HOUR + LAG, "increment", "disk"))
+            words = ["-p", root, "-b", store, "--lag", LAG, "increment", "disk"]
+            return run_command(*words, before=NOTHING_WHOLE)
+
+        measured = []
+        for _ in range(rounds):
+            touch(paths, begin - LAG, int(time.time()) + LAG + 60)
+            measured.append(measure())
         (stored,) = (store / ".increments").iterdir()
         made = manifest.read_manifest((stored / "manifest.json").read_bytes())
         assert made.records == metrics, made.records
         size = sum(path.stat().st_size for path in stored.iterdir())
+        os.sync()
+        for path in paths:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        until = int(time.time()) + LAG
+        needed = sum(len(pages_of_window(path, begin - LAG, until)) for path in paths[:1000])
+        for path in paths[:1000]:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        cold = measure()
         shown = [
             f"{metrics:,} metrics, {made.points / metrics:.0f} points each, {len(made.parts)} parts",
             f"CPU: {_median([one.cpu for one in measured], 1e6 / metrics)} us a metric, target 45",
             f"in all: {_median([one.seconds for one in measured], 1)} s",
             f"stored: {size / metrics:.0f} bytes a metric, target 650",
             f"the parent's peak: {_median([one.peak for one in measured], 1)} MB, target 60",
+            f"cold: {cold.read / metrics / 4096:.2f} pages read a metric, {cold.cpu * 1e6 / metrics:.0f} us of CPU; "
+            f"header, slots 0 and the window are {needed / min(metrics, 1000):.2f} pages, holes included",
         ]
         print("\n".join(shown))
 
 
 def _median(values: list[float], factor: float) -> str:
     return f"{statistics.median(values) * factor:.1f} ({min(values) * factor:.1f}-{max(values) * factor:.1f})"
+
+
+# Restoring
+
+
+def restore(metrics: int, rounds: int, scratch: Path | None) -> None:
+    """Print what restores cost with a backup alone, and with a day of increments."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        root, store, target = Path(folder) / "tree", Path(folder) / "store", Path(folder) / "target"
+        now = int(time.time())
+        make_tree(root, metrics, now)
+        run_command("-p", root, "-b", store, "backup", "disk")
+        (path,) = (store / ".runs").iterdir()
+        run = manifest.read_run(path.read_bytes())
+        for hours in range(24, 0, -1):
+            begin = run.end + 60 * (25 - hours)
+            written = write(root, now - hours * HOUR - LAG, now - (hours - 1) * HOUR)
+            made = replace(
+                written.made, stamp=history.stamp_at(begin), node=run.node, prefix=run.prefix,
+                begin=begin, end=begin + 30, after_run=run.stamp,
+            )  # fmt: skip
+            for name, content in {**written.store, manifest.MANIFEST: made.to_json()}.items():
+                to = store / manifest.increment_key(made.stamp, name)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_bytes(content)
+        one = "servers.web00000.plugin.metric-07"
+        service = servers.store("s3-rclone")
+        driver = importlib.import_module("test_storage").open_store(service, "bench-increments", create=True)
+        for each in sorted(store.rglob("*")):
+            if each.is_file() and not each.name.startswith(".whisper"):
+                driver.put(each.relative_to(store).as_posix(), each.read_bytes())
+        driver.close()
+        with servers.TroubleProxy(service.port) as proxy:
+            proxy.delay = 0.03
+            far = service.through(proxy.port)
+            plans: dict[str, tuple[list[object], dict[str, str]]] = {
+                "whole tree, directory": (["-b", store, "restore", "disk"], {}),
+                "one metric, directory": (["-b", store, "-m", one, "restore", "disk"], {}),
+                "one metric, S3 30 ms away": (
+                    ["-b", "bench-increments", "-m", one, "restore", far.driver, *far.arguments],
+                    {**far.environment, "AWS_EC2_METADATA_DISABLED": "true"},
+                ),
+            }
+            for name, (words, environment) in plans.items():
+                taken: dict[str, list[Measured]] = {"without": [], "24 increments": []}
+                for _ in range(rounds):
+                    for kind, found in taken.items():
+                        shutil.rmtree(target, ignore_errors=True)
+                        target.mkdir()
+                        extra = ["--no-increments"] if kind == "without" else []
+                        found.append(run_command("-p", target, *extra, *words, environment=environment))
+                for kind, found in taken.items():
+                    seconds = _median([each.seconds for each in found], 1)
+                    print(f"{name}, {kind}: {seconds} s, CPU {_median([each.cpu for each in found], 1)} s")
 
 
 # A night
@@ -280,10 +392,13 @@ def main() -> None:
         "--read", type=int, default=6_000, help="metrics in each of the 24 increments that are read back"
     )
     options.add_argument("--scratch", type=Path)
-    options.add_argument("what", nargs="?", choices=["core", "command", "nightly"], default="core")
+    options.add_argument("what", nargs="?", choices=["core", "command", "restore", "nightly"], default="core")
     given = options.parse_args()
     if given.what == "command":
         command(given.metrics, given.rounds, given.scratch)
+        return
+    if given.what == "restore":
+        restore(min(given.metrics, 2000), given.rounds, given.scratch)
         return
     if given.what == "nightly":
         nightly(600, given.scratch)

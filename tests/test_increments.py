@@ -22,6 +22,7 @@ import whisper
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from increments_world import record_of
 
 from whisperbackup.increments import (
     expire,
@@ -31,9 +32,11 @@ from whisperbackup.increments import (
     manifest,
     merge,
     part,
+    quick,
     reader,
     record,
     retention,
+    slots,
     window,
 )
 from whisperbackup.increments.names import Names
@@ -57,23 +60,21 @@ def make(path: Path, layout: list[tuple[int, int]], times: range | list[int], va
     return path
 
 
-def read(path: Path, since: int, until: int) -> fresh.Fresh:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return fresh.read_fresh(fd, since, until)
-    finally:
-        os.close(fd)
+def raw(path: Path, since: int, until: int) -> fresh.Raw:
+    with path.open("rb") as file:
+        return fresh.read_fresh(file.fileno(), since, until)
+
+
+def read(path: Path, since: int, until: int) -> Record:
+    return record_of("m/", raw(path, since, until))
 
 
 def whole(path: Path) -> Record:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return fresh.record_of("m/", fresh.read_whole(fd), True)
-    finally:
-        os.close(fd)
+    with path.open("rb") as file:
+        return record_of("m/", fresh.read_whole(file.fileno()))
 
 
-def times_of(found: fresh.Fresh, number: int = 0) -> list[int]:
+def times_of(found: Record, number: int = 0) -> list[int]:
     step = parse_header(found.header).archives[number].step
     return [first + i * step for first, count in found.rings[number].runs for i in range(count)]
 
@@ -86,7 +87,7 @@ def test_only_the_slots_of_the_window_are_read(tmp_path: Path, monkeypatch: pyte
     asked: list[tuple[int, int]] = []
     preadv = os.preadv
     monkeypatch.setattr(
-        os, "preadv", lambda fd, to, at, *flags: asked.append((at, len(to[0]))) or preadv(fd, to, at, *flags)
+        fresh, "preadv", lambda fd, to, at, *flags: asked.append((at, len(to[0]))) or preadv(fd, to, at, *flags)
     )
     found = read(path, NOW - HOUR, NOW)
     monkeypatch.undo()
@@ -98,7 +99,73 @@ def test_only_the_slots_of_the_window_are_read(tmp_path: Path, monkeypatch: pyte
     assert len(asked) <= 6
 
 
-def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
+def quickly(path: Path, since: int, until: int, size: int = -1) -> fresh.Raw | None:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        found = quick.Quick(since, until - int(time.time())).read(
+            file.fileno(), status.st_size if size < 0 else size, status.st_mtime_ns, []
+        )
+        if found is None:  # then its lock is free
+            with path.open("rb") as carbon:
+                fcntl.flock(carbon, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return found
+
+
+def test_an_ordinary_file_is_read_quickly_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, begin in enumerate((NOW - 3 * HOUR, NOW - 30 * HOUR, NOW - 24 * HOUR - 1200)):  # the last wraps
+        path = make(tmp_path / f"m{number}.wsp", [(60, 1440), (300, 2016)], range(begin, NOW - 60, 60))
+        asked: list[int] = []
+
+        def preadv(fd: int, to: tuple[memoryview], at: int, flags: int, asked: list[int] = asked) -> int:
+            asked.append(len(to[0]))
+            return os.preadv(fd, to, at, flags)
+
+        with monkeypatch.context() as patch:
+            for module in (quick, fresh):
+                patch.setattr(module, "preadv", preadv)
+            found = quickly(path, NOW - HOUR, NOW)
+        assert found is not None
+        expected = raw(path, NOW - HOUR, NOW)
+        assert record_of("m/", found)._replace(read=0) == record_of("m/", expected)._replace(read=0)
+        assert sum(asked) == fresh.BEGINNING + 4 + 12 * (61 + 13)
+
+
+def test_what_is_out_of_the_ordinary_is_not_read_quickly(tmp_path: Path) -> None:
+    layout = [(60, 1440), (300, 2016)]
+    path = make(tmp_path / "m.wsp", layout, range(NOW - 3 * HOUR, NOW, 60))
+    assert quickly(path, NOW - HOUR, NOW) is not None
+    assert quickly(path, NOW - HOUR, NOW, size=path.stat().st_size - 1) is None, "another file than before"
+    assert quickly(path, NOW - 25 * HOUR, NOW) is None, "a lap"
+    os.utime(path)
+    assert quickly(path, NOW - HOUR, NOW) is None, "written at this moment"
+    os.utime(path, (NOW, NOW))
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:40], b"", b"whisper_compressed" + bytes(100), b"<html>" + bytes(100)):
+        path.write_bytes(damaged)
+        os.utime(path, (NOW, NOW))
+        assert quickly(path, NOW - HOUR, NOW) is None, damaged[:10]
+    make(tmp_path / "empty.wsp", layout, [])
+    assert quickly(tmp_path / "empty.wsp", NOW - HOUR, NOW) is None
+    make(tmp_path / "four.wsp", [(1, 7200), (60, 1440), (300, 2016), (600, 2016)], [NOW - 60])
+    assert quickly(tmp_path / "four.wsp", NOW - HOUR, NOW) is None
+    path.write_bytes(content)
+    os.utime(path, (NOW, NOW))
+    with path.open("rb") as carbon, path.open("rb") as file:
+        fcntl.flock(carbon, fcntl.LOCK_EX)
+        status = os.fstat(file.fileno())
+        assert quick.Quick(NOW - HOUR, 0).read(file.fileno(), status.st_size, status.st_mtime_ns, []) is None
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_the_smallest_files_are_read(tmp_path: Path, points: int) -> None:
+    path = make(tmp_path / "m.wsp", [(60, points)], [NOW - 60])
+    assert times_of(read(path, NOW - HOUR, NOW)) == [NOW - 60]
+    path = make(tmp_path / "four.wsp", [(1, 60), (60, 60), (300, 50), (600, 50)], [NOW - 1])
+    assert times_of(read(path, NOW - HOUR, NOW)) == [NOW - 1]
+
+
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_the_page_cache_is_left_as_it_was(tmp_path: Path, is_quick: bool) -> None:
     from whisperbackup.whisper.page_cache import absent_pages
 
     path = make(tmp_path / "m.wsp", [(60, 20000), (300, 20000)], range(NOW - HOUR, NOW, 60))
@@ -106,11 +173,16 @@ def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
     size = os.fstat(fd).st_size
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     os.pread(fd, 1, 0)
     before = absent_pages(fd, size)
     if not before:
         pytest.skip("a file system that keeps its files in memory")
-    found = fresh.read_fresh(fd, NOW - 2 * HOUR, NOW)
+    absent: list[int] = []
+    if is_quick:
+        assert quick.Quick(NOW - 2 * HOUR, NOW - int(time.time())).read(fd, size, NOW * 10**9, absent) is None
+        assert len(absent) == 1
+    found = record_of("m/", fresh.read_fresh(fd, NOW - 2 * HOUR, NOW, absent=absent))
     assert len(times_of(found)) == 60
     assert absent_pages(fd, size) == before
     os.close(fd)
@@ -152,7 +224,7 @@ def test_a_file_written_at_this_moment_is_read_again(tmp_path: Path, monkeypatch
     os.utime(path)
     pauses: list[float] = []
     monkeypatch.setattr(fresh.time, "sleep", lambda pause: (pauses.append(pause), os.utime(path, (NOW, NOW))))
-    assert not read(path, NOW - HOUR, NOW).is_torn
+    assert not raw(path, NOW - HOUR, NOW).is_torn
     assert len(pauses) == 1
 
 
@@ -387,7 +459,7 @@ def test_increments_are_read_without_this_package(tmp_path: Path) -> None:
     for number in range(300):
         path = make(tmp_path / "m.wsp", [(60, 60), (300, 50)], range(NOW - 1800, NOW, 60 + number), number + 0.1)
         fd = os.open(path, os.O_RDONLY)
-        ones.append(fresh.record_of(f"a.m{number:03}/", fresh.read_fresh(fd, NOW - HOUR, NOW), False))
+        ones.append(record_of(f"a.m{number:03}/", fresh.read_fresh(fd, NOW - HOUR, NOW)))
         os.close(fd)
         path.unlink()
     made, store = increment(ones)
@@ -457,7 +529,7 @@ def test_another_layout_gets_what_the_older_one_held(tmp_path: Path) -> None:
 
 def test_without_backup_and_whole_record_the_rest_is_restored_and_flagged(tmp_path: Path) -> None:
     path = make(tmp_path / "m.wsp", [(60, 60)], range(NOW - 3000, NOW, 60))
-    found = fresh.record_of("m/", read(path, NOW - 600, NOW), False)
+    found = read(path, NOW - 600, NOW)
     made = image.lay(None, [found], 10**6)
     assert made is not None
     assert not made.is_based
@@ -743,10 +815,10 @@ def test_files_decoded_together_are_what_each_is_alone(tmp_path: Path) -> None:
     for place, number in enumerate((0, 2, 1, 0)):
         path = make(tmp_path / f"m{place}.wsp", archives[number], times[number])
         with path.open("rb") as file:
-            raws.append(fresh.read_raw(file.fileno(), NOW - HOUR, NOW))
-        alone.append(record.encode(fresh.record_of("m/", read(path, NOW - HOUR, NOW), False)))
-    shares = fresh.decode(raws)
-    for share, expected in zip(shares, alone, strict=True):
-        one, other = record.decode(share.encode("m/")), record.decode(expected)
+            raws.append(fresh.read_fresh(file.fileno(), NOW - HOUR, NOW))
+        alone.append(record.encode(read(path, NOW - HOUR, NOW)))
+    for made, expected in zip(slots.encode([("m/", each) for each in raws]), alone, strict=True):
+        assert made.content is not None
+        one, other = record.decode(made.content), record.decode(expected)
         assert one._replace(read=0) == other._replace(read=0)
-        assert share.layout.points == one.points > 0
+        assert made.layout.points == one.points > 0

@@ -4,7 +4,10 @@
     take.py       reads them
     shelf.py      results that came before their turn
     record.py     one metric's share of an increment, to the byte
+    plan.py       where it lies in a file
     fresh.py      reads it from a live file
+    quick.py      reads it from an ordinary one
+    slots.py      makes records of what was read
     part.py       frames and parts: how records are stored
     manifest.py   what an increment and a backup run record about themselves
     history.py    what the store has of increments and runs

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from whisperbackup.increments.record import MAX_RECORD, CorruptIncrement
 LEVEL = 3
 FRAME_RECORDS = 256
 FRAME_SIZE = 512 * 1024  # bytes of content
-PART_SIZE = 16 * 1024 * 1024
+PART_SIZE = 12 * 1024 * 1024
 PART_NUMBERS = 900_000  # the numbers that a first part may have
 MAX_CONTENT = MAX_RECORD + FRAME_SIZE + 2**17  # no frame of ours has more: a record may be the last that fits
 
@@ -37,9 +38,19 @@ class PackedFrame(NamedTuple):
     content: bytes
 
 
+class _Compressor(threading.local):
+    """A thread's own: making one costs as much as a frame."""
+
+    def __init__(self) -> None:
+        self.each = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
+
+
+_COMPRESSOR = _Compressor()
+
+
 def frames_of(records: Iterable[tuple[str, int, bytes]]) -> Iterator[PackedFrame]:
     """Records as (key, number of points, encoded), ascending by key, packed."""
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
+    compress = _COMPRESSOR.each.compress
     keys: list[str] = []
     contents: list[bytes] = []
     size = total = 0
@@ -49,10 +60,10 @@ def frames_of(records: Iterable[tuple[str, int, bytes]]) -> Iterator[PackedFrame
         size += len(content)
         total += points
         if len(keys) == FRAME_RECORDS or size >= FRAME_SIZE:
-            yield PackedFrame(keys[0], keys[-1], len(keys), total, compressor.compress(b"".join(contents)))
+            yield PackedFrame(keys[0], keys[-1], len(keys), total, compress(b"".join(contents)))
             keys, contents, size, total = [], [], 0, 0
     if keys:
-        yield PackedFrame(keys[0], keys[-1], len(keys), total, compressor.compress(b"".join(contents)))
+        yield PackedFrame(keys[0], keys[-1], len(keys), total, compress(b"".join(contents)))
 
 
 def parts_of(frames: Iterable[PackedFrame], number: int = 1) -> Iterator[tuple[Part, bytes]]:

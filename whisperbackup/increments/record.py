@@ -19,7 +19,7 @@ whole seconds of Unix time.  `base` is the stamp of slot 0 if the record tells i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from whisperbackup.whisper.format import ARCHIVE_INFO, MAX_ARCHIVES, METADATA, CorruptFile, Header, parse_header
@@ -27,6 +27,7 @@ from whisperbackup.whisper.format import ARCHIVE_INFO, MAX_ARCHIVES, METADATA, C
 SIZE = struct.Struct("<L")
 START = struct.Struct("<LHBBqq")
 PAIR = struct.Struct("<LL")
+REST = START.size - SIZE.size
 WHOLE = 1
 KNOWN_FLAGS = WHOLE
 VALUE_SIZE = 8
@@ -69,37 +70,31 @@ class Record(NamedTuple):
 def encode(record: Record) -> bytes:
     """The record's bytes.  Raises ValueError for one that is too large to be read again."""
     rings = record.rings
-    numbers: list[int] = []
-    for ring in rings:
-        numbers += (ring.base, len(ring.runs))
+    packed = pack_pairs([(ring.base, len(ring.runs)) for ring in rings])
+    packed += pack_pairs([run for ring in rings for run in ring.runs])
+    values = b"".join([ring.values for ring in rings])
     return assemble(
-        record.key, record.header, record.version, record.read, record.is_whole,
-        numbers, pack_runs([ring.runs for ring in rings]), [ring.values for ring in rings],
-    )  # fmt: skip
+        record.key, len(rings), record.version, record.read, record.is_whole, record.header + packed, values
+    )
 
 
-def pack_runs(all_runs: Iterable[Iterable[Run]]) -> bytes:
-    """The runs of all archives as they are stored."""
-    numbers = [number for runs in all_runs for run in runs for number in run]
+def pack_pairs(pairs: Iterable[tuple[int, int]]) -> bytes:
+    """Rings, or runs, as they are stored."""
+    numbers = [number for pair in pairs for number in pair]
     return struct.pack(f"<{len(numbers)}L", *numbers)
 
 
-def assemble(
-    name: str, header: bytes, version: int, read: int, is_whole: bool,
-    rings: list[int], runs: bytes, values: Sequence[bytes],
-) -> bytes:  # fmt: skip
-    """A record's bytes from its pieces: base and number of runs for each archive, packed runs, values in their order.
+def assemble(name: str, archives: int, version: int, read: int, is_whole: bool, packed: bytes, values: bytes) -> bytes:
+    """A record's bytes from its pieces; `packed` are the header, rings and runs.
 
     Raises ValueError for one that is too large to be read again.
     """
     key = name.encode()
-    packed = struct.pack(f"<{len(rings)}L", *rings)
-    size = len(key) + len(header) + len(packed) + len(runs) + sum(map(len, values))
+    size = len(key) + len(packed) + len(values)
     if len(key) > MAX_KEY or size > MAX_RECORD:
         raise ValueError(f"the record of '{name}' has {size} bytes")
-    flags = WHOLE if is_whole else 0
-    start = START.pack(START.size - SIZE.size + size, len(key), flags, len(rings) // 2, version, read)
-    return b"".join((start, key, header, packed, runs, *values))
+    start = START.pack(REST + size, len(key), WHOLE if is_whole else 0, archives, version, read)
+    return b"".join((start, key, packed, values))
 
 
 def split(content: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 
 from whisperbackup.increments import fresh, part, record
 from whisperbackup.increments.batch import LATENESS_STEP, Batch, Taken
+from whisperbackup.increments.quick import Quick
+from whisperbackup.increments.slots import encode
 from whisperbackup.report.counters import Count
-from whisperbackup.tree.birth import birth_time_of
+from whisperbackup.tree.birth import SECOND, Looker
 from whisperbackup.whisper.format import CorruptFile, ShortFile
 from whisperbackup.whisper.reader import is_young
 from whisperbackup.whisper.throttle import Throttle
@@ -30,6 +32,8 @@ class _Reading:
     def __init__(self, batch: Batch, throttle: Throttle) -> None:
         self.limits, self.whole, self.throttle = batch.limits, batch.whole, throttle
         self.taken = Taken(batch.number)
+        self.look = Looker().look
+        self.quick = Quick(self.limits.since, self.limits.lag)
         self.taken.counts[Count.EXAMINED] = len(batch.files)
         self.taken.frames = list(part.frames_of(self._records(batch.files)))
         counts = self.taken.counts
@@ -51,37 +55,35 @@ class _Reading:
         yield from self._encoded(waiting)
 
     def _encoded(self, waiting: list[tuple[str, fresh.Raw]]) -> Iterator[tuple[str, int, bytes]]:
-        lateness = self.taken.lateness
-        for (key, raw), share in zip(waiting, fresh.decode([raw for _, raw in waiting]), strict=True):
-            try:
-                content = share.encode(key)
-            except ValueError as error:  # more points than a record may have
-                self.taken.failed.append((key[:-1], str(error)))
-                self.taken.owed.append(key)
+        taken, lateness, since_of = self.taken, self.taken.lateness, self.limits.since_of
+        for (key, raw), (_, layout, content) in zip(waiting, encode(waiting), strict=True):
+            if content is None:
+                taken.failed.append((key[:-1], "its record would be too large to be read again"))
+                taken.owed.append(key)
                 continue
-            since = self.limits.since_of(key)
-            written = int(raw.status.st_mtime)
+            written, since = raw.written, since_of(key)
             if written >= since and not raw.is_whole:
-                lateness[_lateness(share.layout.end, written, since) // LATENESS_STEP] += 1
-            yield key, share.layout.points, content
+                lateness[_lateness(layout.end, written, since) // LATENESS_STEP] += 1
+            yield key, layout.points, content
 
     def _try(self, key: str, path: bytes) -> fresh.Raw | None:
         """What was read of a file; None for one without a record, which is counted."""
         counts, failed, owed = self.taken.counts, self.taken.failed, self.taken.owed
         try:
-            status = os.lstat(path)
+            mode, size, written, changed, born = self.look(path)
             since = self.limits.since_of(key)
-            if max(status.st_mtime_ns, status.st_ctime_ns) < since * 1_000_000_000:
+            if written < since * SECOND and changed < since * SECOND:
                 counts[Count.NOT_WRITTEN] += 1
                 return None
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(mode):
                 raise OSError("it is not a regular file")
             fd = os.open(path, FLAGS)
             try:
+                is_whole = born is not None and born >= (since + self.limits.lag) * SECOND and self._may_be_whole(size)
                 if self.throttle.is_nice:
                     with self.throttle.normal_priority():
-                        return self._read(fd, since, status)
-                return self._read(fd, since, status)
+                        return self._read(fd, since, size, written, is_whole)
+                return self._read(fd, since, size, written, is_whole)
             except ShortFile:
                 if not is_young(fd):
                     raise
@@ -101,20 +103,23 @@ class _Reading:
             owed.append(key)
         return None
 
-    def _read(self, fd: int, since: int, status: os.stat_result) -> fresh.Raw:
-        limits = self.limits
-        is_whole = False
-        if status.st_ctime >= since + limits.lag:  # no file is older than its last change
-            born = birth_time_of(fd)
-            if born is not None and born >= since + limits.lag:
-                is_whole = self.whole > 0 and status.st_size <= record.MAX_RECORD
-                self.whole -= is_whole
-                self.taken.new_left += not is_whole
+    def _may_be_whole(self, size: int) -> bool:
+        """Whether one more file that was born in the window may be taken whole."""
+        is_whole = self.whole > 0 and size <= record.MAX_RECORD
+        self.whole -= is_whole
+        self.taken.new_left += not is_whole
+        return is_whole
+
+    def _read(self, fd: int, since: int, size: int, written: int, is_whole: bool) -> fresh.Raw:
+        absent: list[int] = []
         if is_whole:
-            raw = fresh.read_whole_raw(fd)
+            raw = fresh.read_whole(fd)
             self.taken.counts[Count.WHOLE] += 1
         else:
-            raw = fresh.read_raw(fd, since, int(time.time()) + limits.lag, status)
+            quick = self.quick.read(fd, size, written, absent) if since == self.quick.since else None
+            if quick is not None:
+                return quick
+            raw = fresh.read_fresh(fd, since, int(time.time()) + self.limits.lag, absent=absent)
         if raw.is_torn:
             self.taken.counts[Count.TORN] += 1
         return raw

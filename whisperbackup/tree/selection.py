@@ -107,6 +107,11 @@ class Selection:
         """The names that were given without any wildcard."""
         return [prefix[:-1] for prefix in self.prefixes if prefix.endswith("/")]
 
+    @property
+    def has_all(self) -> bool:
+        """Whether every metric is selected."""
+        return self.wanted is None and self.excluded is None
+
     def __contains__(self, name: str) -> bool:
         """Whether the metric `name` is selected."""
         return (self.wanted is None or self.wanted.match(name) is not None) and (

@@ -8,6 +8,7 @@ the bytes of U+FFFE and U+FFFF, which XML cannot hold: S3 refuses a deletion tha
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import re
 import stat
@@ -125,13 +126,23 @@ class _Folder(NamedTuple):
     path: bytes
 
 
+_KEY = operator.itemgetter(0)  # of all three
+
+
 def _entries(
     path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None
 ) -> list[LocalFile | Skipped | _Folder]:
     entries: list[LocalFile | Skipped | _Folder] = []
+    has_all = selection.has_all
     try:
         with os.scandir(path) as scan:
             for entry in scan:
+                name = entry.name
+                if prefix and name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):  # as nearly all are
+                    key = f"{prefix}{encode(name[: -len(SUFFIX)])}/"
+                    if has_all or key[:-1] in selection:
+                        entries.append(LocalFile(key, entry.path))
+                    continue
                 if sidecars is not None and _is_sidecar(entry, prefix, selection):
                     sidecars.add(entry.path)
                 entries.extend(item for item in _classify(entry, prefix) if _is_wanted(item, selection))
@@ -139,7 +150,7 @@ def _entries(
         return [Skipped(prefix, path, VANISHED, False)]
     except OSError as error:
         return [Skipped(prefix, path, error.strerror or str(error), True)]
-    entries.sort(key=lambda item: item.key)
+    entries.sort(key=_KEY)
     return entries
 
 
