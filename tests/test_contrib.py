@@ -54,7 +54,9 @@ def test_bash_completes_options_commands_stores_and_files(tmp_path: Path) -> Non
     (tmp_path / "logs").mkdir()
     (tmp_path / "log.txt").touch()
     assert completions("--st") == ["--storage-path", "--statefile", "--stampfile"]
-    assert completions("") == list(options.COMMANDS)
+    assert completions("") == [*options.COMMANDS, "help"]
+    assert completions("help", "res") == ["restore"]
+    assert {"faq", "backup"} < set(completions("help", "")) and "s3" not in completions("help", "")
     assert completions("-n", "-r", "3", "res") == ["restore"]
     assert completions("backup", "") == list(storage.BUILT_IN)
     assert completions("-b", "store", "--logfile", "=", "x", "list", "s") == ["s3", "swift"]

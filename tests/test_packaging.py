@@ -86,6 +86,8 @@ def test_without_extras_a_directory_works_and_s3_says_what_to_install(
 
     for command in ("backup", "list", "verify"):
         assert run(command, "disk").returncode == 0, command
+    assert run("help", "restore").stdout.startswith("# Restore")
+    assert run("help", "stores").stdout.startswith("# ")
     before = contents(program.prefix)
     (program.prefix / "a/b.wsp").unlink()
     assert run("restore", "disk").returncode == 0
