@@ -64,7 +64,7 @@ def run(options: Options, stats: RunStats) -> int:
             )
         stamp = found.next_stamp()
         logger.info(
-            "points since %s (the begin of %s, less %d seconds)",
+            "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
         )  # fmt: skip
         work = _Work(options, stats, driver, stamp, window)
