@@ -37,7 +37,7 @@ RESTORED = {  # the metrics that a block restores into an empty tree
 }
 
 
-def tested(page: Path) -> list[tuple[str, str]]:
+def examples(page: Path) -> list[tuple[str, str]]:
     """The commands of a page that are marked as tested, in its order, each with the output that follows, or nothing;
     without those that create a tree to try them on."""
     return [found for found in TESTED.findall(page.read_text()) if "/tmp/try" not in found[0]]
@@ -45,7 +45,7 @@ def tested(page: Path) -> list[tuple[str, str]]:
 
 def blocks(page: Path) -> list[str]:
     """The tested commands of a page alone."""
-    return [commands for commands, _ in tested(page)]
+    return [commands for commands, _ in examples(page)]
 
 
 def quick_start() -> tuple[str, str]:
@@ -140,7 +140,7 @@ def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machin
     for path in newcomer.store.glob("node1/servers.*/20*"):  # the dates that are restored as of are later than this
         path.rename(path.with_name(LONG_AGO + path.name[len(LONG_AGO) :]))
     restored = []
-    for block, shown in tested(page):
+    for block, shown in examples(page):
         is_restore = re.search(r"\brestore\b|gunzip", block)
         if is_restore:
             for path in newcomer.prefix.rglob("*.wsp"):
@@ -171,7 +171,7 @@ def test_the_commands_for_a_dead_node_restore_it_from_s3(newcomer: Program, mach
         path.unlink()
     newcomer.state.unlink()
     page = ROOT / "docs/restore.md"
-    for block, shown in tested(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
+    for block, shown in examples(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
         output = "".join(type_in(newcomer, machine, block, words, bucket))
         assert not shown or masked(output, newcomer, machine) == masked(shown, newcomer, machine)
     assert contents(newcomer.prefix) == before
