@@ -186,7 +186,7 @@ def check_pair(live: bytes, backup: bytes, now: int, interruptions: int = 6) -> 
     result = heal(live, backup, now)
     healed = apply(live, result)
     check_against_oracle(live, backup, now, result, healed)
-    assert heal(healed, backup, now) == ([], 0)
+    assert heal(healed, backup, now)[:2] == ([], 0)
     states = interrupted(live, result, healing.PAGE)
     for state in random.Random(len(states)).sample(states, min(interruptions, len(states))):
         check_interrupted(live, backup, now, healed, state)
@@ -197,7 +197,7 @@ def check_interrupted(live: bytes, backup: bytes, now: int, healed: bytes, state
     header = parse_header(state)
     assert header == parse_header(live)
     again = apply(state, heal(state, backup, now))
-    assert heal(again, backup, now) == ([], 0)
+    assert heal(again, backup, now)[:2] == ([], 0)
     oracle = fill_oracle.Oracle(live, backup, now)
     expected = oracle.run()
     finest = expected.levels[0]
@@ -331,7 +331,7 @@ def test_gaps_are_filled(tmp_path: Path, gone: list[int]) -> None:
 
 def test_identical_files_need_no_writes(tmp_path: Path) -> None:
     backup = whisper_file(tmp_path, ramp(MINUTE - 3540, MINUTE + 60))
-    assert heal(backup, backup, NOW) == ([], 0)
+    assert heal(backup, backup, NOW)[:2] == ([], 0)
 
 
 def test_an_empty_file_becomes_the_backup_and_keeps_its_header(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_a_nan_is_a_gap(tmp_path: Path) -> None:
 
 def test_a_nan_of_the_backup_fills_nothing(tmp_path: Path) -> None:
     live = whisper_file(tmp_path, {MINUTE: 1.0})
-    assert heal(live, whisper_file(tmp_path, {MINUTE - 60: math.nan}), NOW) == ([], 0)
+    assert heal(live, whisper_file(tmp_path, {MINUTE - 60: math.nan}), NOW)[:2] == ([], 0)
 
 
 METHODS = [whisper.aggregationTypeToMethod[number] for number in range(1, 9) if number != 6]
@@ -596,7 +596,7 @@ def test_steps_of_any_size_cost_no_more_than_the_file(now: int) -> None:
                 rings = [[(t if t % 3 else 0, 1.0) for t in ring] for ring in stamps]
                 files.append(make_file(schema, rings, xff=0))
             healing = heal(files[0], files[1], now)
-            assert heal(apply(files[0], healing), files[1], now) == ([], 0)
+            assert heal(apply(files[0], healing), files[1], now)[:2] == ([], 0)
 
 
 # The writes

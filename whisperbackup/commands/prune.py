@@ -5,7 +5,7 @@ from __future__ import annotations
 from whisperbackup.commands import nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.pipeline import run_jobs
-from whisperbackup.commands.run_record import expire_increments
+from whisperbackup.commands.run_record import expire_increments, look_at_clock
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -13,7 +13,6 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.deleter import Deleter, Protected
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.prune import Prune, Rules
-from whisperbackup.runtime import clock
 
 DELETED = (Count.REMOVED, Count.PURGED, Count.CAME_BACK, Count.ORPHANS_REMOVED)
 
@@ -36,7 +35,8 @@ def run(options: Options, stats: RunStats) -> int:
     with open_store(options) as driver:
         with open_pool(options, driver) as pool, reporting(stats, options.quiet):
             deleter = Deleter(protected=protected)
-            prune = Prune(rules, stats, clock.utc_now())
+            steady = look_at_clock(driver, options)
+            prune = Prune(rules, stats, steady)
             catalog = open_catalog(options, driver)
             hours: set[str] = set()
             for metric in catalog:
@@ -46,7 +46,7 @@ def run(options: Options, stats: RunStats) -> int:
             run_jobs(pool, prune.jobs(deleter), stats, on_outcome)
             run_jobs(pool, deleter.flush(), stats, on_outcome)
             if prune.saw_any:
-                expire_increments(driver, options, hours, None, stats)
+                expire_increments(driver, options, hours, None, steady, stats)
             catalog.report_foreign()
         if not prune.saw_any:
             raise nothing_matches(options, driver)
