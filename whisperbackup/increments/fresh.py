@@ -282,7 +282,7 @@ def _read_locked(fd: int, since: int, until: int, is_whole: bool, into: Into, be
         fcntl.flock(fd, fcntl.LOCK_UN)
     if after.st_size != plan.file_size:
         kind = ShortFile if after.st_size < plan.file_size else CorruptFile
-        raise kind(f"{after.st_size} bytes, its header declares {plan.file_size}")
+        raise kind(f"{after.st_size} bytes, its header says {plan.file_size}")
     written = after.st_mtime_ns
     # A write in the same tick as the one before it leaves no trace in the file's times.
     is_torn = before.st_mtime_ns != written or before.st_size != after.st_size or abs(began - written) < TICK
@@ -374,7 +374,7 @@ def _plainly(fd: int, buffer: memoryview, offset: int) -> None:
 
 
 def _end(offset: int) -> None:
-    raise ShortFile(f"it ends at byte {offset}, its header declares more")
+    raise ShortFile(f"it ends at byte {offset}, its header says more")
 
 
 # From slots to runs
