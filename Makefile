@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 4
 TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --max-worker-restart=0 --no-loadscope-reorder
 
-.PHONY: demo test quick soak lint bench clean
+.PHONY: demo test quick soak lint bench release-check clean
 
 demo: .venv/installed
 	$(BIN)/python contrib/demo.py
@@ -28,6 +28,10 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Before a release: the sdist and the wheel are built, installed into fresh environments, and tried; so is each extra.
+release-check: .venv/tested
+	RELEASE=1 $(BIN)/pytest tests/test_packaging.py
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[bench,test]'

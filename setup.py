@@ -4,6 +4,7 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "whisperbackup/__init__.py").read_text())[1]
@@ -23,7 +24,20 @@ SERVERS = [
     "cryptography",
 ]
 
+
+class BuildWithPages(build_py):
+    """Puts the pages of docs/ into the package, for `whisper-backup help`; an editable one finds them in the clone."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.mkpath(str(pathlib.Path(self.build_lib, "whisperbackup/docs")))
+            for page in sorted((ROOT / "docs").glob("*.md")):
+                self.copy_file(str(page), str(pathlib.Path(self.build_lib, "whisperbackup/docs", page.name)))
+
+
 setup(
+    cmdclass={"build_py": BuildWithPages},
     name="whisper-backup",
     version=VERSION,
     description="Back up Graphite's whisper files to S3, Swift, Google Cloud Storage or a directory, and restore them",

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from whisperbackup import __version__, options, storage
+from whisperbackup import __version__, options, pages, storage
 from whisperbackup.repository import compression
 
 FOLDER = Path(__file__).parent
@@ -47,8 +47,11 @@ _whisper_backup() {{
         return
     fi
     case $place in
-        0) mapfile -t COMPREPLY < <(compgen -W '{commands}' -- "$word") ;;
-        1) mapfile -t COMPREPLY < <(compgen -W '{drivers}' -- "$word") ;;
+        0) mapfile -t COMPREPLY < <(compgen -W '{commands} {help}' -- "$word") ;;
+        1)
+            [[ $command == {help} ]] && names='{topics}' || names='{drivers}'
+            mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
+            ;;
     esac
 }}
 complete -F _whisper_backup whisper-backup
@@ -57,13 +60,16 @@ complete -F _whisper_backup whisper-backup
 MAN = r"""'\" Made by contrib/generate.py
 .TH WHISPER-BACKUP 1 "" "whisper-backup {version}" "User Commands"
 .SH NAME
-whisper-backup \- back up Graphite's whisper files and bring them back
+whisper-backup \- back up Graphite's whisper files, and restore them
 .SH SYNOPSIS
 .B whisper-backup
 [options] \fIcommand\fR \fIstore\fR [\fIstorage args\fR]
+.br
+.B whisper-backup help
+[\fIcommand\fR|\fIpage\fR]
 .SH DESCRIPTION
 Copies the whisper files of a Graphite node, file by file, compressed, several generations of each, into an object store
-or a directory, and brings any part of them back, also into the tree that carbon is writing to.
+or a directory, and restores any part of them, also into the tree that carbon is writing to.
 Options and arguments come in any order.
 .SS Commands
 {commands}
@@ -72,6 +78,9 @@ Options and arguments come in any order.
 .PP
 Storage args: {storage_args}.
 Credentials come from the environment and from files, as the store's own client library reads them.
+.SS Pages
+\fBwhisper\-backup help\fR \fIpage\fR shows a page of the documentation: {pages}.
+\fBhelp restore\fR is the runbook for emergencies; \fBrestore \-\-help\fR shows the options of that command.
 .SH OPTIONS
 {options}
 .SH CONFIGURATION
@@ -94,7 +103,9 @@ MARKDOWN = """<!-- Made by contrib/generate.py -->
 
     whisper-backup [options] command store [storage args]
 
-Options and arguments come in any order. An option without a list of commands belongs to all.
+Options and arguments come in any order. An option without a list of commands belongs to all. `whisper-backup help`
+shows the commands, `whisper-backup help restore` and other names of pages these pages, and `whisper-backup help backup`
+the options of a command.
 
 ## Commands
 
@@ -139,6 +150,8 @@ def completion() -> str:
         codecs=" ".join(compression.CODECS),
         commands=" ".join(options.COMMANDS),
         drivers=" ".join(storage.BUILT_IN),
+        help=options.HELP,
+        topics=" ".join([*options.COMMANDS, *(name for name in pages.names() if name not in options.COMMANDS)]),
     )
 
 
@@ -158,6 +171,7 @@ def manual_page() -> str:
         commands=_tagged((_bold(name), text) for name, text in options.ABOUT.items()),
         stores=_tagged((_bold(name), text) for name, text in options.STORES.items()),
         storage_args=_roff(options.STORAGE_ARGS),
+        pages=", ".join(pages.names()),
         options="\n".join(groups),
         settings=_roff(options.SETTINGS.strip()),
         status=_tagged((_bold(status), text) for status, text in options.STATUS.items()),

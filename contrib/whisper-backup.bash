@@ -35,8 +35,11 @@ _whisper_backup() {
         return
     fi
     case $place in
-        0) mapfile -t COMPREPLY < <(compgen -W 'backup increment restore purge prune list verify doctor' -- "$word") ;;
-        1) mapfile -t COMPREPLY < <(compgen -W 'disk gcs noop s3 swift' -- "$word") ;;
+        0) mapfile -t COMPREPLY < <(compgen -W 'backup increment restore purge prune list verify doctor help' -- "$word") ;;
+        1)
+            [[ $command == help ]] && names='backup increment restore purge prune list verify doctor design faq format increments limits migrating monitoring operations options reliability security sizing stores' || names='disk gcs noop s3 swift'
+            mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
+            ;;
     esac
 }
 complete -F _whisper_backup whisper-backup

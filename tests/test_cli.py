@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MARKER, Program, unprivileged
@@ -273,3 +276,56 @@ def test_a_missing_client_library_is_named_with_its_remedy(
     said = program("list", driver, status=1)
     assert f"needs the library '{library}'" in said
     assert f"pip install 'whisper-backup[{driver}]'" in said
+
+
+def helped(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    ran = [sys.executable, "-m", "whisperbackup", "help", *words]
+    return subprocess.run(ran, text=True, **{"capture_output": True, **options})
+
+
+def test_help_shows_the_pages_and_the_options_of_commands() -> None:
+    page = helped("restore").stdout
+    assert page.startswith("# Restore: the page for three in the morning\n")
+    assert page.endswith("\nThe options: whisper-backup restore --help\n")
+    assert "<!--" not in page
+    assert not re.search(r"\]\([\w#/.-]+\)", page)
+    assert "(sizing.md)" in page and "See Exit statuses (faq.md)." in page
+    assert "--retention" in helped("backup").stdout and "--overwrite" not in helped("backup").stdout
+    shown = helped().stdout
+    assert (
+        shown
+        == subprocess.run([sys.executable, "-m", "whisperbackup", "--help"], text=True, capture_output=True).stdout
+    )
+    for path in (Path(__file__).parents[1] / "docs").glob("*.md"):
+        assert re.search(rf"^(Pages:|  ).*\b{path.stem}\b", shown, re.MULTILINE)
+        assert helped(path.stem).stdout.startswith("# ")
+
+
+def test_help_on_something_unknown_names_what_is_near() -> None:
+    ran = helped("restoer")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "whisper-backup: no help on 'restoer'; did you mean 'restore'? See whisper-backup --help\n"
+
+
+def test_help_into_head_is_silent_and_into_a_full_disk_is_an_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = helped("restore", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        ran = helped("restore", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert "cannot write to standard output" in ran.stderr
+
+
+def test_help_on_a_terminal_goes_through_the_pager(tmp_path: Path) -> None:
+    pager = tmp_path / "pager"
+    pager.write_text(f"#!/bin/sh\nexec cat > {tmp_path}/paged\n")
+    pager.chmod(0o755)
+    terminal, end = pty.openpty()
+    environment = {**os.environ, "PAGER": str(pager), "MANPAGER": ""}
+    helped("restore", capture_output=False, stdin=end, stdout=end, env=environment, check=True)
+    os.close(end)
+    os.close(terminal)
+    assert (tmp_path / "paged").read_text() == helped("restore").stdout

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pty
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -54,7 +57,9 @@ def test_bash_completes_options_commands_stores_and_files(tmp_path: Path) -> Non
     (tmp_path / "logs").mkdir()
     (tmp_path / "log.txt").touch()
     assert completions("--st") == ["--storage-path", "--statefile", "--stampfile"]
-    assert completions("") == list(options.COMMANDS)
+    assert completions("") == [*options.COMMANDS, "help"]
+    assert completions("help", "res") == ["restore"]
+    assert {"faq", "backup"} < set(completions("help", "")) and "s3" not in completions("help", "")
     assert completions("-n", "-r", "3", "res") == ["restore"]
     assert completions("backup", "") == list(storage.BUILT_IN)
     assert completions("-b", "store", "--logfile", "=", "x", "list", "s") == ["s3", "swift"]
@@ -104,3 +109,43 @@ def test_the_cron_line_and_the_service_are_command_lines(
     monkeypatch.setenv("WHISPER_BACKUP_STORE", "s3 eu-west-2")
     read = options.parse(start.replace("$WHISPER_BACKUP_OPTIONS", "-b y --storage-path node1").split()[1:])
     assert (read.bucket, read.storage_path, read.storage_arguments) == ("y", "node1/", ["eu-west-2"])
+
+
+def on_a_terminal(*words: object, **variables: str) -> tuple[int, str]:
+    """What a command ends with, and what it writes to a terminal."""
+    terminal, end = pty.openpty()
+    ran = subprocess.Popen(words, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm", **variables})
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 65536):
+            shown += part
+    except OSError:
+        pass  # it has no other end any more
+    os.close(terminal)
+    return ran.wait(), shown.decode()
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_healing_means() -> None:
+    words = [sys.executable, CONTRIB / "demo.py"]
+    environment = {**os.environ, "WHISPER_BACKUP_STORE": "s3", "WHISPER_BACKUP_NONSENSE": "1"}  # none of its business
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    before, after = (row[4:] for row in re.findall(r"^(   \|.*)\n   \+", ran.stdout, re.MULTILINE))
+    assert re.fullmatch(r" {62}#{10}", before)
+    assert re.fullmatch(r"o{48}\+{12} {2}#{10}", after)
+    assert "Every stored point is back." in ran.stdout
+    assert "\033" not in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_is_in_colour_on_a_terminal_but_for_no_color() -> None:
+    words = [sys.executable, CONTRIB / "demo.py"]
+    status, shown = on_a_terminal(*words, NO_COLOR="")
+    assert status == 0
+    assert "\033[32mo\033[0m" in shown
+    status, shown = on_a_terminal(*words, NO_COLOR="1")
+    assert status == 0
+    assert "\033[32m" not in shown
+    assert "oooooooooo" in shown

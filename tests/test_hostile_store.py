@@ -91,7 +91,7 @@ def spoil(codec: str, content: bytes) -> dict[str, Spoilt]:
         "payload-of-another-codec": Spoilt(compressor(CODECS[CODECS.index(codec) - 1])(content), mark, cut),
         "content-rubbish": of(rubbish, "its header counts"),
         "content-empty": of(b"", "only 0 bytes"),
-        "content-short": of(content[:-12], "7216 bytes, its header says 7228"),
+        "content-short": of(content[:-12], "7216 bytes, its header declares 7228"),
         "content-long": of(content + b"\0", "its content is longer than the 7228 bytes"),
         "content-declares-4-gb": of(header(1 << 32) + content[28:], r"its header declares 42949\d+ bytes, more than"),
         "content-not-that-of-the-mark": Spoilt(compress(flip(content, 999)), mark, changed),

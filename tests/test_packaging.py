@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import Program, contents
 
+from whisperbackup import __version__
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -49,13 +51,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch / "dist"
 
 
-def install(folder: Path, built: Path, extra: str = "") -> Path:
-    """Install the wheel into a fresh environment; the folder of its programs."""
-    (wheel,) = built.glob("*.whl")
+def install(folder: Path, built: Path, extra: str = "", kind: str = "*.whl") -> Path:
+    """Install the wheel, or the sdist, into a fresh environment; the folder of its programs."""
+    (package,) = built.glob(kind)
     venv.create(folder)
     home = pwd.getpwuid(os.geteuid()).pw_dir  # where pip may have been told which index to use
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]  # one in the environment costs seconds
-    words = [*pip, "install", "--quiet", "--no-compile", f"{wheel}{extra}"]
+    words = [*pip, "install", "--quiet", "--no-compile", f"{package}{extra}"]
     subprocess.run(words, check=True, env={**os.environ, "HOME": home})
     return folder / "bin"
 
@@ -87,6 +89,8 @@ def test_without_extras_a_directory_works_and_s3_says_what_to_install(
 
     for command in ("backup", "list", "verify"):
         assert run(command, "disk").returncode == 0, command
+    assert run("help", "restore").stdout.startswith("# Restore")
+    assert run("help", "stores").stdout.startswith("# ")
     before = contents(program.prefix)
     (program.prefix / "a/b.wsp").unlink()
     assert run("restore", "disk").returncode == 0
@@ -96,7 +100,34 @@ def test_without_extras_a_directory_works_and_s3_says_what_to_install(
     assert "pip install 'whisper-backup[s3]'" in ran.stderr
 
 
-@pytest.mark.skipif(not os.environ.get("EXTRAS"), reason="takes minutes; EXTRAS=1 runs it")
+release = pytest.mark.skipif(not os.environ.get("RELEASE"), reason="takes minutes; `make release-check` runs it")
+
+
+@release
+@pytest.mark.parametrize("kind", ["*.tar.gz", "*.whl"])
+@pytest.mark.servers
+def test_what_is_released_shows_its_version_its_runbook_and_the_demo(built: Path, tmp_path: Path, kind: str) -> None:
+    programs = install(tmp_path / "venv", built, kind=kind)
+    shutil.copy(ROOT / "contrib/demo.py", tmp_path)
+
+    def run(*words: object) -> str:
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+        ran = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+        assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout + ran.stderr
+        return ran.stdout
+
+    assert run(programs / "whisper-backup", "--version") == f"whisper-backup {__version__}\n"
+    assert (ROOT / "docs/restore.md").read_text().splitlines()[0] in run(programs / "whisper-backup", "help", "restore")
+    assert "Every stored point is back." in run(programs / "python", tmp_path / "demo.py")
+
+
+@release
+def test_the_changelog_begins_with_the_version_that_is_released_and_its_date() -> None:
+    (first, *_) = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.fullmatch(rf"{re.escape(__version__)}, 20\d\d-\d\d-\d\d", first)
+
+
+@release
 @pytest.mark.parametrize("extra", ["s3", "swift", "gcs", "all"])
 @pytest.mark.servers
 def test_each_extra_brings_what_its_driver_imports(built: Path, tmp_path: Path, extra: str) -> None:

@@ -17,16 +17,18 @@ import servers
 import whisper
 from conftest import Program, add_point, contents, install_driver
 
-from whisperbackup import options, storage
+from whisperbackup import options, pages, storage
 from whisperbackup.storage import s3
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
-TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
+TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+"""Commands, and what they print if the document shows it."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ", "radosgw-admin ")
+DEAD_NODE = "a-dead-node"
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 METRICS = ("web1/cpu", "web1/load", "web2/cpu")
 RESTORED = {  # the metrics that a block restores into an empty tree
@@ -35,15 +37,21 @@ RESTORED = {  # the metrics that a block restores into an empty tree
 }
 
 
+def examples(page: Path) -> list[tuple[str, str]]:
+    """The commands of a page that are marked as tested, in its order, each with the output that follows, or nothing;
+    without those that create a tree to try them on."""
+    return [found for found in TESTED.findall(page.read_text()) if "/tmp/try" not in found[0]]
+
+
 def blocks(page: Path) -> list[str]:
-    """The commands of a page that are marked as tested, in its order; without those that create a tree to try it on."""
-    return [block for block in TESTED.findall(page.read_text()) if "/tmp/try" not in block]
+    """The tested commands of a page alone."""
+    return [commands for commands, _ in examples(page)]
 
 
-def quick_start() -> str:
-    """The README's commands for somebody who has no tree."""
-    (block,) = [block for block in TESTED.findall(README.read_text()) if "/tmp/try" in block]
-    return block
+def quick_start() -> tuple[str, str]:
+    """The README's commands for somebody who has no tree, and their output."""
+    (found,) = [found for found in TESTED.findall(README.read_text()) if "/tmp/try" in found[0]]
+    return found
 
 
 PAGES = [page for page in (README, *DOCS) if blocks(page)]
@@ -93,19 +101,31 @@ def type_in(newcomer: Program, machine: Path, commands: str, store: str = "disk"
     return done.stdout, done.stderr
 
 
-def masked(output: str, newcomer: Program) -> str:
-    """Output without what differs from run to run: folders, times, sizes."""
+def masked(output: str, newcomer: Program, machine: Path) -> list[str]:
+    """The lines of an output without what differs from run to run: folders, times, sizes."""
+    for ours, theirs in {
+        str(machine / "etc"): "/etc",
+        str(newcomer.store): "/tmp/try/backups",
+        str(newcomer.prefix): "/tmp/try/whisper",
+        "/opt/graphite/storage/whisper": "/tmp/try/whisper",
+        "s3 'graphite-backups'": "disk '/tmp/try/backups'",
+        f"s3 '{DEAD_NODE}'": "disk '/tmp/try/backups'",
+    }.items():
+        output = output.replace(ours, theirs)
+    output = re.sub(r", at 127\.0\.0\.1:\d+", "", output)
     output = re.sub(r"(?<=whisper-backup )\d+(\.\d+)+", "N", output)
-    output = output.replace(str(newcomer.store), "/tmp/try/backups").replace(str(newcomer.prefix), "/tmp/try/whisper")
-    return re.sub(r"\d[\d,.]*(?= bytes| s\b| kB)", "N", output).strip()
+    output = output.replace("taken_whole 3, ", "")  # of files that were born within the second, before the run
+    output = re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "T", output)
+    output = re.sub(r"\d[\d,.]*(?= bytes| s\b| kB)|(?<=_bytes )\d+|(?<=, points )\d+|(?<= gz )\d+", "N", output)
+    return sorted(re.sub(" +", " ", line.strip()) for line in output.strip().splitlines())
 
 
 def test_the_quick_start_prints_what_the_readme_shows(newcomer: Program, machine: Path) -> None:
     (machine / "etc/whisper-backup.conf").unlink()
     newcomer.prefix.rmdir()
-    printed, logged = type_in(newcomer, machine, quick_start())
-    (shown,) = re.findall(r"```text\n(Created.*?)```", README.read_text(), re.DOTALL)
-    assert masked(printed + logged, newcomer) == masked(shown, newcomer)
+    commands, shown = quick_start()
+    printed, logged = type_in(newcomer, machine, commands)
+    assert masked(printed + logged, newcomer, machine) == masked(shown, newcomer, machine)
     assert (newcomer.prefix / "servers/web1/cpu.wsp").exists()
 
 
@@ -120,12 +140,13 @@ def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machin
     for path in newcomer.store.glob("node1/servers.*/20*"):  # the dates that are restored as of are later than this
         path.rename(path.with_name(LONG_AGO + path.name[len(LONG_AGO) :]))
     restored = []
-    for block in blocks(page):
+    for block, shown in examples(page):
         is_restore = re.search(r"\brestore\b|gunzip", block)
         if is_restore:
             for path in newcomer.prefix.rglob("*.wsp"):
                 path.unlink()
-        _, logged = type_in(newcomer, machine, block)
+        printed, logged = type_in(newcomer, machine, block)
+        assert not shown or masked(printed + logged, newcomer, machine) == masked(shown, newcomer, machine)
         if "SCRATCH" in block:
             assert logged.count("restore complete: 2 examined, 2 created") == 1
         if is_restore and "--until" not in block:
@@ -139,7 +160,7 @@ def test_each_block_of_commands_works_in_a_fresh_shell(newcomer: Program, machin
 @pytest.mark.slow
 def test_the_commands_for_a_dead_node_restore_it_from_s3(newcomer: Program, machine: Path) -> None:
     store = servers.store("s3-rclone")
-    words, bucket = " ".join([store.driver, *store.arguments]), "a-dead-node"
+    words, bucket = " ".join([store.driver, *store.arguments]), DEAD_NODE
     newcomer.environment |= store.environment
     for number, metric in enumerate(METRICS):
         newcomer.write(f"servers.{metric.replace('/', '.')}", number)
@@ -150,8 +171,9 @@ def test_the_commands_for_a_dead_node_restore_it_from_s3(newcomer: Program, mach
         path.unlink()
     newcomer.state.unlink()
     page = ROOT / "docs/restore.md"
-    for block in blocks(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
-        type_in(newcomer, machine, block, words, bucket)
+    for block, shown in examples(page)[: next(n for n, block in enumerate(blocks(page)) if "servers.web1" in block)]:
+        output = "".join(type_in(newcomer, machine, block, words, bucket))
+        assert not shown or masked(output, newcomer, machine) == masked(shown, newcomer, machine)
     assert contents(newcomer.prefix) == before
 
 
@@ -165,6 +187,14 @@ def test_a_file_comes_back_by_hand_whatever_its_codec(newcomer: Program, machine
     assert "cpu.wsp: OK" in type_in(newcomer, machine, by_hand)[0]
     assert path.read_bytes() == content
     assert whisper.info(str(path))
+
+
+def test_every_output_that_is_shown_is_compared() -> None:
+    for page in (README, *DOCS):
+        outputs = re.findall(r"```(?:text|console)\n.*?```", page.read_text(), re.DOTALL)
+        compared = [shown for _, shown in TESTED.findall(page.read_text()) if shown]
+        formulas = [output for output in outputs if "applyByNode(" in output]
+        assert len(outputs) == len(compared) + len(formulas), page.name
 
 
 def test_the_readme_is_short() -> None:
@@ -211,8 +241,8 @@ def test_every_path_in_the_repository_that_is_named_is_there(document: Path) -> 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_make_target_that_is_named_is_one(document: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)`", document.read_text())) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", document.read_text())) <= targets
 
 
 def test_every_command_line_of_readme_and_docs_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +252,9 @@ def test_every_command_line_of_readme_and_docs_is_understood(monkeypatch: pytest
     given = [words for text in commands for words in line.findall(text)]
     assert len(given) > 40
     for words in given:
-        if "--help" not in words and "[options]" not in words:
+        if words.startswith("help"):
+            assert set(words.split()[1:]) <= {*options.COMMANDS, *pages.names()}
+        elif "--help" not in words and "[options]" not in words:
             options.parse(shlex.split(words.replace("2>&1", "")))
 
 
@@ -241,21 +273,79 @@ def test_every_storage_argument_of_the_docs_is_one() -> None:
     assert set(re.findall(r"`([a-z_]+)=", text)) == set(s3.ARGUMENTS)
 
 
-def test_every_message_that_the_faq_explains_is_one_of_ours() -> None:
-    texts = []
+def text_of(node: ast.AST) -> str:
+    """The text of a string, with … for what is put in; empty for anything else."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return re.sub(r"%\w", "…", node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def sources() -> Iterator[ast.AST]:
     for path in (ROOT / "whisperbackup").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                texts.append(
-                    "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in node.values)
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
-    ours = "\n".join(texts)
+        yield from ast.walk(ast.parse(path.read_text()))
+
+
+def explained() -> list[str]:
+    """The messages in the FAQ."""
     shown = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
-    assert len(shown) > 30
-    missing = [message for message in shown for part in message.split("…") if part.strip() not in ours]
-    assert missing == []
+    assert len(shown) > 90
+    return shown
+
+
+def test_every_message_that_the_faq_explains_is_one_of_ours() -> None:
+    ours = "\n".join(filter(None, map(text_of, sources())))
+    assert [message for message in explained() for part in message.split("…") if part.strip() not in ours] == []
+
+
+FATAL = {"CannotRun", "NoTree", "WorkerLost", "StorageError", "NotFound", "AccessDenied", "Unavailable", "NotDeleted"}
+FATAL |= {
+    "UnsortedListing",
+    "MissingLibrary",
+    "CannotPlace",
+    "Differs",
+    "Locked",
+    "TooLarge",
+    "BadBackup",
+    "GoneBackup",
+}
+NEEDS_NO_MORE = (  # it is no error, or the message is the whole story
+    "is not in …",
+    "-c … is in the future, so the newest backups are used",
+    "-c is ignored: backup stores current files",
+    "metrics have no backup as old as",
+    "the noop store keeps nothing",
+    "…: not compared: …",
+    "… incomplete: …",
+    "… ended early: …",
+    "'…' does not exist",
+    "the object or the",
+    "it does not exist in bucket",
+    "the service …",
+    "… answers …",
+)
+
+
+def test_the_faq_explains_every_message_of_ours() -> None:
+    """But those for a wrong command line or configuration, which name the place and the remedy."""
+    messages = set()
+    for node in sources():
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            arguments = node.args if name in FATAL | {"warning", "fail"} else []
+        elif (
+            isinstance(node, ast.Tuple)
+            and node.elts
+            and isinstance(node.elts[0], ast.Name)
+            and node.elts[0].id in FATAL
+        ):
+            arguments = node.elts[1:]  # a remedy for a service's error
+        else:
+            continue
+        messages |= {text for text in map(text_of, arguments) if " " in text.strip("… ") and len(text) > 12}
+    parts = [[part.strip() for part in message.split("…") if part.strip()] for message in explained()]
+    assert len(messages) > 100
+    unknown = {text for text in messages if not any(all(part in text for part in known) for known in parts)}
+    assert sorted(text for text in unknown if not any(known in text for known in NEEDS_NO_MORE)) == []
 
 
 def test_every_driver_has_its_part_of_the_docs() -> None:

@@ -205,7 +205,7 @@ def test_a_short_file_whose_header_is_not_its_backups_is_not_extended(
     path.write_bytes(live)
     placed = placer(program.prefix).place(b"a.wsp", full)
     assert placed.how == "created"
-    assert "its header says" in placed.warning
+    assert "its header declares" in placed.warning
     assert "moved aside" in placed.warning
     assert path.read_bytes() == full
     (aside,) = program.prefix.glob("a.wsp.broken-*")

@@ -1,3 +1,3 @@
-"""Back up a tree of Graphite whisper files into durable storage, and bring any part of it back."""
+"""Back up a tree of Graphite whisper files into durable storage, and restore any part of it."""
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from whisperbackup import __version__, settings, storage
+from whisperbackup import __version__, pages, settings, storage
 from whisperbackup.report import carbon, prometheus
 from whisperbackup.repository import compression, dates
 from whisperbackup.repository.stamps import seconds
@@ -33,7 +33,8 @@ from whisperbackup.util import Keep
 
 USAGE = """whisper-backup [options]
                       backup|increment|restore|purge|prune|list|verify|doctor
-                      disk|gcs|noop|s3|swift [storage args]"""
+                      disk|gcs|noop|s3|swift [storage args]
+       whisper-backup help [COMMAND|PAGE]"""
 ABOUT = {
     "backup": "store every metric whose file changed, then purge",
     "increment": "store the points written since the last increment or backup",
@@ -44,6 +45,9 @@ ABOUT = {
     "verify": "read backups and check them",
     "doctor": "check this machine, the store and the last runs, with remedies",
 }
+HELP = "help"
+RUNBOOK = "restore"
+"""The page of emergencies; it is shown instead of the help of the command with the same name."""
 STORES = {
     "disk": "a directory",
     "gcs": "Google Cloud Storage",
@@ -453,7 +457,10 @@ class _Parser(optparse.OptionParser):
             return "\n".join([usage, f"{ABOUT[self.command]}\n", self.format_option_help(formatter)])
         parts = [
             f"Usage: {USAGE}\n",
-            _shown("Commands", ABOUT),
+            _shown(
+                "Commands", ABOUT | {HELP: f"show a command's options, or a page; for emergencies: {HELP} {RUNBOOK}"}
+            ),
+            f"Pages: {_listed(pages.names())}\n",
             _shown("Stores", STORES),
             f"Storage args: {STORAGE_ARGS}\n",
             self.format_option_help(formatter),
@@ -462,6 +469,10 @@ class _Parser(optparse.OptionParser):
             _shown("Exit status", STATUS),
         ]
         return "\n".join(parts)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return textwrap.fill(", ".join(words), 78, initial_indent=" " * 7, subsequent_indent=" " * 7).strip()
 
 
 def _shown(title: str, rows: dict[str, str]) -> str:
@@ -480,6 +491,8 @@ def parse(words: list[str]) -> Options:
     """Parse and check the command line; an invalid one ends the process with status 2 and one line."""
     parser = make_parser()
     values, arguments = parser.parse_args(words)
+    if arguments[:1] == [HELP]:
+        parser.exit(_help(parser, arguments[1:]))
     command = _command(parser, arguments)
     configured, config = _apply_settings(parser, values, command, words)
     (driver, *storage_arguments) = _store(parser, arguments[1:] or configured.get(settings.STORE))
@@ -534,6 +547,25 @@ def parse(words: list[str]) -> Options:
     }
     fields = (field.name for field in dataclasses.fields(Options))
     return Options(**{name: made[name] if name in made else getattr(values, name) for name in fields})
+
+
+def _help(parser: _Parser, topics: list[str]) -> int:
+    """Show what `help` was asked for; the exit status."""
+    installed = pages.names()
+    topic = topics[0] if topics else None
+    if topic and topic not in (*COMMANDS, *installed):
+        parser.error(f"no help on '{topic}'; {_meant(topic, [*COMMANDS, *installed])}")
+    if topic in installed:
+        shown = pages.text(topic)
+        if topic in COMMANDS:
+            shown += f"\nThe options: whisper-backup {topic} --help\n"
+    else:
+        shown = make_parser(topic).format_help()
+    try:
+        pages.show(shown)
+    except OSError as error:
+        parser.exit(1, f"whisper-backup: cannot write to standard output: {error.strerror}\n")
+    return 0
 
 
 def _command(parser: _Parser, arguments: list[str]) -> str:

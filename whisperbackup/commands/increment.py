@@ -64,7 +64,7 @@ def run(options: Options, stats: RunStats) -> int:
             )
         stamp = found.next_stamp()
         logger.info(
-            "points since %s (the begin of %s, less %d seconds)",
+            "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
         )  # fmt: skip
         work = _Work(options, stats, driver, stamp, window)
@@ -219,7 +219,9 @@ class _Work:
         """What the next increment has to begin earlier for."""
         owed = still_owed(self.window, self._failed, self._unseen)
         if owed is None:
-            logger.warning("more than 10,000 metrics could not be read: the next increment begins where this one began")
+            logger.warning(
+                "more than 10,000 metrics could not be read: the next increment has the points since the same time"
+            )
         else:
             self.stats.count(Count.OWED, len(owed))
         return owed

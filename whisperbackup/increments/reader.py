@@ -72,7 +72,7 @@ def read_frame(frame: Frame, packed: bytes, last: bytes) -> list[Stored]:
     content = unpack(packed)
     records = [Stored(key, content[begin:end]) for key, begin, end in split(content)]
     if len(records) != frame.records or records[0].key != frame.first.encode("utf-8", "surrogatepass"):
-        raise CorruptIncrement(f"it has {len(records)} records from {records[0].key!r} on, the manifest says otherwise")
+        raise CorruptIncrement(f"it has {len(records)} records from {records[0].key!r} on, not those of the manifest")
     for record in records:
         if record.key <= last:
             raise CorruptIncrement(f"{record.key!r} comes after {last!r}")
@@ -137,5 +137,5 @@ def check_part(part: Part, pieces: Iterable[bytes], last: str = "") -> tuple[str
             del rest[: frame.length]
             frame = next(frames, None)
     if size != part.size or digest.hexdigest() != part.sha256:
-        raise CorruptIncrement(f"part {part.name}: its size or SHA-256 is not what the manifest says")
+        raise CorruptIncrement(f"part {part.name}: its size or SHA-256 differs from the manifest")
     return decode_key(last_key) if last_key else "", points

@@ -112,7 +112,7 @@ def split(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         after = offset + SIZE.size + size
         key_end = offset + key_at + key_size
         if after > end or key_end > after:
-            raise CorruptIncrement(f"the record at byte {offset} says that it has {size} bytes")
+            raise CorruptIncrement(f"the record at byte {offset} declares {size} bytes")
         yield content[offset + key_at : key_end], offset, after
         offset = after
 
@@ -126,7 +126,7 @@ def decode(content: bytes) -> Record:
         raise CorruptIncrement(f"a record of {len(content)} bytes")
     size, key_size, flags, count, version, read = START.unpack_from(content)
     if size + SIZE.size != len(content):
-        raise CorruptIncrement(f"a record of {len(content)} bytes that says {size + SIZE.size}")
+        raise CorruptIncrement(f"a record of {len(content)} bytes that declares {size + SIZE.size}")
     header_at = START.size + key_size
     rings_at = header_at + METADATA.size + count * ARCHIVE_INFO.size
     runs_at = rings_at + count * PAIR.size

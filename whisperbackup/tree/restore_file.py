@@ -492,7 +492,9 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
     may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")
     if len(live) < size and header.archives != format.parse_header(content).archives:
         # One flipped bit in its last archive's length would make gigabytes of it, and a layout that nobody wanted.
-        return Plan(broken=f"{len(live)} bytes, its header says {size} and is not its backup's", may_be_new=may_be_new)
+        return Plan(
+            broken=f"{len(live)} bytes, its header declares {size} and is not its backup's", may_be_new=may_be_new
+        )
     whole = _extended(live, header)[:size]
     return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
 

@@ -108,7 +108,7 @@ def damage(content: Content) -> Damage | None:
 def _wrong_size(content: Content, size: int) -> Damage | None:
     if len(content) == size:
         return None
-    return Damage(f"{len(content)} bytes, its compressed header says {size}", len(content) < size)
+    return Damage(f"{len(content)} bytes, its compressed header declares {size}", len(content) < size)
 
 
 def _is_version_1(content: Content) -> bool:

@@ -99,7 +99,7 @@ def check(content: bytes | bytearray) -> None:
     expected = parse_header(content).file_size
     if len(content) != expected:
         kind = ShortFile if len(content) < expected else CorruptFile
-        raise kind(f"{len(content)} bytes, its header says {expected}")
+        raise kind(f"{len(content)} bytes, its header declares {expected}")
 
 
 def declared_size(beginning: bytes, ceiling: int) -> int | None:
