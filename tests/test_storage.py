@@ -35,6 +35,7 @@ from whisperbackup.storage.base import (
     Unavailable,
     UsageError,
     get_range,
+    modified,
 )
 from whisperbackup.storage.guarded import Guarded
 from whisperbackup.storage.noop import Noop
@@ -317,6 +318,16 @@ def test_a_driver_that_reads_no_parts_is_asked_for_the_whole() -> None:
             assert get_range(driver, "key", offset, length) == b"0123456789"[offset : offset + length]
     with pytest.raises(NotFound):
         get_range(Noop(), "key", 0, 1)
+
+
+def test_a_store_tells_when_it_wrote_an_object(driver: Driver) -> None:
+    before = time.time()
+    driver.put("a", b"x")
+    written = modified(driver, "a")
+    assert written is not None
+    assert before - 1 <= written <= time.time() + 1  # it may be rounded either way
+    with pytest.raises(NotFound):
+        modified(driver, "b")
 
 
 def test_threads_share_a_driver(driver: Driver) -> None:

@@ -68,7 +68,7 @@ STATUS = {
     "0": "all done",
     "1": "could not run: no store, credentials, tree or match; lock busy",
     "2": "wrong command line or configuration",
-    "3": "ran, but some metrics failed; each is named on stderr",
+    "3": "ran, but some metrics, or checks of doctor, failed; each is named",
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)

@@ -266,8 +266,7 @@ def rights(driver: Driver, options: Options, now: float) -> Iterator[Line]:
         wrong = "is not listed" if is_same else "has another content"
         yield Line("rights", FAILURE, f"the probe object {key} {wrong}", "check the endpoint, and proxies before it")
     yield _delete(driver, key, options.no_delete)
-    if written is not None:
-        yield clock(before, after, written)
+    yield clock(before, after, written)
 
 
 def _delete(driver: Driver, key: str, no_delete: bool) -> Line:
@@ -287,8 +286,10 @@ def _delete(driver: Driver, key: str, no_delete: bool) -> Line:
     )
 
 
-def clock(before: float, after: float, written: float) -> Line:
+def clock(before: float, after: float, written: float | None) -> Line:
     """Compare when the store dates an object with when it was put here; the store may know whole seconds only."""
+    if written is None:
+        return Line("clock", WARNING, "the store does not tell its time", "see that NTP runs on this machine")
     ahead = min(0.0, after - (written - 1)) + max(0.0, before - (written + 1))
     if abs(ahead) < SKEW:
         return Line("clock", OK, "this machine and the store have the same time")
