@@ -147,7 +147,9 @@ def test_dates_in_any_common_spelling(text: str, stamp: str) -> None:
     assert parse_date(text, datetime(2026, 11, 25, 6, 30, 5, tzinfo=UTC)) == stamp
 
 
-@pytest.mark.parametrize("text", ["2", "2x", "h", "999999w", "yesterday 25:00", "2m", "yesterday tomorrow"])
+@pytest.mark.parametrize(
+    "text", ["2", "2x", "h", "999999w", "yesterday 25:00", "2m", "03-04-2026", "3/4/26", "yesterday now"]
+)
 def test_no_date_is_guessed(text: str) -> None:
     with pytest.raises(ValueError, match="ISO 8601"):
         parse_date(text, datetime(2026, 11, 25, tzinfo=UTC))

@@ -61,6 +61,23 @@ def test_each_storage_path_is_counted(program: Program) -> None:
     assert [json.loads(line)["storage_path"] for line in below] == ["node2/x/"]
 
 
+def test_a_summary_of_a_damaged_store_counts_what_is_whole(program: Program) -> None:
+    two_nodes(program)
+    (run,) = (program.store / "node1/.runs").iterdir()
+    run.write_text('{"format": 1, "files": "many"')
+    for payload in (program.store / "node2/x/a.b").glob("*.zst"):
+        payload.unlink()
+    (increment := program.store / "node2/x/.increments" / STAMP.format(2)).mkdir(parents=True)
+    (increment / "manifest.json").write_text("[]")
+    printed = program("list", "disk", "--summary", "--json")
+    one, two = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    assert (one["metrics"], one["backups"], one["last_run"]) == (2, 2, None)
+    assert f"node1/.runs/{run.name} is damaged" in printed
+    assert (two["metrics"], two["backups"], two["orphans"], two["newest"]) == (1, 0, 1, "")
+    table = program("list", "disk", "--summary", "-q").splitlines()
+    assert [row.split()[0] for row in table if row.startswith("node")] == ["node1/", "node2/x/"]
+
+
 def test_a_summary_of_nothing_says_so(program: Program) -> None:
     two_nodes(program)
     assert "node3" in program("list", "disk", "--summary", "--storage-path", "node3", status=1)
