@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from whisperbackup import __version__, settings, storage
-from whisperbackup.report import carbon, prometheus
+from whisperbackup.report import carbon
 from whisperbackup.repository import compression, dates
 from whisperbackup.repository.stamps import seconds
 from whisperbackup.runtime import clock
@@ -199,6 +199,12 @@ def _storage_path(text: str) -> str:
     if not text.isprintable():  # this includes bytes of argv that are not UTF-8
         raise ValueError("printable UTF-8 only")
     return text if not text or text.endswith("/") else text + "/"
+
+
+def _prometheus_file(text: str) -> str:
+    if not text.endswith(".prom") or not os.path.basename(text).removesuffix(".prom"):
+        raise ValueError("a file that ends in .prom, in the directory of node_exporter's textfile collector")
+    return text
 
 
 def _codec(text: str) -> str:
@@ -389,7 +395,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
                 text="counters are named PREFIX.<node>.<command>.<counter>"),
-            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=prometheus.parse_file,
+            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=_prometheus_file,
                 commands=WORKING, text="write the run's counters to this file of node_exporter's textfile collector"),
         ],
         "Settings and help": [

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from whisperbackup.commands import (
     WrongStoragePath,
-    expected,
     list_runs,
     list_summary,
     nothing_matches,
@@ -130,7 +129,13 @@ def _run(options: Options) -> int:
 def _with_progress(metrics: Iterable[Metric], options: Options, driver: Driver) -> Iterator[Metric]:
     """Yield `metrics`; show a bar, unless another program reads the list: that may use the same terminal."""
     is_read = not sys.stdout.isatty() and not stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    with bar("list", "metrics", options.quiet or is_read, lambda: expected.metrics(options, driver)):
+
+    def about() -> int:
+        from whisperbackup.commands import expected  # and all that it imports, for a bar alone
+
+        return expected.metrics(options, driver)
+
+    with bar("list", "metrics", options.quiet or is_read, about):
         for number, metric in enumerate(metrics, 1):
             yield metric
             advance(number)
