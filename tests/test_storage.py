@@ -598,6 +598,19 @@ def test_swift_reports_the_keys_that_could_not_be_deleted(new_name: Callable[[St
 
 
 @pytest.mark.servers
+def test_an_acl_of_swift_that_allows_writing_allows_deleting(new_name: Callable[[Store], str]) -> None:
+    store = servers.store("swift-v1")
+    bucket = new_name(store)
+    put_all(open_store(store, bucket, create=True), {"a": b"x"})
+    owner = swiftclient.Connection(*(store.environment[name] for name in ("ST_AUTH", "ST_USER", "ST_KEY")))
+    owner.post_container(bucket, {"X-Container-Read": "test:reader,.rlistings", "X-Container-Write": "test:reader"})
+    node = open_store(store, bucket, ST_USER="test:reader", ST_KEY="reading")
+    node.put("b", b"y")
+    node.delete(["a", "b"])  # docs/security.md: so a proxy has to refuse it
+    assert keys(node) == []
+
+
+@pytest.mark.servers
 def test_a_service_account_that_google_refuses_is_denied(tmp_path: Path, new_name: Callable[[Store], str]) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
