@@ -18,10 +18,20 @@ def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
     """A line for each run, the oldest first.  Raises StorageError."""
     found = history.look_at_all(driver, storage_path)
     sizes = dict(found.increments)
+    runs: dict[str, str] = {}
+    begun: dict[tuple[object, ...], str] = {}
+    for run in history.runs_of(driver, storage_path, found.runs):
+        # Where the record of its begin could not be replaced, a run has two.
+        same = (run.node, run.prefix, run.begin, run.boot, run.uptime)
+        if run.is_complete:
+            runs.pop(begun.pop(same, ""), None)
+        else:
+            begun[same] = run.stamp
+        runs[run.stamp] = _line(run, _of_run(run), as_json)
     for stamp, kind in sorted([*((s, "backup") for s in found.runs), *((s, "increment") for s in found.complete)]):
         if kind == "backup":
-            for run in history.runs_of(driver, storage_path, [stamp]):
-                yield _line(run, _of_run(run), as_json)
+            if stamp in runs:
+                yield runs[stamp]
         else:
             for made in history.manifests(driver, storage_path, [stamp]):
                 yield _line(made, _of_increment(made, sizes[stamp]), as_json)
