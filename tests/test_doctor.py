@@ -14,6 +14,7 @@ import pytest
 import servers
 from conftest import Program
 from servers import TroubleProxy, refuse_deletions
+from test_progress import shown
 from test_stores import connect, stored
 
 from whisperbackup.commands import doctor
@@ -149,6 +150,27 @@ def test_a_clock_that_differs_from_the_stores(program: Program, kind: str) -> No
     assert line["result"] == ("failure" if abs(ahead) >= doctor.MUCH_SKEW else "warning")
     assert re.search(rf"{'behind' if ahead > 0 else 'ahead of'} the store's$", line["text"])
     assert "NTP" in line["remedy"]
+
+
+def test_quiet_and_without_a_tree(program: Program) -> None:
+    program.write("a.b")
+    program("backup")
+    printed = program("doctor", "disk", "-q")
+    assert [line.split(":")[0] for line in printed.splitlines() if line[0] != " "] == ["warning  locking"]
+    (program.prefix / "a/b.wsp").unlink()
+    lines = results(program("doctor", "disk", "--json", "-p", "/dev/null"))
+    assert lines["tree"] == "ok"
+    assert "locking" not in lines
+
+
+def test_on_a_terminal_every_line_fits(program: Program) -> None:
+    program.write("a.b")
+    program("backup")
+    screen = shown(program, "doctor", "disk", stdout=None).splitlines()
+    text = " ".join(line.strip() for line in screen)
+    assert f"the last success by {program.stamp} is 0 hours old" in text
+    assert max(len(line) for line in screen if "/" not in line) <= 80  # no path is broken
+    assert all(line[:9].strip() in ("", "ok", "warning") for line in screen)
 
 
 def test_a_store_that_tells_no_time() -> None:

@@ -86,7 +86,8 @@ def _report(settings: Options, stats: RunStats, status: int, error: str | None) 
         ours = prometheus.labels(command=stats.key, bucket=settings.bucket, storage_path=settings.storage_path)
         prometheus.write(settings.prometheus, ours, counters, status, is_success, now)
     if settings.carbon:
-        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{stats.key}"
+        node = settings.carbon_node or carbon.node_name(os.uname().nodename)
+        path = f"{settings.carbon_prefix}.{node}.{stats.key}"
         text = carbon.lines(path, counters, status, is_success, now)
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 

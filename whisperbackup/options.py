@@ -122,6 +122,7 @@ class Options:
     json: bool
     carbon: carbon.Receiver | None
     carbon_prefix: str
+    carbon_node: str | None
     prometheus: str | None
     debris: bool
     summary: bool
@@ -395,6 +396,8 @@ def _table() -> dict[str, list[_Option]]:
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
                 text="counters are named PREFIX.<node>.<command>.<counter>"),
+            _row("--carbon-node", dest="carbon_node", default=None, metavar="NAME", check=carbon.node_name,
+                commands=WORKING, text="<node> in these names, where a machine works for others [this host's name]"),
             _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=_prometheus_file,
                 commands=WORKING, text="write the run's counters to this file of node_exporter's textfile collector"),
         ],

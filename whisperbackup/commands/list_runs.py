@@ -9,6 +9,7 @@ from whisperbackup.increments import history
 from whisperbackup.increments.manifest import Manifest, Run
 from whisperbackup.report import json_lines
 from whisperbackup.runtime.logs import printable
+from whisperbackup.runtime.terminal import folded
 from whisperbackup.storage.base import Driver
 
 Fields = dict[str, object]
@@ -85,7 +86,7 @@ def _line(one: Run | Manifest, fields: Fields, as_json: bool) -> str:
     status = "no end" if fields["status"] is None else f"status {fields['status']}"
     shown = [f"{name} {number}" for name, number in one.counters.items() if number]
     end = whole["end"] or "-"
-    return printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}")
+    return folded(printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}"), 4)
 
 
 def _moment(moment: int) -> str:

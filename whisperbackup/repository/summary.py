@@ -71,10 +71,12 @@ class Summaries:
                     f"the store lists '{key}' after '{last}': it does not sort its keys, so nothing can be counted"
                 )
             last = key
+            if _IS_RECORD.search(key):
+                continue
             path = storage_path_of(key)
             folder, _, end = key.rpartition("/")
             suffix = parse_suffix(end)
             if path is None or suffix is None:
-                self.foreign += not _IS_RECORD.search(key)
+                self.foreign += 1
             else:
                 yield (path, folder[len(path) :]), (suffix, size, md5)
