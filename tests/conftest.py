@@ -22,6 +22,10 @@ import whisper
 
 from whisperbackup.runtime import defaults
 
+# Thousands of processes start here; where no bytecode may be kept, each of them compiles the whole program.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 EFFORT = float(os.environ.get("EFFORT", "1"))
 """How long what repeats or draws at random goes on: 10 is ten times as long as in `make test`."""
 
@@ -57,17 +61,26 @@ SHARING = re.compile(
 """What tests have in their names that go to one worker: they share an expensive fixture of their module, or are each
 more than enough for one server."""
 
+LONG = re.compile(r"test_(stores|model|fill|readme|prune|suite)\.py::")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests whose parameter is a server's name, and begin with those that wait for a minute."""
+    """Mark tests whose parameter is a server's name, and begin with what takes longest."""
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         stores = NETWORK.intersection(value for value in parameters if isinstance(value, str))
         fixtures = set(getattr(item, "fixturenames", ()))
         if stores or "carbon" in fixtures:
             item.add_marker(pytest.mark.servers)
-    items.sort(key=lambda item: "vain_calls" not in getattr(item, "fixturenames", ()))
+    items.sort(key=place)
+
+
+def place(item: pytest.Item) -> int:
+    """Where a test stands: first those that wait for a minute, then the rest of SHARING, and other long ones."""
+    if "vain_calls" in getattr(item, "fixturenames", ()):
+        return 0
+    return 1 if SHARING.search(item.nodeid) else 2 if LONG.search(item.nodeid) else 3
 
 
 @pytest.hookimpl(optionalhook=True)

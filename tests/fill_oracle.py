@@ -24,7 +24,7 @@ class Ring:
     def __init__(self, content: bytes, archive: Archive, now: int) -> None:
         self.step, self.n = archive.step, archive.points
         self.span = self.step * self.n
-        self.slots = [struct.unpack_from(">Ld", content, archive.offset + 12 * slot) for slot in range(self.n)]
+        self.slots = list(struct.iter_unpack(">Ld", content[archive.offset : archive.offset + 12 * self.n]))
         self.base: int | None = self.slots[0][0] or None
         if self.base is None:
             newest = 0

@@ -19,7 +19,7 @@ from whisperbackup.whisper import healing
 from whisperbackup.whisper.format import CorruptFile, parse_header
 from whisperbackup.whisper.healing import Healing, heal
 
-EXAMPLES = budget(4000)
+EXAMPLES = budget(1500)
 NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
 
 Schema = list[tuple[int, int]]
@@ -40,7 +40,7 @@ def make_file(schema: Schema, rings: list[list[tuple[int, float]]], method: int 
 
 def slots_of(content: bytes) -> list[list[tuple[int, float]]]:
     return [
-        [struct.unpack_from(">Ld", content, a.offset + 12 * slot) for slot in range(a.points)]
+        list(struct.iter_unpack(">Ld", content[a.offset : a.offset + 12 * a.points]))
         for a in parse_header(content).archives
     ]
 
@@ -185,30 +185,40 @@ class Pair:
 def check_pair(live: bytes, backup: bytes, now: int, interruptions: int = 6) -> None:
     result = heal(live, backup, now)
     healed = apply(live, result)
-    check_against_oracle(live, backup, now, result, healed)
-    assert heal(healed, backup, now) == ([], 0)
+    oracle = fill_oracle.Oracle(live, backup, now)
+    expected = oracle.run()
+    check_against_oracle(live, now, result, healed, expected)
+    assert heal(healed, backup, now)[:2] == ([], 0)
     states = interrupted(live, result, healing.PAGE)
     for state in random.Random(len(states)).sample(states, min(interruptions, len(states))):
-        check_interrupted(live, backup, now, healed, state)
+        check_interrupted(live, backup, now, healed, state, oracle, expected)
 
 
-def check_interrupted(live: bytes, backup: bytes, now: int, healed: bytes, state: bytes) -> None:
+def check_interrupted(
+    live: bytes,
+    backup: bytes,
+    now: int,
+    healed: bytes,
+    state: bytes,
+    oracle: fill_oracle.Oracle,
+    expected: fill_oracle.Expected,
+) -> None:
     """A killed heal leaves a valid file with every held point; run again it completes; then nothing is left to do."""
     header = parse_header(state)
     assert header == parse_header(live)
     again = apply(state, heal(state, backup, now))
-    assert heal(again, backup, now) == ([], 0)
-    oracle = fill_oracle.Oracle(live, backup, now)
-    expected = oracle.run()
+    assert heal(again, backup, now)[:2] == ([], 0)
     finest = expected.levels[0]
     for content in (state, again):
+        slots = slots_of(content)[0]
         for t, value in finest.held.items():
-            stamp, found = slots_of(content)[0][finest.ring.slot_of(t)]
+            stamp, found = slots[finest.ring.slot_of(t)]
             assert stamp == t and same_bits(found, value)
-    for number, level in enumerate(expected.levels):
+    for number, (level, wholes) in enumerate(zip(expected.levels, slots_of(healed), strict=True)):
         if not level.after:
             continue
-        wholes, now_holds = slots_of(healed)[number], fill_oracle.Ring(again, header.archives[number], now)
+        now_holds = fill_oracle.Ring(again, header.archives[number], now)
+        below: fill_oracle.Points | None = None
         for t in {*level.window, *level.held}:
             slot = level.ring.slot_of(t)
             stamp, found = now_holds.slots[slot]
@@ -216,14 +226,16 @@ def check_interrupted(live: bytes, backup: bytes, now: int, healed: bytes, state
                 continue
             assert number, "the finest archive is what an uninterrupted run makes it"
             assert stamp == t, (number, slot, stamp, t)
-            below = fill_oracle.Ring(again, header.archives[number - 1], now).points()
+            if below is None:
+                below = fill_oracle.Ring(again, header.archives[number - 1], now).points()
             anew = oracle.aggregate(below, t, t + level.step, header.archives[number - 1].step)
             allowed = [level.held.get(t), level.finds.get(t), anew]
             assert any(one is not None and math.isclose(found, one) for one in allowed), (number, t, found, allowed)
 
 
-def check_against_oracle(live: bytes, backup: bytes, now: int, healing: Healing, healed: bytes) -> None:
-    expected = fill_oracle.heal(live, backup, now)
+def check_against_oracle(
+    live: bytes, now: int, healing: Healing, healed: bytes, expected: fill_oracle.Expected
+) -> None:
     header = parse_header(live)
     assert healed[: header.archives[0].offset] == live[: header.archives[0].offset]
     assert healing.points == expected.points
@@ -331,7 +343,7 @@ def test_gaps_are_filled(tmp_path: Path, gone: list[int]) -> None:
 
 def test_identical_files_need_no_writes(tmp_path: Path) -> None:
     backup = whisper_file(tmp_path, ramp(MINUTE - 3540, MINUTE + 60))
-    assert heal(backup, backup, NOW) == ([], 0)
+    assert heal(backup, backup, NOW)[:2] == ([], 0)
 
 
 def test_an_empty_file_becomes_the_backup_and_keeps_its_header(tmp_path: Path) -> None:
@@ -400,7 +412,7 @@ def test_a_nan_is_a_gap(tmp_path: Path) -> None:
 
 def test_a_nan_of_the_backup_fills_nothing(tmp_path: Path) -> None:
     live = whisper_file(tmp_path, {MINUTE: 1.0})
-    assert heal(live, whisper_file(tmp_path, {MINUTE - 60: math.nan}), NOW) == ([], 0)
+    assert heal(live, whisper_file(tmp_path, {MINUTE - 60: math.nan}), NOW)[:2] == ([], 0)
 
 
 METHODS = [whisper.aggregationTypeToMethod[number] for number in range(1, 9) if number != 6]
@@ -596,7 +608,7 @@ def test_steps_of_any_size_cost_no_more_than_the_file(now: int) -> None:
                 rings = [[(t if t % 3 else 0, 1.0) for t in ring] for ring in stamps]
                 files.append(make_file(schema, rings, xff=0))
             healing = heal(files[0], files[1], now)
-            assert heal(apply(files[0], healing), files[1], now) == ([], 0)
+            assert heal(apply(files[0], healing), files[1], now)[:2] == ([], 0)
 
 
 # The writes

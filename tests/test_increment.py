@@ -466,7 +466,7 @@ def test_metrics_of_a_folder_where_nothing_is_left_are_named_by_it() -> None:
 
 
 def age(program: Program, days: float) -> None:
-    """Everything that the store has of runs and increments happened so many days earlier."""
+    """Everything that the store has of runs and increments happened so many days earlier, with pauses as long."""
     driver = driver_of(program)
     found = history.look_at_all(driver, "")
     names = {stamp: moved(stamp, days) for stamp in (*found.complete, *found.runs)}
@@ -479,6 +479,7 @@ def age(program: Program, days: float) -> None:
         for name in ("stamp", "reference", "after_run", "after_increment"):
             if values.get(name):
                 values[name] = names.get(values[name], values[name])
+        values |= {"boot": "", "pause": int(days * 86400)}
         return json.dumps(values).encode()
 
     for key, _ in found.objects:
@@ -580,6 +581,19 @@ def test_what_nothing_confirms_for_long_goes_and_is_named(stored: Program) -> No
     said = stored("backup", "disk")
     assert "has points of b.three that no backup has: deleted" in said
     assert made(stored) == []
+
+
+@pytest.mark.parametrize("leapt", ["now", "20 days ago"])
+def test_what_nothing_confirms_stays_when_the_clock_has_leapt(stored: Program, leapt: str) -> None:
+    old_increment(stored)
+    (stored.prefix / "b/three.wsp").unlink()
+    age(stored, 50)
+    (record,) = (stored.store / ".runs").iterdir()
+    values = {"pause": 0} if leapt == "now" else {"steady_since": int(time.time()) - 20 * 86400}
+    record.write_text(json.dumps(json.loads(record.read_text()) | values))
+    for _ in range(2):
+        stored("backup", "disk")
+        assert set(records(stored)) == {"a.one", "a.two", "b.three"}
 
 
 def test_an_increment_of_which_most_is_unconfirmed_never_goes_by_itself(stored: Program) -> None:

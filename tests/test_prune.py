@@ -38,7 +38,7 @@ def put(program: Program, metric: str, *ends: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["s3-rclone", "s3-swift", "swift-v1", "gcs"])
+@pytest.mark.parametrize("kind", ["s3-rclone", pytest.param("s3-swift", marks=pytest.mark.soak), "swift-v1", "gcs"])
 def test_a_node_that_may_not_delete_backs_up_and_prune_cleans_up(program: Program, kind: str) -> None:
     store = servers.store(kind)
     with TroubleProxy(store.port) as proxy:

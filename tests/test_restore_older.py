@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -156,12 +158,12 @@ def test_only_backups_at_or_before_the_date_are_used(replaced: tuple[Program, Pa
 
 
 def test_a_file_of_another_layout_is_filled_with_what_fits(program: Program) -> None:
-    """Made smaller on purpose: points of the older backup fill gaps in what the new layout has."""
+    """Points of the older backup fill gaps in what the new layout has; the others are a failure."""
     held = make_full(program)
     program("backup")
     path = make_anew(program, schema=[(60, 2_000), (3600, 500)])
     program("backup")
-    program("restore")
+    program("restore", status=3)
     after = points(path)
     recent = {when: value for when, value in held.items() if when > time.time() - 60 * 1_900}
     assert len(recent) > 1_800
@@ -265,3 +267,48 @@ def test_a_tree_whose_disk_is_unmounted_during_a_restore_is_not_restored_beside_
     with pytest.raises(CannotPlace, match="became another folder"):
         restorer.place(b"b.wsp", source.read_bytes())
     assert not list(prefix.iterdir())
+
+
+@pytest.mark.parametrize("small", [[(60, 1440)], [(600, 4000)], [(60, 1440), (3600, 48)]])
+def test_points_that_do_not_fit_into_a_smaller_layout_are_a_failure_with_a_remedy(
+    program: Program, small: list[tuple[int, int]]
+) -> None:
+    held = make_full(program)
+    program("backup")
+    path = make_anew(program, schema=small)
+    program("backup")
+    for options in (["disk", "-n"], [], []):
+        said = program("restore", *options, status=3)
+        assert re.search(rf"{METRIC}: \d+ points of its backup of .* do not fit into the file there", said)
+        assert "1 failed" in said
+        assert "whisper-resize.py, so that it has 60:10000 3600:500 too" in said
+    resize = Path(sys.executable).parent / "whisper-resize.py"
+    subprocess.run([sys.executable, resize, "--nobackup", path, "60:10000", "3600:500"], check=True)
+    assert "0 failed" in program("restore")
+    assert held.items() <= points(path).items()
+
+
+def test_the_newest_backup_may_not_fit_either(program: Program) -> None:
+    make_full(program)
+    program("backup")
+    make_anew(program, schema=[(60, 1440)])
+    assert "do not fit into the file there" in program("restore", status=3)
+
+
+@pytest.mark.parametrize("large", [[(60, 10_000), (3600, 5_000)], [(10, 60_000), (600, 5_040)]])
+def test_in_a_larger_or_finer_layout_everything_fits(program: Program, large: list[tuple[int, int]]) -> None:
+    make_full(program)
+    program("backup")
+    make_anew(program, schema=large)
+    assert "1 healed" in program("restore")
+
+
+def test_what_the_retention_of_the_backup_itself_has_dropped_by_now_is_not_missed(program: Program) -> None:
+    path = make_anew(program, newest=0, schema=[(60, 60), (600, 500)])
+    now = int(time.time())
+    whisper.update_many(str(path), [(now - 60 * age, 1.0) for age in range(30, 55)], now=now)
+    program("backup")
+    make_anew(program, schema=[(60, 20), (600, 500)])
+    assert "do not fit" in program("restore", status=3)
+    make_anew(program, schema=[(60, 59), (600, 501)])
+    assert "0 failed" in program("restore")

@@ -41,7 +41,9 @@ def connect(program: Program, store: Store) -> Callable[..., str]:
         program.bucket = program.bucket or f"end-to-end-{uuid.uuid4().hex[:12]}"
 
     def run(command: str, *options: object, status: int = 0) -> str:
-        return program(command, store.driver, *store.arguments, *options, status=status)
+        # Each worker reads boto3's description of the service, which costs more than all its work here.
+        few = ["-f", "2"] if store.driver == "s3" and command not in ("list", "doctor") else []
+        return program(command, store.driver, *store.arguments, *few, *options, status=status)
 
     return run
 
@@ -67,7 +69,8 @@ def stored(program: Program, store: Store, with_runs: bool = False) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.soak) if kind == "swift-v3" else kind for kind in KINDS]
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.soak) if kind in ("swift-v3", "s3-swift") else kind for kind in KINDS],
 )
 def test_the_whole_life_of_a_tree(small_tree: Program, kind: str) -> None:
     program, store = small_tree, servers.store(kind)
@@ -124,7 +127,7 @@ def plant(program: Program, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("proxied", "count"), [("s3-rclone", 2000), ("gcs", 2000), ("swift-v1", 300)], indirect=["proxied"]
+    ("proxied", "count"), [("s3-rclone", 1100), ("gcs", 1100), ("swift-v1", 300)], indirect=["proxied"]
 )
 def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy], count: int) -> None:
     store, proxy = proxied

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import cramjam
+import fill_oracle
 import numpy as np
 from pieces import Pieces
 from test_fill import apply, check_against_oracle, check_interrupted, interrupted, make_file
@@ -159,12 +160,14 @@ def check_heal(live: bytes, backup: bytes, now: int, pieces: Pieces) -> None:
     assert all(offset in range(len(live) - len(piece) + 1) for offset, piece in result.writes)
     healed = apply(live, result)
     format.check(healed)
-    check_against_oracle(live, backup, now, result, healed)
+    oracle = fill_oracle.Oracle(live, backup, now)
+    expected = oracle.run()
+    check_against_oracle(live, now, result, healed, expected)
     assert healing.heal(healed, backup, now) == ([], 0)
     states = interrupted(live, result, healing.PAGE)
     if states:
         state = states[pieces.between(0, len(states) - 1)]
-        check_interrupted(live, backup, now, healed, state)
+        check_interrupted(live, backup, now, healed, state, oracle, expected)
 
 
 def heal_many_archives(content: bytes) -> None:

@@ -47,11 +47,11 @@ def run(options: Options, stats: RunStats) -> int:
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
-            purge = Purge(purge_rules(options), stats, clock.utc_now())
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
             filled = MARKED if is_marked(driver) else FILLED
             record = RunRecord(options, driver, stats)
+            purge = Purge(purge_rules(options), stats, record.steady)
 
             def on_outcome(outcome: Outcome) -> None:
                 deleter.add(*outcome.deletes)
@@ -71,7 +71,7 @@ def run(options: Options, stats: RunStats) -> int:
                 catalog.report_foreign()
                 ended = record.complete(stats)
                 if not options.no_delete:
-                    expire_increments(driver, options, record.hours, ended, stats)
+                    expire_increments(driver, options, record.hours, ended, record.steady, stats)
             except BaseException:
                 state.save()  # files backed up so far need not be read again
                 raise

@@ -7,7 +7,7 @@ import functools
 from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.pipeline import run_jobs
-from whisperbackup.commands.run_record import expire_increments
+from whisperbackup.commands.run_record import expire_increments, look_at_clock
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -15,7 +15,6 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.deleter import Deleter, Protected
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.prune import Prune, Rules
-from whisperbackup.runtime import clock
 
 DELETED = (Count.REMOVED, Count.PURGED, Count.CAME_BACK, Count.ORPHANS_REMOVED)
 
@@ -39,7 +38,8 @@ def run(options: Options, stats: RunStats) -> int:
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             deleter = Deleter(protected=protected)
-            prune = Prune(rules, stats, clock.utc_now())
+            steady = look_at_clock(driver, options)
+            prune = Prune(rules, stats, steady)
             catalog = open_catalog(options, driver)
             hours: set[str] = set()
             for metric in catalog:
@@ -49,7 +49,7 @@ def run(options: Options, stats: RunStats) -> int:
             run_jobs(pool, prune.jobs(deleter), stats, on_outcome)
             run_jobs(pool, deleter.flush(), stats, on_outcome)
             if prune.saw_any:
-                expire_increments(driver, options, hours, None, stats)
+                expire_increments(driver, options, hours, None, steady, stats)
             catalog.report_foreign()
         if not prune.saw_any:
             raise nothing_matches(options, driver)

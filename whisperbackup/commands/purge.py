@@ -10,7 +10,7 @@ from whisperbackup.commands import check_storage_path, expected
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
-from whisperbackup.commands.run_record import delete_debris
+from whisperbackup.commands.run_record import delete_debris, look_at_clock
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -20,7 +20,6 @@ from whisperbackup.repository.deleter import DeleteObjects, Deleter
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import PendingDelete
 from whisperbackup.repository.purge import Purge, log_return
-from whisperbackup.runtime import clock
 from whisperbackup.tree.walk import LocalFile, check_tree
 
 
@@ -33,10 +32,11 @@ def run(options: Options, stats: RunStats) -> int:
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter()
-            purge = Purge(purge_rules(options), stats, clock.utc_now())
+            steady = look_at_clock(driver, options)
+            purge = Purge(purge_rules(options), stats, steady)
             run_jobs(pool, _remove_void_tombstones(purge.watch(pairs), options, deleter, stats), stats)
             finish_purge(pool, purge, deleter, stats)
-            delete_debris(driver, options, stats)
+            delete_debris(driver, options, steady, stats)
             catalog.report_foreign()
         if not purge.saw_stored and not stats.failed:
             check_storage_path(options, driver)

@@ -24,6 +24,7 @@ from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
 from whisperbackup.whisper import cwhisper, span
+from whisperbackup.whisper.format import parse_header
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file in memory at most
 CANNOT_FILL = (
     "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
     "to restore that backup instead, use -c {stamp} --overwrite"
+)
+UNHELD = (
+    "{points} points of its backup of {stamp} do not fit into the file there, which has fewer or shorter archives; "
+    "enlarge it with whisper-resize.py, so that it has {layout} too, then restore again"
 )
 
 
@@ -161,11 +166,16 @@ class RestoreMetric(NamedTuple):
             chosen = _in_span(content, context)
             if chosen is None:
                 return Placed("already whole", planned=restored.planned)
-            return context.placer.fill(path, chosen, restored.planned)
-        if self.shares:
-            records = self._records(context, backup.stamp, errors)
-            content = self._laid(content, records, context, errors) or content
-        return self._place(context, path, content)
+            placed: Placed | None = context.placer.fill(path, chosen, restored.planned)
+        else:
+            if self.shares:
+                records = self._records(context, backup.stamp, errors)
+                content = self._laid(content, records, context, errors) or content
+            placed = self._place(context, path, content)
+        if placed and placed.unheld:
+            layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
+            errors.append(UNHELD.format(points=placed.unheld, stamp=backup.stamp, layout=layout))
+        return placed
 
     def _restore_from_records(self, context: Context, path: bytes, errors: list[str]) -> Placed | None:
         """Restore a metric without a good backup from its records alone.  `how` is empty if none can be read."""

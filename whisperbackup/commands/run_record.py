@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from whisperbackup import __version__
 from whisperbackup.errors import AccessDenied, StorageError
@@ -21,13 +20,14 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.stamps import next_stamp
+from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
 
-DAY = 86400
+DAY = timedelta(days=1)
 
 
 class RunRecord:
@@ -36,8 +36,10 @@ class RunRecord:
     def __init__(self, options: Options, driver: Driver, stats: RunStats) -> None:
         """Raises StorageError if the store cannot be listed; a record that it refuses is a failure of the run."""
         self._options, self._driver = options, driver
-        begin = int(time.time())
+        moment = _moment()
+        begin = int(moment.now.timestamp())
         found = history.look(driver, options.storage_path, begin)
+        steady = _judged(driver, options, found, moment)
         self._missing = Folding(MAX_OWED)
         self._unsure: list[str] = []
         self._files = 0
@@ -52,15 +54,20 @@ class RunRecord:
             version=__version__,
             begin=begin,
             end=begin,
-            boot=clock.boot_id(),
-            uptime=clock.uptime(),
+            boot=moment.boot,
+            uptime=moment.uptime,
             status=1,
             is_complete=False,
             is_partial=options.selection.wanted is not None,
             after_increment=found.newest,
+            steady_since=steady.since,
+            pause=steady.pause,
         )
         self._has_failed = False
-        self._put(self._run, stats)
+        if not self._put(self._run, stats):
+            steady = steady._replace(doubt=steady.doubt or "the record of this run could not be stored")
+        self.steady = steady
+        """Whether the clock of this run can be trusted."""
 
     def _put(self, run: Run, stats: RunStats) -> Run | None:
         """Store the record; return it, with the stamp that it got, or None."""
@@ -124,7 +131,7 @@ class RunRecord:
             )  # fmt: skip
         run = replace(
             self._run,
-            end=int(time.time()) + 1,
+            end=_now() + 1,
             files=self._files,
             status=3 if stats.failed else 0,
             is_complete=True,
@@ -135,23 +142,65 @@ class RunRecord:
         return self._put(run, stats) or self._run
 
 
-def delete_debris(driver: Driver, options: Options, stats: RunStats) -> None:
+def look_at_clock(driver: Driver, options: Options) -> Steady:
+    """Whether the clock of a run that leaves no record can be trusted.  Raises StorageError."""
+    moment = _moment()
+    return _judged(driver, options, history.look(driver, options.storage_path, moment.now.timestamp()), moment)
+
+
+def _moment() -> Moment:
+    return Moment(clock.utc_now(), clock.boot_id(), clock.uptime())
+
+
+def _now() -> int:
+    return int(clock.utc_now().timestamp())
+
+
+def _judged(driver: Driver, options: Options, found: history.Found, moment: Moment) -> Steady:
+    last = next(history.runs_of(driver, options.storage_path, reversed(found.runs)), None)
+    return judge(Last(last.begin, last.boot, last.uptime, last.steady_since, last.pause) if last else None, moment)
+
+
+def _rules(options: Options, beyond: timedelta | None) -> expire.Rules:
+    keep = options.keep_increments * DAY
+    return expire.Rules(
+        options.storage_path, _seconds(keep), None if beyond is None else _seconds(beyond), options.noop
+    )
+
+
+def _seconds(time: timedelta) -> int:
+    return int(time.total_seconds())
+
+
+def delete_debris(driver: Driver, options: Options, steady: Steady, stats: RunStats) -> None:
     """Delete what killed increments left; a failure is one of the run."""
-    rules = expire.Rules(options.storage_path, options.keep_increments * DAY, None, options.noop)
+    if not steady.covers(DAY):
+        return
+    rules = _rules(options, None)
     try:
-        expire.delete_debris(driver, rules, int(time.time()), stats)
+        expire.delete_debris(driver, rules, _now(), stats)
     except StorageError as error:
         stats.fail("increments", f"cannot delete what killed runs left: {error}")
 
 
-def expire_increments(driver: Driver, options: Options, hours: set[str], run: Run | None, stats: RunStats) -> None:
+def expire_increments(
+    driver: Driver, options: Options, hours: set[str], run: Run | None, steady: Steady, stats: RunStats
+) -> None:
     """Delete the increments and run records that are not needed any more; a failure is one of the run.
 
-    `hours` are those of all backups, as stamps begin; `run` is the record of this run, if it is a backup.
+    `hours` are those of all backups, as stamps begin; `run` is the record of this run, if it is a backup.  Until their
+    days have passed without a leap of the clock, they are kept.
     """
+    keep = options.keep_increments * DAY
     beyond = None if options.purge_days < 0 else options.purge_days * DAY
-    rules = expire.Rules(options.storage_path, options.keep_increments * DAY, beyond, options.noop)
+    if options.purge_anyway:
+        steady = Steady(steady.now)
+    if not steady.covers(max(keep, DAY)):
+        return
+    if beyond is not None and not steady.covers(keep + beyond):
+        beyond = None
+    rules = _rules(options, beyond)
     try:
-        expire.expire(driver, rules, int(time.time()), None if options.selection.wanted else hours, stats, run)
+        expire.expire(driver, rules, _now(), None if options.selection.wanted else hours, stats, run)
     except StorageError as error:
         stats.fail("increments", f"cannot delete the old ones: {error}")

@@ -98,7 +98,7 @@ class Run(Origin):
 
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
-    there were too many to name.
+    there were too many to name.  `steady_since` and `pause` are those of `repository.steady`.
     """
 
     status: int
@@ -107,6 +107,8 @@ class Run(Origin):
     last_stamp: int = 0
     after_increment: str = ""
     unconfirmed: tuple[str, ...] | None = ()
+    steady_since: int = 0
+    pause: int = 0
     counters: dict[str, int] = field(default_factory=dict)
 
     @cached_property

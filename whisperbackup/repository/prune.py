@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import NamedTuple
 
 from whisperbackup.report.counters import Count
@@ -25,9 +24,10 @@ from whisperbackup.repository import keys
 from whisperbackup.repository.catalog import Backup, Metric, look_up
 from whisperbackup.repository.deleter import KEYS_AT_ONCE, DeleteObjects, Deleter, HasDriver, Protected, size_of
 from whisperbackup.repository.outcome import Outcome, PendingDelete
-from whisperbackup.repository.purge import MANY, RemoveOrphan, is_due, is_old, keys_of
+from whisperbackup.repository.purge import KEPT, MANY, ORPHAN_AGE, RemoveOrphan, is_due, is_old, keys_of
 from whisperbackup.repository.retention import dropped, may_drop
 from whisperbackup.repository.spool import Spool
+from whisperbackup.repository.steady import Steady
 from whisperbackup.util import Keep
 
 logger = logging.getLogger(__name__)
@@ -111,13 +111,15 @@ class DeleteDue(NamedTuple):
 class Prune:
     """What one pass over the store finds to delete."""
 
-    def __init__(self, rules: Rules, stats: RunStats, now: datetime) -> None:
+    def __init__(self, rules: Rules, stats: RunStats, steady: Steady) -> None:
         self._rules = rules
         self._stats = stats
-        self._now = now
+        self._now = steady.now
+        self._steady = steady._replace(since=0, doubt="") if rules.anyway else steady
         self.saw_any = False
         """Whether any metric was selected."""
         self._stored = self._missing = self._due = 0  # metrics with a backup; of them
+        self._kept = 0  # those that would be due, could the clock be trusted
         self._spool = Spool[RetainBackups | VoidTombstones | Due | RemoveOrphan]()
 
     def record(self, metric: Metric) -> None:
@@ -132,7 +134,10 @@ class Prune:
             self._stats.count(Count.MISSING)
             self._missing += has_backup
         key = keys.metric_key(self._rules.storage_path, metric.name)
-        if is_due(metric, self._rules.days, self._now):
+        is_over = is_due(metric, self._rules.days, self._now)
+        if is_over and not self._steady.has_shown(self._rules.days):
+            self._kept += has_backup
+        elif is_over:
             self._due += has_backup
             others = tuple(key + suffix for suffix in keys_of(metric, self._now))
             tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
@@ -144,12 +149,14 @@ class Prune:
         newest = metric.backups[-1].stamp if has_backup else ""
         if void := tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones if stamp <= newest):
             self._spool.write(VoidTombstones(metric.name, void))
-        for half in metric.orphans:
+        for half in metric.orphans if self._steady.covers(ORPHAN_AGE) else ():
             if is_old(half, self._now):
                 self._spool.write(RemoveOrphan(metric.name, key, half))
 
     def jobs(self, deleter: Deleter) -> Iterator[RetainBackups | DeleteDue | DeleteObjects | RemoveOrphan]:
         """Yield what was planned, after the end of the pass; nothing, if it looks like a mistake."""
+        if self._kept:
+            logger.warning(KEPT, self._kept, self._steady.remark)
         if self._is_mistake():
             return
         yield from self._deletions_of_due()

@@ -25,6 +25,7 @@ from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.repository.spool import Spool
 from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.repository.steady import Steady
 from whisperbackup.storage.base import Driver, create_all
 from whisperbackup.tree import names
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
@@ -32,6 +33,7 @@ from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 logger = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=1)  # younger ones may be another run's work
+KEPT = "%d metrics that are missing for long enough are kept: %s; --purge-anyway deletes them now"
 MANY = 10  # if at least this many metrics, and half of the store, are missing at once, that is treated as a mistake
 
 
@@ -161,10 +163,11 @@ def is_old(orphan: Orphan, now: datetime) -> bool:
 class Purge:
     """The missing metrics that one pass over tree and store finds, and the actions for them."""
 
-    def __init__(self, rules: Rules, stats: RunStats, now: datetime) -> None:
+    def __init__(self, rules: Rules, stats: RunStats, steady: Steady) -> None:
         self._rules = rules
         self._stats = stats
-        self._now = now
+        self._now = steady.now
+        self._steady = steady._replace(since=0, doubt="") if rules.anyway else steady
         self.saw_any = False
         """Whether any metric was selected, in the tree or in the store."""
         self.saw_stored = False
@@ -176,6 +179,7 @@ class Purge:
         self._here = 0  # in the tree
         self._missing = 0  # not in the tree
         self._due = 0  # of them, those to be deleted
+        self._kept = 0  # those that would be, could the clock be trusted
         self._is_blind = False
         self._root = os.stat(rules.prefix)
         self._spool = Spool[PutTombstone | PurgeMetric | RemoveOrphan]()
@@ -212,15 +216,17 @@ class Purge:
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
-            if tombstone:
+            if tombstone and not self._steady.doubt:
                 self._spool.write(PutTombstone(metric.name, keys.tombstone(key, tombstone)))
-            if is_due:
+            if is_due and not self._steady.has_shown(self._rules.days):
+                self._kept += has_backup
+            elif is_due:
                 self._due += has_backup
                 others = tuple(key + suffix for suffix in keys_of(metric, self._now))
                 tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
                 self._spool.write(PurgeMetric(metric.name, others, tombstones))
                 return
-        if metric.is_canonical:
+        if metric.is_canonical and self._steady.covers(ORPHAN_AGE):
             for half in metric.orphans:
                 if is_old(half, self._now):
                     self._spool.write(RemoveOrphan(metric.name, key, half))
@@ -238,6 +244,7 @@ class Purge:
             return
         if not self._is_same_tree():
             return
+        self._warn_of_leap()
         is_mistake = self._is_mistake()
         for job in self._spool.read():
             if isinstance(job, PutTombstone):
@@ -261,6 +268,15 @@ class Purge:
                 self.deletes_any = deletes
                 deleter.add(PendingDelete(Count.PURGED, job.keys, job.tombstones))
             yield from deleter.full_jobs()
+
+    def _warn_of_leap(self) -> None:
+        if self._steady.doubt and self._rules.days:
+            logger.warning(
+                "%s; in this run no metric is marked as missing or deleted after its days of grace, which are counted "
+                "anew; correct the clock if it is wrong", self._steady.doubt,
+            )  # fmt: skip
+        elif self._kept:
+            logger.warning(KEPT, self._kept, self._steady.remark)
 
     def _is_mistake(self) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""

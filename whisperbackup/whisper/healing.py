@@ -45,10 +45,13 @@ Write = tuple[int, bytes]
 
 class Healing(NamedTuple):
     """`writes` as (offset, bytes), in the order in which to make them; `points` counts the slots of all archives, in
-    the live file's windows, that held nothing and hold a point afterwards (a changed aggregate is not counted)."""
+    the live file's windows, that held nothing and hold a point afterwards (a changed aggregate is not counted).
+    `unheld` counts the backup's points that are within the backup's own retention, but for which the live file's
+    layout has no slot of the same or a finer step."""
 
     writes: list[Write]
     points: int
+    unheld: int = 0
 
 
 class Source(NamedTuple):
@@ -114,7 +117,8 @@ def heal(live: bytes, backup: bytes, now: int) -> Healing:
                 )
             windows.append(window)
         writes = [write for window in reversed(windows) for write in writes_of(window)]
-    return Healing(writes, sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows))
+    unheld = count_unheld(header, other, sources, now) if resample else 0
+    return Healing(writes, sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows), unheld)
 
 
 def heal_archive(
@@ -238,6 +242,16 @@ def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> lis
         since = int(times[-1]) - archive.step * archive.points
         sources.append(Source(archive.step, times, values, since, overlaps_finer))
     return sources
+
+
+def count_unheld(header: Header, other: Header, sources: list[Source], now: int) -> int:
+    """How many points of `sources`, by the layout `other`, have no slot of the same or a finer step in `header`."""
+    spans = {archive.step: archive.step * archive.points for archive in other.archives}
+    count = 0
+    for source in sources:
+        reach = max((a.step * a.points for a in header.archives if a.step <= source.step), default=0)
+        count += int(np.count_nonzero((source.times > now - spans[source.step]) & (source.times <= now - reach)))
+    return count
 
 
 def is_in_place(stamps: Ints, base: int, archive: Archive) -> Bools:
