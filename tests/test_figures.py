@@ -55,6 +55,14 @@ def _held(path: Path) -> list[float]:
     return [value for value in held if value is not None]
 
 
+def test_a_machine_that_prunes_for_others_reports_under_their_names(two: Program, carbon: Carbon) -> None:
+    two("backup", "disk", "--storage-path", "node7")
+    report(carbon, two, "prune", "--storage-path", "node7", "--carbon-node", "node7.example.org")
+    folder = carbon.prefix / "whisper-backup/node7/prune"
+    wait_for(lambda: (folder / "success_time.wsp").exists())
+    assert not (carbon.prefix / f"whisper-backup/{NODE}").exists()
+
+
 def test_the_counters_of_every_command_can_be_read_back(two: Program, carbon: Carbon) -> None:
     began = int(time.time())
     report(carbon, two, "backup")

@@ -9,7 +9,8 @@ import subprocess
 import tracemalloc
 from pathlib import Path
 
-from conftest import Program
+from conftest import Program, add_point
+from test_progress import shown
 
 from whisperbackup.repository.summary import Summaries
 from whisperbackup.storage.base import StoredObject
@@ -57,6 +58,47 @@ def test_each_storage_path_is_counted(program: Program) -> None:
     assert rows[1].split()[-2:] == ["zst", str(payloads(program.store / "node2"))]
     below = program("list", "disk", "--summary", "--json", "-q", "--storage-path", "node2").splitlines()
     assert [json.loads(line)["storage_path"] for line in below] == ["node2/x/"]
+
+
+def test_a_summary_of_a_damaged_store_counts_what_is_whole(program: Program) -> None:
+    two_nodes(program)
+    (run,) = (program.store / "node1/.runs").iterdir()
+    run.write_text('{"format": 1, "files": "many"')
+    for payload in (program.store / "node2/x/a.b").glob("*.zst"):
+        payload.unlink()
+    (increment := program.store / "node2/x/.increments" / STAMP.format(2)).mkdir(parents=True)
+    (increment / "manifest.json").write_text("[]")
+    printed = program("list", "disk", "--summary", "--json")
+    one, two = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    assert (one["metrics"], one["backups"], one["last_run"]) == (2, 2, None)
+    assert f"node1/.runs/{run.name} is damaged" in printed
+    assert (two["metrics"], two["backups"], two["orphans"], two["newest"]) == (1, 0, 1, "")
+    table = program("list", "disk", "--summary", "-q").splitlines()
+    assert [row.split()[0] for row in table if row.startswith("node")] == ["node1/", "node2/x/"]
+
+
+def test_on_a_terminal_a_summary_and_runs_fit(program: Program) -> None:
+    for number in range(3):
+        program.write(f"a.b{number}")
+    node = "node-17.dc1"
+    for codec in ("gz", "zst", "sz"):
+        program("backup", "disk", "--storage-path", node, "-a", codec)
+        add_point(program.prefix / "a/b0.wsp")
+    program("increment", "disk", "--storage-path", node)
+    screen = shown(program, "list", "disk", "--summary", stdout=None).splitlines()
+    assert max(map(len, screen)) <= 80
+    assert screen[-1].split()[-1] in ("bytes", "kB")
+    screen = shown(program, "list", "disk", "--runs", "--storage-path", node, stdout=None).splitlines()
+    assert max(map(len, screen)) <= 80
+    assert sum(line[0] != " " for line in screen) == 4
+
+
+def test_what_doctor_left_is_no_metric(program: Program) -> None:
+    program.write("a.b")
+    program("backup", "disk", "--storage-path", "node1")
+    program("doctor", "disk", "--storage-path", "node1", "--no-delete")
+    (one,) = (json.loads(line) for line in program("list", "disk", "--summary", "--json").splitlines())
+    assert (one["metrics"], one["orphans"]) == (1, 0)
 
 
 def test_a_summary_of_nothing_says_so(program: Program) -> None:

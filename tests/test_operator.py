@@ -154,7 +154,7 @@ def test_the_progress_of_verify_counts_what_it_examines(program: Program, option
     os.close(terminal)
     run.communicate(timeout=60)
     assert run.returncode == 0
-    assert f"0 {unit} [" in said.decode()
+    assert f"0/1 [00:00<?, ? {unit}/s]" in said.decode()
 
 
 # -- the log of verify ------------------------------------------------------------------------------------

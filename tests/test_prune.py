@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,40 @@ def test_a_node_that_may_not_delete_backs_up_and_prune_cleans_up(program: Progra
         left = sorted(key.partition("/")[0] for key in stored(program, store))
         assert left == ["returns"] * 4 + ["stays"] * 2
         assert "2 good" in everywhere("verify")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_store_that_replaces_nothing_without_the_right_to_delete(program: Program) -> None:
+    """So Google Cloud Storage does, and every store under a retention policy."""
+    store = servers.store("s3-rclone")
+    stored_keys: set[bytes] = set()
+
+    def replace_nothing(head: bytes) -> bytes | None:
+        method, key = head.split(b" ", 2)[:2]
+        if method != b"PUT" or key.count(b"/") < 2:
+            return refuse_deletions(head)
+        if key not in stored_keys:
+            stored_keys.add(key)
+            return None
+        status = b"412 Precondition Failed" if b"if-none-match" in head.lower() else b"403 Forbidden"
+        return b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
+
+    path = program.write("a.b")
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = replace_nothing
+        as_node = connect(program, store.through(proxy.port))
+        as_node("backup", "--no-delete")
+        add_point(path, 1.0)
+        assert "1 recorded" in as_node("increment", "--no-delete")
+        add_point(path, 2.0)
+        as_node("backup", "--no-delete")
+        lines = [json.loads(line) for line in as_node("list", "--runs", "--json").splitlines() if line[:1] == "{"]
+        assert [(line["command"], line["status"]) for line in lines] == [("backup", 0), ("increment", 0), ("backup", 0)]
+        assert as_node("list", "--runs").count("no end") == 0
+        assert "the last successful backup" in as_node("doctor", "--no-delete")
+        connect(program, store)("prune", "-r", "1")
+        assert "2 good" in as_node("verify")  # the increment as well
 
 
 @pytest.mark.slow

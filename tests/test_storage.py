@@ -35,6 +35,7 @@ from whisperbackup.storage.base import (
     Unavailable,
     UsageError,
     get_range,
+    modified,
 )
 from whisperbackup.storage.guarded import Guarded
 from whisperbackup.storage.noop import Noop
@@ -319,6 +320,16 @@ def test_a_driver_that_reads_no_parts_is_asked_for_the_whole() -> None:
         get_range(Noop(), "key", 0, 1)
 
 
+def test_a_store_tells_when_it_wrote_an_object(driver: Driver) -> None:
+    before = time.time()
+    driver.put("a", b"x")
+    written = modified(driver, "a")
+    assert written is not None
+    assert before - 1 <= written <= time.time() + 1  # it may be rounded either way
+    with pytest.raises(NotFound):
+        modified(driver, "b")
+
+
 def test_threads_share_a_driver(driver: Driver) -> None:
     def work(thread: int) -> list[bytes]:
         for n in range(25):
@@ -584,6 +595,19 @@ def test_swift_reports_the_keys_that_could_not_be_deleted(new_name: Callable[[St
     with pytest.raises(StorageError, match=r"3 objects.*'a b'.*403"):
         reader.delete(["a b", "missing", "c"])
     assert keys(reader) == ["a b", "c"]
+
+
+@pytest.mark.servers
+def test_an_acl_of_swift_that_allows_writing_allows_deleting(new_name: Callable[[Store], str]) -> None:
+    store = servers.store("swift-v1")
+    bucket = new_name(store)
+    put_all(open_store(store, bucket, create=True), {"a": b"x"})
+    owner = swiftclient.Connection(*(store.environment[name] for name in ("ST_AUTH", "ST_USER", "ST_KEY")))
+    owner.post_container(bucket, {"X-Container-Read": "test:reader,.rlistings", "X-Container-Write": "test:reader"})
+    node = open_store(store, bucket, ST_USER="test:reader", ST_KEY="reading")
+    node.put("b", b"y")
+    node.delete(["a", "b"])  # docs/security.md: so a proxy has to refuse it
+    assert keys(node) == []
 
 
 @pytest.mark.servers

@@ -12,7 +12,7 @@ import sys
 from whisperbackup import __version__, options, storage, util
 from whisperbackup.errors import CannotRun, StorageError, UsageError
 from whisperbackup.options import Options
-from whisperbackup.report import carbon, prometheus
+from whisperbackup.report import carbon
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import dates
 from whisperbackup.repository.stamps import stamp_of
@@ -81,10 +81,13 @@ def _report(settings: Options, stats: RunStats, status: int, error: str | None) 
     is_success = status == 0 and settings.driver != NO_STORE
     now = int(clock.utc_now().timestamp())
     if settings.prometheus:
+        from whisperbackup.report import prometheus
+
         ours = prometheus.labels(command=stats.key, bucket=settings.bucket, storage_path=settings.storage_path)
         prometheus.write(settings.prometheus, ours, counters, status, is_success, now)
     if settings.carbon:
-        path = f"{settings.carbon_prefix}.{carbon.node_name(os.uname().nodename)}.{stats.key}"
+        node = settings.carbon_node or carbon.node_name(os.uname().nodename)
+        path = f"{settings.carbon_prefix}.{node}.{stats.key}"
         text = carbon.lines(path, counters, status, is_success, now)
         carbon.send(settings.carbon, text, min(carbon.TIMEOUT, signals.left_of(signals.STOP_LIMIT)))
 

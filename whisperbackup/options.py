@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from whisperbackup import __version__, pages, settings, storage
-from whisperbackup.report import carbon, prometheus
+from whisperbackup.report import carbon
 from whisperbackup.repository import compression, dates
 from whisperbackup.repository.stamps import seconds
 from whisperbackup.runtime import clock
@@ -72,7 +72,7 @@ STATUS = {
     "0": "all done",
     "1": "could not run: no store, credentials, tree or match; lock busy",
     "2": "wrong command line or configuration",
-    "3": "ran, but some metrics failed; each is named on stderr",
+    "3": "ran, but some metrics, or checks of doctor, failed; each is named",
     "128+N": "stopped by signal N",
 }
 COMMANDS = tuple(ABOUT)
@@ -126,6 +126,7 @@ class Options:
     json: bool
     carbon: carbon.Receiver | None
     carbon_prefix: str
+    carbon_node: str | None
     prometheus: str | None
     debris: bool
     summary: bool
@@ -203,6 +204,12 @@ def _storage_path(text: str) -> str:
     if not text.isprintable():  # this includes bytes of argv that are not UTF-8
         raise ValueError("printable UTF-8 only")
     return text if not text or text.endswith("/") else text + "/"
+
+
+def _prometheus_file(text: str) -> str:
+    if not text.endswith(".prom") or not os.path.basename(text).removesuffix(".prom"):
+        raise ValueError("a file that ends in .prom, in the directory of node_exporter's textfile collector")
+    return text
 
 
 def _codec(text: str) -> str:
@@ -393,7 +400,9 @@ def _table() -> dict[str, list[_Option]]:
             _row("--carbon-prefix", dest="carbon_prefix", default="whisper-backup", metavar="PREFIX",
                 check=carbon.parse_prefix, commands=WORKING,
                 text="counters are named PREFIX.<node>.<command>.<counter>"),
-            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=prometheus.parse_file,
+            _row("--carbon-node", dest="carbon_node", default=None, metavar="NAME", check=carbon.node_name,
+                commands=WORKING, text="<node> in these names, where a machine works for others [this host's name]"),
+            _row("--prometheus", dest="prometheus", default=None, metavar="FILE", check=_prometheus_file,
                 commands=WORKING, text="write the run's counters to this file of node_exporter's textfile collector"),
         ],
         "Settings and help": [

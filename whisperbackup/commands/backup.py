@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from whisperbackup.commands import nothing_to_back_up
+from whisperbackup.commands import expected, nothing_to_back_up
 from whisperbackup.commands.context import Context, MetricJob, open_pool
 from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
@@ -43,7 +43,8 @@ def run(options: Options, stats: RunStats) -> int:
     state = state_of(options)
     with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet, state.count):
+        about = functools.partial(expected.metrics, options, driver)
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
             known_bad = known_bad_of(options)

@@ -25,10 +25,13 @@ from whisperbackup.repository.stamps import seconds
 from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.runtime.defaults import on_this_machine
 from whisperbackup.runtime.logs import printable
+from whisperbackup.runtime.terminal import folded
 from whisperbackup.storage.base import Driver, is_marked, modified
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree, walk
 
+INDENT = 9  # of what belongs to the line before
+NO_TREE = b"/dev/null"
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 CARBON = ("/opt/graphite/conf/carbon.conf", "/etc/carbon/carbon.conf")
 GO_CARBON = ("/etc/go-carbon/go-carbon.conf", "/etc/go-carbon.conf")
@@ -59,9 +62,11 @@ def run(options: Options) -> int:
         if options.json:
             print(json_lines.line(line._asdict()), flush=True)
             continue
-        print(printable(f"{line.result:<7}  {line.check}: {line.text}"), flush=True)
+        if options.quiet and line.result == OK:
+            continue
+        print(folded(printable(f"{line.result:<7}  {line.check}: {line.text}"), INDENT), flush=True)
         if line.remedy:
-            print(printable(f"         {line.remedy}"), flush=True)
+            print(folded(printable(f"{'':{INDENT}}{line.remedy}"), INDENT), flush=True)
     status = 3 if FAILURE in results else 0
     if options.json:
         counts = {"warnings": results.count(WARNING), "failures": results.count(FAILURE)}
@@ -70,8 +75,11 @@ def run(options: Options) -> int:
 
 
 def _checks(options: Options, now: float) -> Iterator[Line]:
-    yield tree(options.prefix)
-    yield from locking()
+    if options.prefix == NO_TREE:
+        yield Line("tree", OK, "not checked, because of -p /dev/null: a machine without a tree")
+    else:
+        yield tree(options.prefix)
+        yield from locking()
     state = state_of(options)
     yield from _store(options, state, now)
     if state.path:  # none with --nostate, or for noop
@@ -266,8 +274,7 @@ def rights(driver: Driver, options: Options, now: float) -> Iterator[Line]:
         wrong = "is not listed" if is_same else "has another content"
         yield Line("rights", FAILURE, f"the probe object {key} {wrong}", "check the endpoint, and proxies before it")
     yield _delete(driver, key, options.no_delete)
-    if written is not None:
-        yield clock(before, after, written)
+    yield clock(before, after, written)
 
 
 def _delete(driver: Driver, key: str, no_delete: bool) -> Line:
@@ -287,8 +294,10 @@ def _delete(driver: Driver, key: str, no_delete: bool) -> Line:
     )
 
 
-def clock(before: float, after: float, written: float) -> Line:
+def clock(before: float, after: float, written: float | None) -> Line:
     """Compare when the store dates an object with when it was put here; the store may know whole seconds only."""
+    if written is None:
+        return Line("clock", WARNING, "the store does not tell its time", "see that NTP runs on this machine")
     ahead = min(0.0, after - (written - 1)) + max(0.0, before - (written + 1))
     if abs(ahead) < SKEW:
         return Line("clock", OK, "this machine and the store have the same time")

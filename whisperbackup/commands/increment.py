@@ -68,7 +68,8 @@ def run(options: Options, stats: RunStats) -> int:
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
         )  # fmt: skip
         work = _Work(options, stats, driver, stamp, window)
-        with reporting(stats, options.quiet):
+        files = window.reference_files
+        with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
             made = Manifest(
                 stamp=stamp,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from whisperbackup.commands import (
@@ -20,6 +22,7 @@ from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.options import Options
 from whisperbackup.report import json_lines
+from whisperbackup.report.progress import advance, bar, make_room
 from whisperbackup.report.run_stats import shown_size
 from whisperbackup.repository.catalog import Metric, newest_at
 from whisperbackup.runtime.logs import printable
@@ -50,6 +53,8 @@ class OutputLost(Exception):
 
 
 def _print_line(line: str) -> None:
+    if sys.stdout.isatty():
+        make_room()
     try:
         print(line)
     except OSError as error:
@@ -80,7 +85,7 @@ def _run(options: Options) -> int:
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = open_catalog(options, driver, state_of(options).split_keys())
-        for metric in catalog:
+        for metric in _with_progress(catalog, options, driver):
             seen += 1
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
@@ -120,6 +125,21 @@ def _run(options: Options) -> int:
         _print_line(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}{more}")
     _flush()
     return 0
+
+
+def _with_progress(metrics: Iterable[Metric], options: Options, driver: Driver) -> Iterator[Metric]:
+    """Yield `metrics`; show a bar, unless another program reads the list: that may use the same terminal."""
+    is_read = not sys.stdout.isatty() and not stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+
+    def about() -> int:
+        from whisperbackup.commands import expected  # and all that it imports, for a bar alone
+
+        return expected.metrics(options, driver)
+
+    with bar("list", "metrics", options.quiet or is_read, about):
+        for number, metric in enumerate(metrics, 1):
+            yield metric
+            advance(number)
 
 
 def _explain(options: Options, driver: Driver, seen: int, foreign: int) -> None:

@@ -9,6 +9,7 @@ from whisperbackup.increments import history
 from whisperbackup.increments.manifest import Manifest, Run
 from whisperbackup.report import json_lines
 from whisperbackup.runtime.logs import printable
+from whisperbackup.runtime.terminal import folded
 from whisperbackup.storage.base import Driver
 
 Fields = dict[str, object]
@@ -18,10 +19,20 @@ def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
     """A line for each run, the oldest first.  Raises StorageError."""
     found = history.look_at_all(driver, storage_path)
     sizes = dict(found.increments)
+    runs: dict[str, str] = {}
+    begun: dict[tuple[object, ...], str] = {}
+    for run in history.runs_of(driver, storage_path, found.runs):
+        # Where the record of its begin could not be replaced, a run has two.
+        same = (run.node, run.prefix, run.begin, run.boot, run.uptime)
+        if run.is_complete:
+            runs.pop(begun.pop(same, ""), None)
+        else:
+            begun[same] = run.stamp
+        runs[run.stamp] = _line(run, _of_run(run), as_json)
     for stamp, kind in sorted([*((s, "backup") for s in found.runs), *((s, "increment") for s in found.complete)]):
         if kind == "backup":
-            for run in history.runs_of(driver, storage_path, [stamp]):
-                yield _line(run, _of_run(run), as_json)
+            if stamp in runs:
+                yield runs[stamp]
         else:
             for made in history.manifests(driver, storage_path, [stamp]):
                 yield _line(made, _of_increment(made, sizes[stamp]), as_json)
@@ -75,7 +86,7 @@ def _line(one: Run | Manifest, fields: Fields, as_json: bool) -> str:
     status = "no end" if fields["status"] is None else f"status {fields['status']}"
     shown = [f"{name} {number}" for name, number in one.counters.items() if number]
     end = whole["end"] or "-"
-    return printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}")
+    return folded(printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}"), 4)
 
 
 def _moment(moment: int) -> str:

@@ -14,6 +14,7 @@ from whisperbackup.report.run_stats import shown_size
 from whisperbackup.repository.summary import Summaries, Summary
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.logs import printable
+from whisperbackup.runtime.terminal import columns
 from whisperbackup.storage.windows import list_in_windows
 
 logger = logging.getLogger(__name__)
@@ -39,14 +40,20 @@ def lines(options: Options, is_terminal: bool) -> Iterator[str]:
     if options.json:
         yield from (json_lines.line(summary.fields()) for summary in summaries)
         return
-    rows = [COLUMNS, *(_row(summary, is_terminal) for summary in summaries)]
+    table = list(_table([COLUMNS, *(_row(summary, is_terminal) for summary in summaries)]))
+    if is_terminal and max(map(len, table)) > columns():
+        table = list(_table([COLUMNS, *(_row(summary, is_terminal, in_total=True) for summary in summaries)]))
+    yield from table
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
     for path, *numbers, stored in rows:
         cells = [f"{path:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True))]
         yield " ".join([*cells, stored])
 
 
-def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
+def _row(summary: Summary, is_terminal: bool, in_total: bool = False) -> tuple[str, ...]:
     def shown(stamp: str) -> str:
         return _age(stamp, clock.utc_now()) if is_terminal and stamp else stamp or "-"
 
@@ -56,6 +63,8 @@ def _row(summary: Summary, is_terminal: bool) -> tuple[str, ...]:
     if summary.increment_bytes:
         size = shown_size(summary.increment_bytes) if is_terminal else summary.increment_bytes
         sizes.append(f"increments {size}")
+    if in_total:
+        sizes = [shown_size(sum(summary.bytes_by_codec.values()) + summary.increment_bytes)]
     last = summary.last_run
     return (
         printable(summary.storage_path) or NO_PATH,

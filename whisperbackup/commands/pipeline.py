@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from whisperbackup.commands import nothing_matches, open_catalog, open_store
+from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
 from whisperbackup.commands.known_store import state_of
 from whisperbackup.errors import Unavailable
@@ -140,15 +140,16 @@ def work_on_backups(
             if is_selected(metric.name):
                 yield metric
 
-    def expected() -> int:
-        return 0 if options.every_backup else state_of(options).count() // options.shares
-
     with open_store(options) as driver:
+
+        def about() -> int:
+            return 0 if options.every_backup else expected.metrics(options, driver) // options.shares
+
         until = seconds(options.date) if options.date else None
         overlay = NO_OVERLAY
         if not options.no_increments:
             overlay = open_overlay(driver, options.storage_path, until, stats.fail)
-        with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet, expected):
+        with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet, about):
             catalog = open_catalog(options, driver, state_of(options).split_keys())
             look_up_now = functools.partial(look_up, driver, options.storage_path)
             used = overlay if reads_records else NO_OVERLAY

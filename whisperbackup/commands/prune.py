@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from whisperbackup.commands import nothing_matches, open_catalog, open_store
+import functools
+
+from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import run_jobs
@@ -34,7 +36,8 @@ def run(options: Options, stats: RunStats) -> int:
         unexplained += outcome.unexplained
 
     with open_store(options) as driver:
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+        about = functools.partial(expected.metrics, options, driver)
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             deleter = Deleter(protected=protected)
             steady = look_at_clock(driver, options)
             prune = Prune(rules, stats, steady)

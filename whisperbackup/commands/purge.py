@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 
-from whisperbackup.commands import check_storage_path
+from whisperbackup.commands import check_storage_path, expected
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
 from whisperbackup.commands.run_record import delete_debris, look_at_clock
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
-from whisperbackup.report.progress import reporting
+from whisperbackup.report.progress import reporting, tick
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import keys
 from whisperbackup.repository.deleter import DeleteObjects, Deleter
@@ -27,7 +28,8 @@ def run(options: Options, stats: RunStats) -> int:
     state = state_of(options)
     with contextlib.closing(open_for_purge(options, state)) as driver:
         check_tree(options.prefix)
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+        about = functools.partial(expected.metrics, options, driver)
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)
             deleter = Deleter()
             steady = look_at_clock(driver, options)
@@ -51,6 +53,7 @@ def _remove_void_tombstones(
         if metric is None:
             continue
         stats.count(Count.EXAMINED)
+        tick(stats)
         if metric.tombstones and isinstance(local, LocalFile):
             log_return(metric.name, options.noop)
             key = keys.metric_key(options.storage_path, metric.name)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from whisperbackup import __version__
-from whisperbackup.errors import StorageError
+from whisperbackup.errors import AccessDenied, StorageError
 from whisperbackup.increments import expire, history
 from whisperbackup.increments.manifest import Run, run_key
 from whisperbackup.increments.names import Folding
@@ -19,6 +19,7 @@ from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.stamps import next_stamp
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
@@ -68,15 +69,24 @@ class RunRecord:
         self.steady = steady
         """Whether the clock of this run can be trusted."""
 
-    def _put(self, run: Run, stats: RunStats) -> bool:
+    def _put(self, run: Run, stats: RunStats) -> Run | None:
+        """Store the record; return it, with the stamp that it got, or None."""
         try:
-            self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
+            try:
+                self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
+            except AccessDenied:
+                if not run.is_complete or self._has_failed:
+                    raise
+                # Google asks for the right to delete where an object is replaced.  The next second is still before
+                # every increment that began during this run.
+                run = replace(run, stamp=next_stamp(datetime.fromisoformat(run.stamp), run.stamp))
+                self._driver.put(self._options.storage_path + run_key(run.stamp), run.to_json())
         except StorageError as error:
             if not self._has_failed:
                 stats.fail("run record", f"cannot store it, so no increment can build on this run: {error}")
             self._has_failed = True
-            return False
-        return True
+            return None
+        return run
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield `pairs` unchanged; note what is not in the tree, and what the walk could not see."""
@@ -129,7 +139,7 @@ class RunRecord:
             unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
             counters=stats.whole_numbers(),
         )
-        return run if self._put(run, stats) else self._run
+        return self._put(run, stats) or self._run
 
 
 def look_at_clock(driver: Driver, options: Options) -> Steady:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup.commands import check_storage_path, open_store
+from whisperbackup.commands import check_storage_path, expected, open_store
 from whisperbackup.commands.context import Context, open_pool
 from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import run_jobs, tree_and_store
@@ -44,7 +44,11 @@ def run(
     """Compare every selected metric; the exit status.  `on_outcome` is called with each outcome."""
     with open_store(options) as driver:
         check_tree(options.prefix)
-        with open_pool(options, driver) as pool, reporting(stats, options.quiet):
+
+        def about() -> int:
+            return expected.metrics(options, driver) // options.shares
+
+        with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state_of(options))
 
             def report(outcome: Outcome) -> None:

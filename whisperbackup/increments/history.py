@@ -109,6 +109,11 @@ def look_at_all(driver: Driver, storage_path: str) -> Found:
     return _found(driver.list(f"{storage_path}."), storage_path)
 
 
+def newest_runs(driver: Driver, storage_path: str) -> list[str]:
+    """The stamps of all backup runs, the newest first.  Raises StorageError."""
+    return list(reversed(_found(driver.list(storage_path + RUNS), storage_path).runs))
+
+
 def _found(listing: Iterable[StoredObject], storage_path: str) -> Found:
     complete: list[str] = []
     stamps: dict[str, None] = {}

@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 PORT = 2003
 TIMEOUT = 5.0  # seconds for everything: looking up the name, connecting, sending
 
-_RECEIVER = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+))(?::(\d{1,5}))?", re.ASCII)
-_PREFIX = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+_RECEIVER = r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+))(?::(\d{1,5}))?"
+_PREFIX = r"[\w-]+(\.[\w-]+)*"
 
 
 class Receiver(NamedTuple):
@@ -26,7 +26,7 @@ class Receiver(NamedTuple):
 
 def parse_receiver(text: str) -> Receiver:
     """`HOST[:PORT]`, an IPv6 address in brackets.  Raises ValueError."""
-    match = _RECEIVER.fullmatch(text)
+    match = re.fullmatch(_RECEIVER, text, re.ASCII)
     port = int(match[3] or PORT) if match else 0
     if match is None or not 1 <= port <= 65535:
         raise ValueError("HOST or HOST:PORT, an IPv6 address in brackets")
@@ -35,7 +35,7 @@ def parse_receiver(text: str) -> Receiver:
 
 def parse_prefix(text: str) -> str:
     """`text`, if a metric's name can begin with it.  Raises ValueError."""
-    if not _PREFIX.fullmatch(text):
+    if not re.fullmatch(_PREFIX, text, re.ASCII):
         raise ValueError("letters, digits, '_' and '-', in parts joined by dots")
     return text
 

@@ -13,7 +13,7 @@ line is the summary, however the run ended (except after `kill -9`):
 In the summary `command` is backup, increment, restore, purge, prune, verify or verify_tree; `status` is the exit
 status; `error` is the reason if the run ended early (status 1, 2, 128+N), else null; `failed` is the number of
 failures.  The rest are all counters of the command (counters.py), even if zero; sizes are in bytes.  Only the summary,
-and a line of `list --runs`, has the key `command`.
+doctor's last line, and a line of `list --runs`, have the key `command`.
 An invalid command line (status 2, at once) prints nothing on stdout.
 
 `list` prints {"metric": "a.b", "backups": [{"stamp": "…", "codec": "gz", "size": 123}]} for each metric, with

@@ -23,6 +23,7 @@ class _Display:
 
     bar: Any = None
     last = 0.0
+    cleared = 0.0  # when the bar was last drawn before it was removed
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def reporting(stats: RunStats, quiet: bool, expected: Callable[[], int] = lambda
     `expected()` is about how much there is to examine, 0 if unknown; a bar then has an end.
     """
     try:
-        with _bar(stats, quiet, expected):
+        with bar(stats.command, COUNTERS[stats.command].unit, quiet, expected):
             yield stats
     except Stopped as stop:
         logger.error("%s %s: %s", stats.command, stop, stats.summary())
@@ -43,7 +44,8 @@ def reporting(stats: RunStats, quiet: bool, expected: Callable[[], int] = lambda
 
 
 @contextlib.contextmanager
-def _bar(stats: RunStats, quiet: bool, expected: Callable[[], int]) -> Iterator[None]:
+def bar(command: str, unit: str, quiet: bool, expected: Callable[[], int]) -> Iterator[None]:
+    """Show a bar, if standard error is a terminal; `advance` moves it."""
     _Display.last = time.monotonic()
     if quiet or not sys.stderr.isatty():
         yield
@@ -54,15 +56,15 @@ def _bar(stats: RunStats, quiet: bool, expected: Callable[[], int]) -> Iterator[
     tqdm.tqdm.monitor_interval = 0  # do not start a thread
     with (
         tqdm.tqdm(
-            desc=stats.command,
+            desc=command,
             total=expected() or None,
-            unit=f" {COUNTERS[stats.command].unit}",
+            unit=f" {unit}",
             dynamic_ncols=True,
             leave=False,
-        ) as bar,
+        ) as shown,
         logging_redirect_tqdm(),
     ):
-        _Display.bar = bar
+        _Display.bar = shown
         try:
             yield
         finally:
@@ -72,7 +74,20 @@ def _bar(stats: RunStats, quiet: bool, expected: Callable[[], int]) -> Iterator[
 def tick(stats: RunStats) -> None:
     """Update the progress bar, or log a line if a minute has passed."""
     if _Display.bar is not None:
-        _Display.bar.update(stats.examined - _Display.bar.n)
+        advance(stats.examined)
     elif time.monotonic() - _Display.last > INTERVAL:
         _Display.last = time.monotonic()
         logger.info("%s so far: %s", stats.command, stats.summary())
+
+
+def advance(done: int) -> None:
+    """Move the bar, if there is one, to `done`."""
+    if _Display.bar is not None:
+        _Display.bar.update(done - _Display.bar.n)
+
+
+def make_room() -> None:
+    """Remove the bar before something else is printed on its terminal; it appears again when it advances."""
+    if _Display.bar is not None and _Display.bar.last_print_t != _Display.cleared:
+        _Display.bar.clear()
+        _Display.cleared = _Display.bar.last_print_t

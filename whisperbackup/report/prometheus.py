@@ -31,13 +31,6 @@ MAX_SIZE = 1 << 20  # bytes
 _SAMPLE = re.compile(rf"({PREFIX}\w+)(\{{.*\}}) (-?[0-9.e+]+)", re.ASCII)
 
 
-def parse_file(text: str) -> str:
-    """`text`, if node_exporter reads a file of that name.  Raises ValueError."""
-    if not text.endswith(".prom") or not os.path.basename(text).removesuffix(".prom"):
-        raise ValueError("a file that ends in .prom, in the directory of node_exporter's textfile collector")
-    return text
-
-
 def labels(**values: str) -> str:
     """Labels in braces."""
     escaped = {

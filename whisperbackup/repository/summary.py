@@ -64,10 +64,12 @@ class Summaries:
     def _parts(self, listing: Iterable[StoredObject]) -> Iterator[tuple[tuple[str, str], Part]]:
         """Storage path and metric of each object, with the object."""
         for key, size, md5 in listing:
+            if _IS_RECORD.search(key):
+                continue
             path = storage_path_of(key)
             folder, _, end = key.rpartition("/")
             suffix = parse_suffix(end)
             if path is None or suffix is None:
-                self.foreign += not _IS_RECORD.search(key)
+                self.foreign += 1
             else:
                 yield (path, folder[len(path) :]), (suffix, size, md5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from datetime import UTC, datetime
 
@@ -42,6 +41,8 @@ def splay(seconds: float) -> None:
         if os.isatty(0) or os.isatty(2):
             logger.info("starting at once: --splay is for runs without a terminal")
             return
+        import random
+
         pause = random.uniform(0, seconds)
         logger.info("starting in %.0f seconds (--splay %g)", pause, seconds)
         time.sleep(pause)

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -377,7 +376,7 @@ def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], 
 
 
 def _temporary_name() -> bytes:
-    return TEMPORARY + f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}-{secrets.token_hex(8)}".encode()
+    return TEMPORARY + f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}-{os.urandom(8).hex()}".encode()
 
 
 def _fsync_folder(folder: bytes) -> None:

@@ -312,6 +312,15 @@ class GoogleCloudStorage:
                 raise
             return self.get(key)[offset : offset + length]
 
+    def modified(self, key: str) -> float | None:
+        blob = self._bucket.blob(key)
+        with self._errors("read", key):
+            blob.reload(**RETRY_POLICY)
+        try:
+            return blob.updated.timestamp() if blob.updated else None
+        except (TypeError, ValueError):
+            return None
+
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
 

@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -286,6 +287,13 @@ class Swift:
             if getattr(error.__cause__, "http_status", None) != ranges.NOT_SATISFIABLE:
                 raise
             return self.get(key)[offset : offset + length]
+
+    def modified(self, key: str) -> float | None:
+        headers = self._call("read", key, lambda swift: swift.head_object(self._bucket, key))
+        try:
+            return parsedate_to_datetime(headers.get("last-modified")).timestamp()
+        except (TypeError, ValueError):
+            return None
 
     def put(self, key: str, body: bytes) -> None:
         self._put(key, body, {})
