@@ -119,12 +119,12 @@ class Store(RuleBasedStateMachine):
         self.backup(days)
         Clock.advance(timedelta(days=1))
         self.backup(days)
-        pause, left = timedelta(days=2), timedelta(days=days, seconds=-1)
+        pause, left = timedelta(days=1.9), timedelta(days=days, seconds=-1)
         while left:
             Clock.advance(min(pause, left))
             self.backup(days)
             left -= min(pause, left)
-            pause *= 2
+            pause *= 1.9
         Clock.advance(timedelta(seconds=1))
         if is_purge:
             self.purge(days)
