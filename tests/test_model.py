@@ -253,6 +253,8 @@ class Store(RuleBasedStateMachine):
             self.note_purge(-1)
         else:
             self.note_backups(is_complete=False)
+            # Which of the metrics that came back it had noted is open.
+            self.tombstones = {name: one.tombstones[-1] for name, one in self.catalog().items() if one.tombstones}
 
     # the model
 
