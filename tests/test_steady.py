@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from datetime import UTC, datetime, timedelta
@@ -145,6 +146,33 @@ def test_who_knows_better_can_purge_anyway(world: World, capfd: pytest.CaptureFi
     assert world.stored() == set(NAMES)
     assert world.run("prune", "--purge-anyway") == 0
     assert world.stored() == set(NAMES) - set(MISSING)
+
+
+def test_a_clock_that_is_behind_gives_no_backup_another_stamp(world: World) -> None:
+    world.nights(2)
+    world.write(NAMES[0])
+    world.nights(1)
+    world.now += 400 * DAY
+    world.write(NAMES[0])
+    world.nights(1)
+    before = sorted(path.name for path in (world.store / NAMES[0]).iterdir())
+    assert len(before) == 6
+    world.now -= 399 * DAY
+    world.nights(1)
+    assert sorted(path.name for path in (world.store / NAMES[0]).iterdir()) == before
+
+
+@pytest.mark.parametrize("field", ["begin", "end", "uptime", "steady_since", "pause", "last_stamp"])
+def test_a_record_with_an_absurd_number_stops_no_run(
+    world: World, capfd: pytest.CaptureFixture[str], field: str
+) -> None:
+    world.nights(2)
+    (*_, newest) = sorted((world.store / ".runs").iterdir())
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {field: 2**60}))
+    world.write(NAMES[0])
+    world.nights(1)
+    assert f"{newest.name} is damaged and ignored: '{field}' is {2**60}" in capfd.readouterr().err
+    assert len(list((world.store / NAMES[0]).glob("*.sha1"))) == 2
 
 
 def last(days: float, pause: float = 1, boot: str = "", uptime: float = 0) -> Last:

@@ -2,8 +2,8 @@
 
 Each run compares its clock with the record of the run before it.  Within one boot the kernel's uptime tells how much
 time passed.  Otherwise a run is doubtful if it began more than a day before the last one, or after a pause that is
-much longer than the pause before.  A doubtful run neither marks nor deletes a missing metric, nor gives it any backup
-a new stamp, and after it the days of grace are counted anew: a wrong clock can only make a deletion later.
+much longer than the pause before.  A doubtful run marks and deletes no missing metric, and gives no backup a
+new stamp; after it the days of grace are counted anew: a wrong clock can only make a deletion later.
 """
 
 from __future__ import annotations
