@@ -102,7 +102,8 @@ class Quick:
             plan, stamps, stamp_reads, unpack, content, steps = found
             stamps[:STAMP] = header[end : end + STAMP]
             for at, views in stamp_reads:
-                preadv(fd, views, at, NOWAIT)
+                if preadv(fd, views, at, NOWAIT) != STAMP:
+                    return None  # or the stamp would be that of the file before
             bases = unpack.unpack(stamps)
             if not all(bases):
                 return None
