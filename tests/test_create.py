@@ -36,7 +36,7 @@ def new_bucket(store: Store, tmp_path: Path) -> str:
     return str(tmp_path / "store") if store.driver in servers.LOCAL else f"create-{uuid.uuid4().hex}"
 
 
-def whole_backups(driver: Driver) -> dict[str, set[bytes]]:
+def whole_backups(driver: Driver, kind: str = "") -> dict[str, set[bytes]]:
     """The marks of each metric; every complete backup has a payload that matches."""
     found: dict[str, set[bytes]] = {}
     for left in reversed(range(10)):  # rclone lists a key twice for a moment where two have created it at once
@@ -44,7 +44,7 @@ def whole_backups(driver: Driver) -> dict[str, set[bytes]]:
             metrics = list(Catalog(driver, "", select(["*"])))
             break
         except UnsortedListing:
-            if not left:
+            if not left or kind != "s3-rclone":
                 raise
             time.sleep(0.5)
     for metric in metrics:
@@ -99,7 +99,7 @@ def test_two_that_store_under_one_stamp_make_two_whole_backups(
         thread.join()
     assert not failed
     expected = {metric: {sha1(content[metric]) for content in contents} for metric in metrics}
-    assert_stored(kind, whole_backups(drivers[0]), expected)
+    assert_stored(kind, whole_backups(drivers[0], kind), expected)
 
 
 @pytest.mark.parametrize("kind", ["disk", "s3-rclone", "gcs"])
@@ -121,7 +121,7 @@ def test_two_runs_at_once_without_a_common_lock_both_store_all(tmp_path: Path, k
         said = "".join(run.communicate(timeout=100))
         assert run.returncode == 0, said
         assert "20 backed up" in said
-    assert_stored(kind, whole_backups(open_store(store, bucket)), expected)
+    assert_stored(kind, whole_backups(open_store(store, bucket), kind), expected)
 
 
 def test_a_payload_whose_mark_was_refused_is_taken_away(tmp_path: Path) -> None:

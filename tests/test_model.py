@@ -255,8 +255,10 @@ class Store(RuleBasedStateMachine):
             self.note_purge(-1)
         else:
             self.note_backups(is_complete=False)
-            # Which of the metrics that came back it had noted is open.
-            self.tombstones = {name: one.tombstones[-1] for name, one in self.catalog().items() if one.tombstones}
+            stored = self.catalog()
+            for metric in self.files:  # it came back, which the run may have noted
+                if metric not in stored or not stored[metric].tombstones:
+                    self.tombstones.pop(metric, None)
 
     # the model
 
