@@ -317,9 +317,11 @@ class World:
             if action is retention.Action.DELETE:
                 del self.manifests[old.stamp]
             elif action is retention.Action.REWRITE:
-                made, parts = retention.rewrite(old, held)
+                parts = list(retention.rewritten_parts(old, held))
                 for each, content in parts:
                     self.store[manifest.increment_key(old.stamp, each.name)] = content
+                points = sum(each for _, each, _ in held)
+                made = retention.rewritten(old, [each for each, _ in parts], points)
                 self.manifests[old.stamp] = manifest.read_manifest(made.to_json())
 
     def fetch(self, stamp: str) -> reader.Fetch:
