@@ -317,11 +317,11 @@ class World:
             if action is retention.Action.DELETE:
                 del self.manifests[old.stamp]
             elif action is retention.Action.REWRITE:
-                parts = list(retention.rewritten_parts(old, held))
-                for each, content in parts:
+                parts = []
+                for each, content in retention.rewritten_parts(old, held):
                     self.store[manifest.increment_key(old.stamp, each.name)] = content
-                points = sum(each for _, each, _ in held)
-                made = retention.rewritten(old, [each for each, _ in parts], points)
+                    parts.append(each)
+                made = retention.rewritten(old, parts, sum(points for _, points, _ in held))
                 self.manifests[old.stamp] = manifest.read_manifest(made.to_json())
 
     def fetch(self, stamp: str) -> reader.Fetch:

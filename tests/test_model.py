@@ -119,12 +119,12 @@ class Store(RuleBasedStateMachine):
         self.backup(days)
         Clock.advance(timedelta(days=1))
         self.backup(days)
-        pause, left = timedelta(days=2), timedelta(days=days, seconds=-1)
+        pause, left = timedelta(days=1.9), timedelta(days=days, seconds=-1)
         while left:
             Clock.advance(min(pause, left))
             self.backup(days)
             left -= min(pause, left)
-            pause *= 2
+            pause *= 1.9
         Clock.advance(timedelta(seconds=1))
         if is_purge:
             self.purge(days)
@@ -221,6 +221,8 @@ class Store(RuleBasedStateMachine):
         if is_killed:
             self.killed_backup(writes)
         self.backup(-1)
+        Clock.advance(timedelta(days=1))
+        self.backup(-1)  # the clock of the one before was in doubt
         stored = self.catalog()
         assert not any(misdated(stored[metric].backups, Clock.now) for metric in self.files if metric in stored)
 
@@ -253,6 +255,8 @@ class Store(RuleBasedStateMachine):
             self.note_purge(-1)
         else:
             self.note_backups(is_complete=False)
+            # Which of the metrics that came back it had noted is open.
+            self.tombstones = {name: one.tombstones[-1] for name, one in self.catalog().items() if one.tombstones}
 
     # the model
 

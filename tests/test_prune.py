@@ -189,12 +189,13 @@ def open(bucket, create, arguments):
 """
 
 
-def test_prune_believes_no_listing_out_of_order(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_and_list_believe_no_listing_out_of_order(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     install_driver(program, monkeypatch, UNSORTED)
     put(program, "a", *OLD)
     put(program, "b", *OLD, f"{days_ago(46)}.missing")
     before = program.objects()
-    assert "does not sort its keys" in program("prune", "shelf", "-r", "1", status=1)
+    for command in (["prune", "-r", "1"], ["list"], ["list", "--summary"]):
+        assert "does not sort its keys" in program(command[0], "shelf", *command[1:], status=1)
     assert program.objects() == before
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from whisperbackup import main
-from whisperbackup.repository.steady import Last, Moment, judge
+from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 
 DAY = timedelta(days=1)
@@ -178,6 +178,26 @@ def test_what_shows_that_a_clock_leapt(before: Last | None, boot: str, uptime: f
     assert steady.since == (0 if before is None else 7 if is_trusted else int(BEGIN.timestamp()))
     assert steady.covers(DAY) == is_trusted
     assert steady.has_shown(0)
+
+
+@pytest.mark.parametrize("leap", [5, 20, 31, 400, 3650])
+def test_no_leap_makes_the_next_one_usual(leap: int) -> None:
+    begin, steady = int(BEGIN.timestamp()), Steady(BEGIN, pause=86400)
+    for _ in range(2):
+        before = Last(begin, "", 0, steady.since, steady.pause)
+        begin += leap * 86400
+        steady = judge(before, Moment(datetime.fromtimestamp(begin, UTC)))
+        assert steady.doubt
+
+
+@pytest.mark.parametrize("days", [7, 30, 90, 365])
+def test_runs_that_are_rare_are_trusted_in_the_end(days: int) -> None:
+    begin, steady = int(BEGIN.timestamp()), Steady(BEGIN)
+    for _ in range(10):
+        before = Last(begin, "", 0, steady.since, steady.pause)
+        begin += days * 86400
+        steady = judge(before, Moment(datetime.fromtimestamp(begin, UTC)))
+    assert not steady.doubt
 
 
 def test_an_additional_run_does_not_make_the_usual_pause_a_leap() -> None:

@@ -12,6 +12,7 @@ from whisperbackup.options import Options
 from whisperbackup.repository import storage_paths
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.storage.base import Driver, is_marked
+from whisperbackup.storage.windows import is_ranged
 from whisperbackup.tree import names
 
 
@@ -31,16 +32,18 @@ class WrongStoragePath(CannotRun):
     """All backups are under other storage paths; the message names them."""
 
 
-def open_catalog(options: Options, driver: Driver, split_keys: Iterable[str]) -> Catalog:
-    """The metrics in the store.  Other storage paths are not listed in full if the store holds nothing else.
-
-    `split_keys` of a state file make a long listing faster.
-    """
+def open_catalog(options: Options, driver: Driver) -> Catalog:
+    """The metrics in the store.  Other storage paths are not listed in full if the store holds nothing else."""
 
     def is_absent(prefix: str) -> bool:
         found = storage_paths.find(driver, prefix, options.storage_path)
         return found.is_complete and options.storage_path not in found.paths
 
+    split_keys: Iterable[str] = ()
+    if is_ranged(driver):
+        from whisperbackup.commands.known_store import state_of  # and all that it imports, for long listings alone
+
+        split_keys = state_of(options).split_keys()
     return Catalog(driver, options.storage_path, options.selection, split_keys, is_absent)
 
 

@@ -29,6 +29,7 @@ from whisperbackup.repository.purge import Purge, log_return, needs_new_backup
 from whisperbackup.repository.retention import dropped, may_drop
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
+from whisperbackup.repository.steady import Steady
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
 from whisperbackup.tree.walk import LocalFile, check_tree
@@ -64,7 +65,7 @@ def run(options: Options, stats: RunStats) -> int:
                     state.note(outcome.record)
 
             pairs = _find_bad(record.watch(purge.watch(pairs)), known_bad, still_bad)
-            changed = _modified(pairs, still_bad, state, options, stats)
+            changed = _modified(pairs, still_bad, state, options, stats, record.steady)
             try:
                 run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
                 finish_purge(pool, purge, deleter, stats)
@@ -95,10 +96,10 @@ def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, s
 
 
 def _modified(
-    pairs: Iterable[Pair], bad: Container[str], state: State, options: Options, stats: RunStats
+    pairs: Iterable[Pair], bad: Container[str], state: State, options: Options, stats: RunStats, steady: Steady
 ) -> Iterator[MetricJob]:
     """Yield a job for each file, except those whose current content is known to be in the store."""
-    now = clock.utc_now()
+    may_redate = not (steady.doubt or options.no_delete)  # a copy beside its original would help nobody
     for local, metric in pairs:
         if not isinstance(local, LocalFile):
             continue
@@ -106,17 +107,17 @@ def _modified(
             stats.count(Count.NOT_DELETED, len(metric.tombstones))
         known = state.recall(local.key)
         if local.name in bad:
-            yield BackupMetric(local.name, local.path, metric, None, is_bad=True)
+            yield BackupMetric(local.name, local.path, metric, None, may_redate, is_bad=True)
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, options, now):
+        if known and metric and _is_done(metric, known, options, steady.now, may_redate):
             stats.count(Count.EXAMINED)
             stats.count(Count.UNCHANGED)
             tick(stats)
             state.note(known)
         else:
-            yield BackupMetric(local.name, local.path, metric, known)
+            yield BackupMetric(local.name, local.path, metric, known, may_redate)
 
 
 def _fingerprint(path: bytes) -> str:
@@ -126,13 +127,13 @@ def _fingerprint(path: bytes) -> str:
         return ""  # the job reports why it cannot read the file
 
 
-def _is_done(metric: Metric, known: Record, options: Options, now: datetime) -> bool:
+def _is_done(metric: Metric, known: Record, options: Options, now: datetime, may_redate: bool) -> bool:
     """Whether a metric whose file has not changed since `known` was recorded needs no job."""
     if not metric.backups or not known.is_of(metric.backups[-1]) or may_drop(metric.backups, options.keep):
         return False
     if options.no_delete:
         return not needs_new_backup(metric, options.purge_days, now, deletes=False)
-    return not metric.tombstones and not future_stamps.misdated(metric.backups, now)
+    return not metric.tombstones and not (may_redate and future_stamps.misdated(metric.backups, now))
 
 
 def _with_deletions(jobs: Iterable[MetricJob], deleter: Deleter) -> Iterator[MetricJob]:
@@ -145,13 +146,15 @@ def _with_deletions(jobs: Iterable[MetricJob], deleter: Deleter) -> Iterator[Met
 class BackupMetric(NamedTuple):
     """Back up one file if it changed; `metric` is its metric in the store.
 
-    `known` is set for a file that was not modified since its content was recorded.
+    `known` is set for a file that was not modified since its content was recorded.  `may_redate`: backups with stamps
+    far in the future get new ones.
     """
 
     name: str
     path: bytes
     metric: Metric | None
     known: Record | None
+    may_redate: bool
     is_bad: bool = False  # its newest backup is known to be damaged, or may be deleted by another run
     examines: bool = True
 
@@ -176,7 +179,9 @@ class BackupMetric(NamedTuple):
                 if not context.options.no_delete:  # first: if the file disappears again, its -x days start again
                     context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
                 counts[Count.CAME_BACK] = 1
-            metric = _with_true_stamps(self.metric, key, context, counts)
+            metric = self.metric
+            if metric and self.may_redate:
+                metric = _with_true_stamps(metric, key, context, counts)
             existing = metric.backups if metric else ()
             if self.known and existing and backups.has_digest(context.driver, key, existing[-1], self.known.sha1):
                 counts[Count.UNCHANGED] = 1
@@ -234,10 +239,8 @@ def _size(path: bytes) -> int:
         return 0  # the job reports why it cannot read the file
 
 
-def _with_true_stamps(metric: Metric | None, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
+def _with_true_stamps(metric: Metric, key: str, context: Context, counts: dict[Count, int]) -> Metric:
     """Give new stamps to the backups that a fast clock stamped far in the future; the metric after that."""
-    if metric is None or context.options.no_delete:  # a copy beside its original would help nobody
-        return metric
     max_size = context.options.max_file_size
     changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
     if moved:

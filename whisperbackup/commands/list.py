@@ -17,7 +17,6 @@ from whisperbackup.commands import (
     open_catalog,
     open_store,
 )
-from whisperbackup.commands.known_store import state_of
 from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.options import Options
@@ -84,7 +83,7 @@ def _run(options: Options) -> int:
         return 0
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
-        catalog = open_catalog(options, driver, state_of(options).split_keys())
+        catalog = open_catalog(options, driver)
         for metric in _with_progress(catalog, options, driver):
             seen += 1
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
-from whisperbackup.commands.known_store import state_of
 from whisperbackup.errors import Unavailable
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.overlay import NO_OVERLAY, Overlay, Reading, open_overlay
@@ -150,7 +149,7 @@ def work_on_backups(
         if not options.no_increments:
             overlay = open_overlay(driver, options.storage_path, until, stats.fail)
         with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet, about):
-            catalog = open_catalog(options, driver, state_of(options).split_keys())
+            catalog = open_catalog(options, driver)
             look_up_now = functools.partial(look_up, driver, options.storage_path)
             used = overlay if reads_records else NO_OVERLAY
             reading = Reading(used, driver, options.storage_path, options.selection, until, stats.fail)

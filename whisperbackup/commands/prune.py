@@ -6,7 +6,6 @@ import functools
 
 from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
-from whisperbackup.commands.known_store import state_of
 from whisperbackup.commands.pipeline import run_jobs
 from whisperbackup.commands.run_record import expire_increments, look_at_clock
 from whisperbackup.options import Options
@@ -41,7 +40,7 @@ def run(options: Options, stats: RunStats) -> int:
             deleter = Deleter(protected=protected)
             steady = look_at_clock(driver, options)
             prune = Prune(rules, stats, steady)
-            catalog = open_catalog(options, driver, state_of(options).split_keys())
+            catalog = open_catalog(options, driver)
             hours: set[str] = set()
             for metric in catalog:
                 prune.record(metric)

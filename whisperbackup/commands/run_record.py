@@ -178,7 +178,7 @@ def delete_debris(driver: Driver, options: Options, steady: Steady, stats: RunSt
         return
     rules = _rules(options, None)
     try:
-        expire.delete_debris(driver, rules, _now(), stats)
+        expire.delete_debris(driver, rules, int(steady.now.timestamp()), stats)
     except StorageError as error:
         stats.fail("increments", f"cannot delete what killed runs left: {error}")
 
@@ -201,6 +201,7 @@ def expire_increments(
         beyond = None
     rules = _rules(options, beyond)
     try:
-        expire.expire(driver, rules, _now(), None if options.selection.wanted else hours, stats, run)
+        now = int(steady.now.timestamp())
+        expire.expire(driver, rules, now, None if options.selection.wanted else hours, stats, run)
     except StorageError as error:
         stats.fail("increments", f"cannot delete the old ones: {error}")

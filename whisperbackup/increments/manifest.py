@@ -238,6 +238,9 @@ def _part(values: object) -> Part:
 Kind = TypeVar("Kind", Manifest, Run)
 
 
+ENORMOUS = 2**37  # no time, as seconds since 1970, and no number of anything
+
+
 def _make(kind: type[Kind], values: dict[str, Any]) -> Kind:
     known = {}
     for each in fields(kind):
@@ -245,7 +248,7 @@ def _make(kind: type[Kind], values: dict[str, Any]) -> Kind:
             continue
         value = values[each.name]
         if (
-            (each.type == "int" and not _is_count(value))
+            (each.type == "int" and not (_is_count(value) and value < ENORMOUS))
             or (each.type == "str" and not isinstance(value, str))
             or (each.type == "bool" and not isinstance(value, bool))
         ):

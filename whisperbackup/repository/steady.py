@@ -2,8 +2,8 @@
 
 Each run compares its clock with the record of the run before it.  Within one boot the kernel's uptime tells how much
 time passed.  Otherwise a run is doubtful if it began more than a day before the last one, or after a pause that is
-much longer than the pause before.  A doubtful run neither marks nor deletes a missing metric, and after it the days of
-grace are counted anew: a wrong clock can only make a deletion later.
+much longer than the pause before.  A doubtful run neither marks nor deletes a missing metric, nor gives it any backup
+a new stamp, and after it the days of grace are counted anew: a wrong clock can only make a deletion later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import NamedTuple
 DAY = timedelta(days=1)
 SHORT = 3 * DAY  # a pause of a long weekend is no leap
 TIMES = 2
-LONGEST = 32 * DAY  # between two monthly runs
 
 
 class Moment(NamedTuple):
@@ -40,6 +39,7 @@ class Steady(NamedTuple):
 
     `since` is when the runs without a leap began, in Unix time, 0 if no leap is known; `pause` are the seconds
     that usually pass between two runs: those since the last one, or half of the pause before, 0 if that is unknown.
+    Runs that become much rarer are doubtful until it has doubled, run by run, to their pause.
     """
 
     now: datetime
@@ -71,10 +71,11 @@ def judge(last: Last | None, moment: Moment) -> Steady:
         return Steady(now)
     begin = datetime.fromtimestamp(last.begin, now.tzinfo)
     step = now - begin
-    pause = (
-        max(int(step.total_seconds()), last.pause // 2) if step <= LONGEST else 0
-    )  # a run between two others is no pace
+    half = last.pause // 2  # a run between two others is no pace
+    pause = max(int(step.total_seconds()), half)
     if doubt := _doubt(last, moment, begin, step):
+        # The next leap may be as long: that must be no usual pause yet.
+        pause = max(half, min(pause, max(2 * last.pause, int(DAY.total_seconds()))))
         return Steady(now, int(now.timestamp()), pause, doubt)
     return Steady(now, last.steady_since, pause)
 
