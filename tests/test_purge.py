@@ -272,6 +272,8 @@ def test_halves_of_backups_are_not_counted_as_metrics(many: Program) -> None:
         half = many.store / f"half{number}/2026-01-01T00:00:00+00:00.wsp.gz"
         half.parent.mkdir()
         half.write_bytes(b"half")
+        if number % 2:
+            (many.prefix / f"half{number}.wsp").write_bytes(b"not read by a purge")
     for name in sorted(path.name for path in many.store.iterdir() if path.name.startswith("m."))[:30]:
         remove(many, name)
     assert "30 of 40 metrics in the store" in many("purge", "disk", "-x", "0", status=3)

@@ -78,8 +78,12 @@ def test_a_killed_run_frees_the_lock_and_leaves_nobody(big: Program) -> None:
     assert len(list(big.store.rglob("*.sha1"))) == 150
 
 
-def test_a_killed_worker_ends_the_run_with_an_error(big: Program) -> None:
-    run = big.start("backup", "disk")
+@pytest.mark.parametrize(("files", "options"), [(150, []), (8, ["-f", "1", "--bwlimit", "8"])])
+def test_a_killed_worker_ends_the_run_with_an_error(big: Program, files: int, options: list[str]) -> None:
+    """Also when all jobs were sent, so that nothing more is written to the dead worker's pipe."""
+    for path in sorted(big.prefix.iterdir())[files:]:
+        path.unlink()
+    run = big.start("backup", "disk", *options)
     wait_for(lambda: begun(big))
     os.kill(next(children(run.pid)), signal.SIGKILL)
     _, said = run.communicate(timeout=60)
@@ -87,6 +91,20 @@ def test_a_killed_worker_ends_the_run_with_an_error(big: Program) -> None:
     assert "was killed by signal 9" in said
     assert "backup ended early" in said
     assert not big.stamp.exists()
+
+
+def test_workers_ignore_stop_signals_that_the_run_does_not_get(big: Program) -> None:
+    """What a terminal or a service manager sends to every process is the run's to decide about."""
+    run = big.start("backup", "disk", "-f", "2")
+    wait_for(lambda: begun(big))
+    workers = list(children(run.pid))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for worker in workers:
+            os.kill(worker, number)
+        time.sleep(0.05)  # or the kernel joins two of them
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert "150 backed up" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,6 @@ HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n)*\r?\n")
 SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 WITHOUT_BODY = (204, 304)
-FRAMING = ("content-length", "transfer-encoding")
 
 
 class Answer(NamedTuple):
@@ -42,22 +41,22 @@ class Responses:
         self._file = io.BufferedReader(self._timed)
         self._used = 0  # bytes
 
-    def read(self, method: str) -> tuple[Answer, bool]:
-        """The response to a request, and whether the connection can be used for another one.
+    def read(self) -> tuple[Answer, bool]:
+        """The response to a request other than HEAD, and whether the connection can be used for another one.
 
         Raises NotHTTP, OSError.
         """
         self._timed.restart()
         self._used = 0
-        answer, stays = self._read(method)
+        answer, stays = self._read()
         return answer, stays and self._used == self._timed.received  # more was sent than anybody asked for
 
-    def _read(self, method: str) -> tuple[Answer, bool]:
+    def _read(self) -> tuple[Answer, bool]:
         version, status, headers = self._head()
         while status < 200:  # 100: the server is ready for a body, which it has
             version, status, headers = self._head()
         stays = version == b"1" and headers.get("connection", "").lower() != "close"
-        if method == "HEAD" or status in WITHOUT_BODY:
+        if status in WITHOUT_BODY:
             return Answer(status, headers, b""), stays
         encoding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if encoding is not None:
@@ -84,11 +83,7 @@ class Responses:
         for line in lines.decode("latin-1").split("\n")[:-2]:
             name, _, value = line.partition(":")
             name, value = name.lower(), value.strip(" \t\r")
-            if name in headers:
-                if name in FRAMING:
-                    raise NotHTTP("two lengths")
-                value = f"{headers[name]}, {value}"
-            headers[name] = value
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value  # of two lengths none is a number
         return headers
 
     def _header_lines(self) -> bytes:

@@ -72,7 +72,7 @@ class Wire:
         self.is_open = True
 
     def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
-        """Make a request.  `target` is quoted, `headers` are complete but for Content-Length.  Raises Failed."""
+        """Make a request other than HEAD.  `target` is quoted, `headers` lack only Content-Length.  Raises Failed."""
         lines = [f"{method} {target} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if method != "GET":
@@ -85,7 +85,7 @@ class Wire:
             connection = self._connection()
             for piece in deadline.in_pieces(head + body):
                 connection.sock.sendall(piece)
-            answer, stays = connection.responses.read(method)
+            answer, stays = connection.responses.read()
         except (OSError, ValueError) as error:
             if connection:
                 connection.close()
