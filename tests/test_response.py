@@ -68,6 +68,7 @@ def test_a_connection_with_more_than_the_response_is_not_used_again() -> None:
         (b"HTTP/1.1 200 OK\r\n\r\n", b""),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
+        (b"HTTP/1.1 200 OK\r\nConnection: TE, Close\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
     ],
 )
 def test_a_connection_that_the_server_closes_is_not_used_again(sent: bytes, body: bytes) -> None:

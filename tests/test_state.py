@@ -350,10 +350,9 @@ def test_where_listings_prove_nothing_each_mark_is_asked_for_once(
     come_to_rest()
     program("backup", "shelf")
     assert not gets.exists()
-    assert "4 unchanged, 0 backed up, 0 bytes read" in program("backup", "shelf")
-    assert len(gets.read_text().splitlines()) == 4
-    assert "4 unchanged, 0 backed up, 0 bytes read" in program("backup", "shelf")
-    assert len(gets.read_text().splitlines()) == 4
+    for _ in range(2):
+        assert "4 unchanged, 0 backed up, 0 bytes read" in program("backup", "shelf")
+        assert gets.read_text().count(".sha1\n") == 4
 
 
 # -- a run that does not come to its end -------------------------------------------------------------

@@ -55,7 +55,7 @@ class Responses:
         version, status, headers = self._head()
         while status < 200:  # 100: the server is ready for a body, which it has
             version, status, headers = self._head()
-        stays = version == b"1" and headers.get("connection", "").lower() != "close"
+        stays = version == b"1" and "close" not in re.split(r"[ \t]*,[ \t]*", headers.get("connection", "").lower())
         if status in WITHOUT_BODY:
             return Answer(status, headers, b""), stays
         encoding, length = headers.get("transfer-encoding"), headers.get("content-length")
