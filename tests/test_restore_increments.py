@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import whisper
 from conftest import Program, add_point, contents, wait_for
+from test_opaque import compressed
 
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.whisper import span
@@ -252,6 +253,40 @@ def test_history_that_neither_layout_has_room_for_is_named_until_the_file_is_enl
     assert "0 failed" in program("restore", "disk")
     assert held.items() <= coarse_points(path).items()
     assert 7777.0 in newest_points(path)
+
+
+def test_increments_that_a_compressed_backup_cannot_take_are_named_and_the_backup_is_restored(program: Program) -> None:
+    """go-carbon was told to write ordinary files again, and made this one anew."""
+    path = program.prefix / "m.wsp"
+    backup = compressed()
+    path.write_bytes(backup)
+    settle()
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(1, 3600), (60, 120)], xFilesFactor=0.0)
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    empty = program.home / "empty"
+    whisper.create(str(empty), [(1, 3600), (60, 120)], xFilesFactor=0.0)
+    lose(program)
+    for options in (["-n"], []):
+        said = program("restore", "disk", *options, status=3)
+        assert re.search(
+            "m: increments have later points of it, but its backup of .* is a compressed whisper file", said
+        )
+    assert path.read_bytes() == backup
+    path.write_bytes(empty.read_bytes())
+    said = program("restore", "disk", status=3)
+    assert re.search("m: its backup of .* is a compressed whisper file, .* only the points of increments", said)
+    assert 7777.0 in newest_points(path)
+    program("restore", "disk", "--overwrite", status=3)
+    assert path.read_bytes() == backup
+    path.write_bytes(compressed(seed=2))
+    assert "1 skipped" in program("restore", "disk", status=3)
+    assert path.read_bytes() == compressed(seed=2)
+    assert "0 failed" in program("restore", "disk", "--overwrite", "--no-increments")
+    assert path.read_bytes() == backup
 
 
 def points_of(path: Path) -> list[tuple[int, float | None]]:

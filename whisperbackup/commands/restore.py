@@ -39,6 +39,14 @@ UNHELD = (
     "{points} points of {source} do not fit into the file there, which has fewer or shorter archives; "
     "enlarge it with whisper-resize.py, so that it has {layout} too, then restore again"
 )
+NOT_LAID = (
+    "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
+    "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
+)
+LEFT_OUT = (
+    "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
+    "only the points of increments are filled in; --overwrite restores the backup instead"
+)
 
 
 def run(options: Options, stats: RunStats) -> int:
@@ -171,11 +179,28 @@ class RestoreMetric(NamedTuple):
             placed = context.placer.fill(path, chosen, restored.planned)
         else:
             made = Image(content, True, None, 0)
-            if self.shares:
-                records = self._records(context, backup.stamp, errors)
+            records = self._records(context, backup.stamp, errors) if self.shares else []
+            if records and cwhisper.is_compressed(content):
+                return self._place_compressed(context, path, made, backup, records, errors)
+            if records:
                 made = self._laid(content, records, context, errors) or made
             return self._place(context, path, made, f"its backup of {backup.stamp}", errors)
         _name_unheld(placed.unheld, f"its backup of {backup.stamp}", content, errors)
+        return placed
+
+    def _place_compressed(
+        self, context: Context, path: bytes, made: Image, backup: Backup, records: list[Record], errors: list[str]
+    ) -> Placed | None:
+        """Place a compressed backup, which cannot take `records`; they alone can be filled into an ordinary file."""
+        try:
+            placed = self._place(context, path, made, "", errors)
+            errors.append(NOT_LAID.format(stamp=backup.stamp))
+        except Differs:
+            laid = self._laid(None, records, context, errors)
+            if laid is None:
+                raise
+            placed = self._place(context, path, laid, "its increments", errors)
+            errors.append(LEFT_OUT.format(stamp=backup.stamp))
         return placed
 
     def _restore_from_records(self, context: Context, path: bytes, errors: list[str]) -> Placed | None:

@@ -81,19 +81,19 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     """The image of a metric: `backup` (a whole whisper file, None: there is none) with `records` laid over it.
 
     None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
-    file of more than `max_size` bytes.  A compressed backup is the image only if there is no record.
+    file of more than `max_size` bytes.  A compressed backup is the image whatever records
+    there are: it cannot take them, and whoever restores it must say so.
     """
     images: dict[Layout, bytearray] = {}
     is_based = backup is not None
-    if backup is not None and not is_compressed(backup):
+    if backup is not None:
+        if is_compressed(backup):
+            return Image(backup, True, None, 0)
         check(backup)
         images[parse_header(backup).archives] = bytearray(backup)
     count = 0
     read = None
-    is_compressed_backup = is_based and not images
     for record in records:
-        if is_compressed_backup:
-            is_compressed_backup = is_based = False
         header = parse(record.header, record.key)
         if header.file_size > max_size:
             raise CorruptIncrement(f"'{record.key}': a file of {header.file_size} bytes, more than {max_size}")
@@ -109,7 +109,7 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
         count += 1
         read = record.read
     if not images:
-        return Image(backup, True, None, 0) if backup is not None else None
+        return None
     *others, latest = images.values()
     if not others:
         return Image(bytes(latest), is_based, read, count)
