@@ -39,6 +39,10 @@ UNHELD = (
     "{points} points of {source} do not fit into the file there, which has fewer or shorter archives; "
     "enlarge it with whisper-resize.py, so that it has {layout} too, then restore again"
 )
+BLOCKED = (
+    "{points} points of {source} could not be filled in: what the file there holds in their slots has stamps more than "
+    "a day ahead of this machine's clock; check the clock (NTP); if it is right, --overwrite replaces the file"
+)
 NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
@@ -185,7 +189,7 @@ class RestoreMetric(NamedTuple):
             if records:
                 made = self._laid(content, records, context, errors) or made
             return self._place(context, path, made, f"its backup of {backup.stamp}", errors)
-        _name_unheld(placed.unheld, f"its backup of {backup.stamp}", content, errors)
+        _name_missing(placed, f"its backup of {backup.stamp}", content, errors)
         return placed
 
     def _place_compressed(
@@ -221,16 +225,17 @@ class RestoreMetric(NamedTuple):
         if chosen is None:
             return Placed("already whole") if placer.is_occupied(path) else None
         placed = placer.place(path, chosen)
-        _name_unheld(placed.unheld, source, chosen, errors)
+        _name_missing(placed, source, chosen, errors)
         for crowded in made.crowded:
             older = _in_span(crowded, context)
             if older is None:
                 continue
             if context.options.noop and placed.how in ("created", "replaced"):
-                filled = Placed("already whole", unheld=heal(chosen, older, int(time.time())).unheld)
+                healing = heal(chosen, older, int(time.time()))
+                filled = Placed("already whole", unheld=healing.unheld, blocked=healing.blocked)
             else:
                 filled = placer.fill(path, older, placed.planned)
-            _name_unheld(filled.unheld, "an earlier layout", older, errors)
+            _name_missing(filled, "an earlier layout", older, errors)
             placed = _combined(placed, filled)._replace(warning=placed.warning)
         return placed
 
@@ -266,10 +271,13 @@ class RestoreMetric(NamedTuple):
         return made
 
 
-def _name_unheld(points: int, source: str, content: bytes, errors: list[str]) -> None:
-    if points:
+def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]) -> None:
+    """Name the points of `content` that could not be filled in."""
+    if placed.blocked:
+        errors.append(BLOCKED.format(points=placed.blocked, source=source))
+    if placed.unheld:
         layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
-        errors.append(UNHELD.format(points=points, source=source, layout=layout))
+        errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
 
 
 def _in_span(content: bytes, context: Context) -> bytes | None:

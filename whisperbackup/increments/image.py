@@ -123,11 +123,11 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
 
 
 def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
-    """Heal the points of `other` into `image`; False if it has no room for some of them."""
+    """Heal the points of `other` into `image`; False if it has no room for some of them, or no free slot."""
     healing = heal(bytes(image), bytes(other), now)
     for offset, content in healing.writes:
         image[offset : offset + len(content)] = content
-    return not healing.unheld
+    return not healing.unheld and not healing.blocked
 
 
 def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) -> bytes | None:
