@@ -6,6 +6,7 @@ Times are the world's: files get their mtime from it, records their version and 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import random
 import struct
@@ -366,6 +367,9 @@ class World:
                     wrong.append(f"{key} has no base")
             elif not file.recreated and file.path.exists() and made.content != expected:
                 wrong.append(f"{key} differs: {differences(expected, made.content)}")
+            elif file.layouts > 1 and parse_header(made.content).archives != parse_header(expected).archives:
+                if lost := missing_elsewhere(expected, made.content, self.now):  # an earlier layout has more room
+                    wrong.append(f"{key} lacks {lost} in an earlier layout")
             elif lost := missing(expected, made.content, file.layouts):
                 wrong.append(f"{key} lacks {lost}")
             else:
@@ -421,6 +425,28 @@ def missing(expected: bytes, made: bytes, layouts: int, later: bytes | None = No
         lost += [
             (number, t) for t, v in wanted.items() if has.get(t) != v and newer.get(t % span, 0) <= t and t not in known
         ]
+    return lost
+
+
+def missing_elsewhere(expected: bytes, made: bytes, now: int) -> list[int]:
+    """Times within their retention in the finest archive of `expected` for which `made`, of another layout, has none.
+
+    The value is compared where `made` has the same step; a finer archive may hold finer points of that time.
+    """
+    _, step, count = parse_header(expected).archives[0]
+    archives = list(zip(parse_header(made).archives, points_of(made), strict=True))
+    same = next((has for archive, has in archives if archive.step == step), None)
+    finer = [(archive.step, has) for archive, has in archives if archive.step < step]
+    lost = []
+    for t, value in points_of(expected)[0].items():
+        if not now - step * count < t <= now or math.isnan(struct.unpack(">d", value)[0]):
+            continue
+        if same is not None:
+            found = same.get(t) == value
+        else:
+            found = any(u in has for fine, has in finer for u in range(t // fine * fine, t + step, fine))
+        if not found:
+            lost.append(t)
     return lost
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 import whisper
 from conftest import Program, add_point, contents, wait_for
+from test_opaque import compressed
 
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.whisper import span
@@ -178,6 +182,111 @@ def test_older_backups_are_healed_in_beside_increments(program: Program) -> None
     coarse = [t for t in full if t < time.time() - 300 and t not in newest]
     assert coarse
     assert all(restored.get(t) == full[t] for t in coarse)
+
+
+@pytest.fixture
+def resized(program: Program, request: pytest.FixtureRequest) -> tuple[Program, Path, dict[int, float]]:
+    """A metric with two days of history in its backup; then its layout changed, and an increment has one point more."""
+    path, now = program.prefix / "m.wsp", int(time.time())
+    whisper.create(str(path), [(60, 120), (600, 500)], xFilesFactor=0.0)
+    whisper.update_many(str(path), [(now - 600 * age, float(age)) for age in range(300)])
+    settle()
+    program("backup", "disk")
+    held = coarse_points(path)
+    assert len(held) > 200
+    resize(path, *request.param)
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    return program, path, held
+
+
+def resize(path: Path, *archives: str) -> None:
+    command = [sys.executable, Path(sys.executable).parent / "whisper-resize.py", "--nobackup", path, *archives]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def coarse_points(path: Path) -> dict[int, float]:
+    """The points before the finest archive."""
+    now = int(time.time())
+    (begin, end, step), values = whisper.fetch(str(path), now - 2 * 86400, now - 8000)
+    return {t: v for t, v in zip(range(begin, end, step), values, strict=True) if v is not None}
+
+
+def newest_points(path: Path) -> list[float]:
+    return [v for v in whisper.fetch(str(path), int(time.time()) - 300)[1] if v is not None]
+
+
+@pytest.mark.parametrize("resized", [["60:120"]], indirect=True)
+def test_history_that_the_later_layout_has_no_room_for_comes_back_in_the_earlier_one(
+    resized: tuple[Program, Path, dict[int, float]],
+) -> None:
+    program, path, held = resized
+    small = path.read_bytes()
+    lose(program)
+    for options in (["-n"], []):
+        assert "0 failed" in program("restore", "disk", *options)
+    assert held.items() <= coarse_points(path).items()
+    assert 7777.0 in newest_points(path)
+    path.write_bytes(small)
+    for options in (["-n"], []):
+        said = program("restore", "disk", *options, status=3)
+        assert re.search(r"m: \d+ points .* do not fit into the file there", said)
+    assert path.stat().st_size == len(small)
+    program("restore", "disk", "--overwrite")
+    assert held.items() <= coarse_points(path).items()
+    assert 7777.0 in newest_points(path)
+
+
+@pytest.mark.parametrize("resized", [["10:360"]], indirect=True)
+def test_history_that_neither_layout_has_room_for_is_named_until_the_file_is_enlarged(
+    resized: tuple[Program, Path, dict[int, float]],
+) -> None:
+    program, path, held = resized
+    lose(program)
+    for options in (["-n"], [], [], ["-n"], ["--overwrite", "-n"], ["--overwrite"]):
+        said = program("restore", "disk", *options, status=3)
+        assert re.search(r"m: \d+ points .* do not fit into the file there", said)
+        assert "so that it has 60:120 600:500 too" in said
+    assert 7777.0 in newest_points(path)
+    resize(path, "10:360", "60:120", "600:500")
+    assert "0 failed" in program("restore", "disk")
+    assert held.items() <= coarse_points(path).items()
+    assert 7777.0 in newest_points(path)
+
+
+def test_increments_that_a_compressed_backup_cannot_take_are_named_and_the_backup_is_restored(program: Program) -> None:
+    """go-carbon was told to write ordinary files again, and made this one anew."""
+    path = program.prefix / "m.wsp"
+    backup = compressed()
+    path.write_bytes(backup)
+    settle()
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(1, 3600), (60, 120)], xFilesFactor=0.0)
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    empty = program.home / "empty"
+    whisper.create(str(empty), [(1, 3600), (60, 120)], xFilesFactor=0.0)
+    lose(program)
+    for options in (["-n"], []):
+        said = program("restore", "disk", *options, status=3)
+        assert re.search(
+            "m: increments have later points of it, but its backup of .* is a compressed whisper file", said
+        )
+    assert path.read_bytes() == backup
+    path.write_bytes(empty.read_bytes())
+    said = program("restore", "disk", status=3)
+    assert re.search("m: its backup of .* is a compressed whisper file, .* only the points of increments", said)
+    assert 7777.0 in newest_points(path)
+    program("restore", "disk", "--overwrite", status=3)
+    assert path.read_bytes() == backup
+    path.write_bytes(compressed(seed=2))
+    assert "1 skipped" in program("restore", "disk", status=3)
+    assert path.read_bytes() == compressed(seed=2)
+    assert "0 failed" in program("restore", "disk", "--overwrite", "--no-increments")
+    assert path.read_bytes() == backup
 
 
 def points_of(path: Path) -> list[tuple[int, float | None]]:

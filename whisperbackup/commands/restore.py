@@ -12,6 +12,7 @@ from whisperbackup import util
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
+from whisperbackup.increments.image import Image
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.record import CorruptIncrement, Record, decode
 from whisperbackup.options import Options
@@ -25,6 +26,7 @@ from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
 from whisperbackup.whisper import cwhisper, span
 from whisperbackup.whisper.format import parse_header
+from whisperbackup.whisper.healing import heal
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,20 @@ CANNOT_FILL = (
     "to restore that backup instead, use -c {stamp} --overwrite"
 )
 UNHELD = (
-    "{points} points of its backup of {stamp} do not fit into the file there, which has fewer or shorter archives; "
+    "{points} points of {source} do not fit into the file there, which has fewer or shorter archives; "
     "enlarge it with whisper-resize.py, so that it has {layout} too, then restore again"
+)
+BLOCKED = (
+    "{points} points of {source} could not be filled in: what the file there holds in their slots has stamps more than "
+    "a day ahead of this machine's clock; check the clock (NTP); if it is right, --overwrite replaces the file"
+)
+NOT_LAID = (
+    "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
+    "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
+)
+LEFT_OUT = (
+    "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
+    "only the points of increments are filled in; --overwrite restores the backup instead"
 )
 
 
@@ -166,33 +180,64 @@ class RestoreMetric(NamedTuple):
             chosen = _in_span(content, context)
             if chosen is None:
                 return Placed("already whole", planned=restored.planned)
-            placed: Placed | None = context.placer.fill(path, chosen, restored.planned)
+            placed = context.placer.fill(path, chosen, restored.planned)
         else:
-            if self.shares:
-                records = self._records(context, backup.stamp, errors)
-                content = self._laid(content, records, context, errors) or content
-            placed = self._place(context, path, content)
-        if placed and placed.unheld:
-            layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
-            errors.append(UNHELD.format(points=placed.unheld, stamp=backup.stamp, layout=layout))
+            made = Image(content, True, None, 0)
+            records = self._records(context, backup.stamp, errors) if self.shares else []
+            if records and cwhisper.is_compressed(content):
+                return self._place_compressed(context, path, made, backup, records, errors)
+            if records:
+                made = self._laid(content, records, context, errors) or made
+            return self._place(context, path, made, f"its backup of {backup.stamp}", errors)
+        _name_missing(placed, f"its backup of {backup.stamp}", content, errors)
+        return placed
+
+    def _place_compressed(
+        self, context: Context, path: bytes, made: Image, backup: Backup, records: list[Record], errors: list[str]
+    ) -> Placed | None:
+        """Place a compressed backup, which cannot take `records`; they alone can be filled into an ordinary file."""
+        try:
+            placed = self._place(context, path, made, "", errors)
+            errors.append(NOT_LAID.format(stamp=backup.stamp))
+        except Differs:
+            laid = self._laid(None, records, context, errors)
+            if laid is None:
+                raise
+            placed = self._place(context, path, laid, "its increments", errors)
+            errors.append(LEFT_OUT.format(stamp=backup.stamp))
         return placed
 
     def _restore_from_records(self, context: Context, path: bytes, errors: list[str]) -> Placed | None:
         """Restore a metric without a good backup from its records alone.  `how` is empty if none can be read."""
-        content = self._laid(None, self._records(context, "", errors), context, errors)
-        if content is None:
+        made = self._laid(None, self._records(context, "", errors), context, errors)
+        if made is None:
             return Placed("")
         try:
-            return self._place(context, path, content)
+            return self._place(context, path, made, "its increments", errors)
         except CannotPlace as error:
             errors.append(str(error))
             return Placed("")
 
-    def _place(self, context: Context, path: bytes, content: bytes) -> Placed | None:
-        chosen = _in_span(content, context)
+    def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
+        """Place an image, then fill from those of earlier layouts what the file there has room for."""
+        placer = context.placer
+        chosen = _in_span(made.content, context)
         if chosen is None:
-            return Placed("already whole") if context.placer.is_occupied(path) else None
-        return context.placer.place(path, chosen)
+            return Placed("already whole") if placer.is_occupied(path) else None
+        placed = placer.place(path, chosen)
+        _name_missing(placed, source, chosen, errors)
+        for crowded in made.crowded:
+            older = _in_span(crowded, context)
+            if older is None:
+                continue
+            if context.options.noop and placed.how in ("created", "replaced"):
+                healing = heal(chosen, older, int(time.time()))
+                filled = Placed("already whole", unheld=healing.unheld, blocked=healing.blocked)
+            else:
+                filled = placer.fill(path, older, placed.planned)
+            _name_missing(filled, "an earlier layout", older, errors)
+            placed = _combined(placed, filled)._replace(warning=placed.warning)
+        return placed
 
     def _records(self, context: Context, stamp: str, errors: list[str]) -> list[Record]:
         """The records that are later than the backup `stamp` (empty: all), in order."""
@@ -210,7 +255,7 @@ class RestoreMetric(NamedTuple):
                 records.append(found)
         return records
 
-    def _laid(self, content: bytes | None, records: list[Record], context: Context, errors: list[str]) -> bytes | None:
+    def _laid(self, content: bytes | None, records: list[Record], context: Context, errors: list[str]) -> Image | None:
         try:
             made = image.lay(content, records, context.options.max_file_size)
         except CorruptIncrement as error:
@@ -223,7 +268,16 @@ class RestoreMetric(NamedTuple):
                 "increments have points of it, but neither they nor a backup have the whole file: "
                 "it is restored from what there is"
             )
-        return made.content
+        return made
+
+
+def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]) -> None:
+    """Name the points of `content` that could not be filled in."""
+    if placed.blocked:
+        errors.append(BLOCKED.format(points=placed.blocked, source=source))
+    if placed.unheld:
+        layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
+        errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
 
 
 def _in_span(content: bytes, context: Context) -> bytes | None:
@@ -238,7 +292,7 @@ def _in_span(content: bytes, context: Context) -> bytes | None:
 
 def _combined(before: Placed | None, after: Placed) -> Placed:
     """The result for a file restored from two backups; points count only in a file that existed before."""
-    if before is None or before.how == "created":
+    if before is None or before.how in ("created", "replaced"):
         return before or after
     how = "healed" if "healed" in (before.how, after.how) else before.how
     return Placed(how, before.points + after.points, planned=before.planned + after.planned)

@@ -11,7 +11,8 @@ Records are laid in the order of the increments.  Of an archive's points:
 3. The image has the latest record's header (aggregation, xFilesFactor).
 4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
 5. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
-   the latest record, the latest of them first (docs/design.md, "Healing").
+   the latest record, the latest of them first (docs/design.md, "Healing").  If that has no room for some of their
+   points, and one of the other layouts has room for all, everything is healed into that one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from whisperbackup.whisper.healing import heal
 
 SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
 Layout = tuple[Archive, ...]
+DAY = 86400
 
 
 class Image(NamedTuple):
@@ -37,13 +39,14 @@ class Image(NamedTuple):
 
     `is_based`: there was a backup, or a record of all the file's points; without either, only what was written since a
     window began is in it, and whoever restores it must be told.  `read`: when the latest record was read, None if none
-    was laid.
+    was laid.  `crowded`: images of earlier layouts with points that `content` has no room for.
     """
 
     content: bytes
     is_based: bool
     read: int | None
     records: int
+    crowded: tuple[bytes, ...] = ()
 
 
 def confirmed_by(stamp: str, key: str, runs: Iterable[Run]) -> Run | None:
@@ -78,19 +81,19 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     """The image of a metric: `backup` (a whole whisper file, None: there is none) with `records` laid over it.
 
     None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
-    file of more than `max_size` bytes.  A compressed backup is the image only if there is no record.
+    file of more than `max_size` bytes.  A compressed backup is the image whatever records
+    there are: it cannot take them, and whoever restores it must say so.
     """
     images: dict[Layout, bytearray] = {}
     is_based = backup is not None
-    if backup is not None and not is_compressed(backup):
+    if backup is not None:
+        if is_compressed(backup):
+            return Image(backup, True, None, 0)
         check(backup)
         images[parse_header(backup).archives] = bytearray(backup)
     count = 0
     read = None
-    is_compressed_backup = is_based and not images
     for record in records:
-        if is_compressed_backup:
-            is_compressed_backup = is_based = False
         header = parse(record.header, record.key)
         if header.file_size > max_size:
             raise CorruptIncrement(f"'{record.key}': a file of {header.file_size} bytes, more than {max_size}")
@@ -106,14 +109,42 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
         count += 1
         read = record.read
     if not images:
-        return Image(backup, True, None, 0) if backup is not None else None
-    _, image = images.popitem()
-    while images:
-        _, older = images.popitem()
-        assert read is not None
-        for offset, content in heal(bytes(image), bytes(older), read).writes:
-            image[offset : offset + len(content)] = content
-    return Image(bytes(image), is_based, read, count)
+        return None
+    *others, latest = images.values()
+    if not others:
+        return Image(bytes(latest), is_based, read, count)
+    others.reverse()
+    assert read is not None
+    made = bytearray(latest)
+    crowded = tuple(bytes(other) for other in others if not heal_in(made, other, read))
+    if crowded and (roomy := _in_earlier_layout(latest, others, read)) is not None:
+        return Image(roomy, is_based, read, count)
+    return Image(bytes(made), is_based, read, count, crowded)
+
+
+def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
+    """Heal the points of `other` into `image`; False if it has no room for some of them, or no free slot."""
+    healing = heal(bytes(image), bytes(other), now)
+    for offset, content in healing.writes:
+        image[offset : offset + len(content)] = content
+    return not healing.unheld and not healing.blocked
+
+
+def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) -> bytes | None:
+    """Everything in the first of the earlier layouts that has room for it; None if none has."""
+    header = parse_header(bytes(latest))
+    newest = max(int(np.frombuffer(latest, SLOT, points, offset)["t"].max()) for offset, _, points in header.archives)
+    now = max(read, newest)  # a sender may be ahead of the clock
+    if now > read + DAY:
+        return None
+    for other in others:
+        end = parse_header(bytes(other)).archives[0].offset
+        # An empty file: where two images have the same time, the later one's value comes first.
+        made = bytearray(other[:end]).ljust(len(other), b"\0")
+        made[:4], made[8:12] = latest[:4], latest[8:12]  # aggregation, xFilesFactor
+        if all(heal_in(made, image, now) for image in (latest, *others)):
+            return bytes(made)
+    return None
 
 
 def lay_ring(image: bytearray, archive: Archive, ring: Ring, kept: int) -> None:

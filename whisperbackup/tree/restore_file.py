@@ -46,7 +46,8 @@ class Placed(NamedTuple):
     """What became of a file (`created`, `healed`, `already whole`, `replaced`), and points filled in.
 
     `skipped`: a dry run found one that could not be filled.  `planned` are the writes that a dry run left out.
-    `unheld` counts points of the backup for which the file's layout has no slot of their precision.
+    `unheld` counts points of the backup for which the file's layout has no slot of their precision, `blocked` those
+    whose slot holds a stamp far ahead of the clock.
     """
 
     how: str
@@ -54,6 +55,7 @@ class Placed(NamedTuple):
     warning: str = ""
     planned: tuple[Write, ...] = ()
     unheld: int = 0
+    blocked: int = 0
 
 
 class _Vanished(Exception):
@@ -457,7 +459,7 @@ def _heal(
             how = "would be" if noop else "was"
             warning = f"the file was cut off, {len(live)} of {size} bytes; it {how} extended and keeps what it held"
         elif not plan.healing.writes and not points and not warning:
-            return Placed("already whole", unheld=plan.healing.unheld)
+            return Placed("already whole", unheld=plan.healing.unheld, blocked=plan.healing.blocked)
         points = max(points, plan.healing.points)  # those of an attempt that carbon interrupted are not planned again
         if not noop:
             if len(live) < size:
@@ -468,7 +470,8 @@ def _heal(
                 raise _Vanished
             fcntl.flock(fd, fcntl.LOCK_UN)  # carbon need not wait for the disk
             os.fsync(fd)
-        return Placed("healed", points, warning, tuple(plan.healing.writes) if noop else (), plan.healing.unheld)
+        planned = tuple(plan.healing.writes) if noop else ()
+        return Placed("healed", points, warning, planned, plan.healing.unheld, plan.healing.blocked)
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 

@@ -26,6 +26,7 @@ __all__ = ["CorruptFile", "Healing", "heal"]
 
 RECORD = np.dtype([("t", ">u4"), ("v", ">f8")])
 END_OF_TIME = 2**32  # timestamps are unsigned 32-bit
+FAR_AHEAD = 86400  # seconds; senders and time zones are wrong by less, and what is less is overwritten within a day
 PAGE = 4096  # an interrupted write ends at a multiple of this in the file
 NAN_UPPER_HALF = b"\x7f\xf8\x00\x00"  # of a value: a NaN whatever the lower half is
 
@@ -47,11 +48,13 @@ class Healing(NamedTuple):
     """`writes` as (offset, bytes), in the order in which to make them; `points` counts the slots of all archives, in
     the live file's windows, that held nothing and hold a point afterwards (a changed aggregate is not counted).
     `unheld` counts the backup's points that are within the backup's own retention, but for which the live file's
-    layout has no slot of the same or a finer step."""
+    layout has no slot of the same or a finer step.  `blocked` counts those whose slot holds a stamp that is far ahead
+    of the clock, and so is never overwritten."""
 
     writes: list[Write]
     points: int
     unheld: int = 0
+    blocked: int = 0
 
 
 class Source(NamedTuple):
@@ -118,7 +121,8 @@ def heal(live: bytes, backup: bytes, now: int) -> Healing:
             windows.append(window)
         writes = [write for window in reversed(windows) for write in writes_of(window)]
     unheld = count_unheld(header, other, sources, now) if resample else 0
-    return Healing(writes, sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows), unheld)
+    points = sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows)
+    return Healing(writes, points, unheld, count_blocked(windows, sources, now))
 
 
 def heal_archive(
@@ -251,6 +255,25 @@ def count_unheld(header: Header, other: Header, sources: list[Source], now: int)
     for source in sources:
         reach = max((a.step * a.points for a in header.archives if a.step <= source.step), default=0)
         count += int(np.count_nonzero((source.times > now - spans[source.step]) & (source.times <= now - reach)))
+    return count
+
+
+def count_blocked(windows: list[Window], sources: list[Source], now: int) -> int:
+    """How many points of `sources` are not in the healed windows, and have a stamp far ahead of `now` in their slot."""
+    limit = now + FAR_AHEAD
+    if all(window.stamps.max() <= limit for window in windows):
+        return 0
+    count = 0
+    for source in sources:
+        same = [window for window in windows if window.archive.step == source.step]
+        known, blocked = np.zeros(len(source.times), np.bool_), np.zeros(len(source.times), np.bool_)
+        for window in same or [window for window in windows if window.archive.step < source.step]:
+            step = window.archive.step
+            places = source.times // step - window.times[0] // step
+            inside = places >= 0
+            known[inside] |= window.known[places[inside]]
+            blocked[inside] |= window.stamps[places[inside]] > limit
+        count += int(np.count_nonzero(blocked & ~known))
     return count
 
 
