@@ -112,14 +112,15 @@ def plan(metric: Metric, days: int, now: datetime, deletes: bool = True) -> Plan
     """The action for a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
 
     Without `deletes` it gets a tombstone in any case, which is how prune learns that it is missing.  A tombstone that
-    is not later than the newest backup is ignored; of several the newest counts.
+    is not later than the newest backup is ignored; of several the newest counts.  Half a backup needs none: it is deleted
+    by its age.
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
     if days == 0 and deletes:
         return Plan(None, True)
     if not metric.missing_since:
-        return Plan(next_stamp(now, metric.last_stamp), False)
+        return Plan(next_stamp(now, metric.last_stamp) if metric.backups else None, False)
     return Plan(None, is_due(metric, days, now))
 
 
