@@ -17,13 +17,14 @@ Records are laid in the order of the increments.  Of an archive's points:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from whisperbackup.increments.manifest import Manifest, Run
-from whisperbackup.increments.record import VALUE_SIZE, CorruptIncrement, Record, Ring, parse
+from whisperbackup.increments.record import CorruptIncrement, Record, Ring, parse
 from whisperbackup.repository.stamps import seconds as seconds
 from whisperbackup.whisper.cwhisper import is_compressed
 from whisperbackup.whisper.format import Archive, check, parse_header
@@ -93,21 +94,27 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
         images[parse_header(backup).archives] = bytearray(backup)
     count = 0
     read = None
-    for record in records:
-        header = parse(record.header, record.key)
+    for (header, is_whole), same in itertools.groupby(
+        records, lambda each: (parse(each.header, each.key), each.is_whole)
+    ):
+        group = list(same)
         if header.file_size > max_size:
-            raise CorruptIncrement(f"'{record.key}': a file of {header.file_size} bytes, more than {max_size}")
+            raise CorruptIncrement(f"'{group[0].key}': a file of {header.file_size} bytes, more than {max_size}")
         # The latest is the last of the dict.
         image = images.pop(header.archives, None)
         if image is None:
             image = bytearray(header.file_size)
         images[header.archives] = image
-        image[: len(record.header)] = record.header
-        for archive, ring in zip(header.archives, record.rings, strict=True):
-            lay_ring(image, archive, ring, record.read if record.is_whole else 0)
-        is_based = is_based or record.is_whole
-        count += 1
-        read = record.read
+        image[: len(group[0].header)] = group[0].header
+        for number, archive in enumerate(header.archives):
+            if is_whole:
+                for each in group:
+                    lay_rings(image, archive, [each.rings[number]], each.read)
+            else:
+                lay_rings(image, archive, [each.rings[number] for each in group])
+        is_based = is_based or is_whole
+        count += len(group)
+        read = group[-1].read
     if not images:
         return None
     *others, latest = images.values()
@@ -147,36 +154,28 @@ def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) ->
     return None
 
 
-def lay_ring(image: bytearray, archive: Archive, ring: Ring, kept: int) -> None:
-    """Lay a record's points of one archive over the image, rules 1 and 2.
+def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int = 0) -> None:
+    """Lay what records have of one archive over the image, in their order, rules 1 and 2.
 
     A stamp no later than `kept` stays against an earlier one.
     """
     offset, step, points = archive
     slots = np.frombuffer(image, SLOT, points, offset)
+    runs = [run for ring in rings for run in ring.runs]
     base = int(slots["t"][0])
     is_empty = not base
     if is_empty:
-        base = ring.base or (ring.runs[0][0] if ring.runs else 0)
-        if not base:
-            return
-    at = 0
-    for first, count in ring.runs:
-        values = np.frombuffer(ring.values, "<f8", count, at)
-        at += count * VALUE_SIZE
-        times = np.arange(first, first + count * step, step, dtype=np.int64)
-        begin = (first - base) // step % points
-        before_wrap = min(points - begin, count)
-        _lay_run(slots[begin : begin + before_wrap], times[:before_wrap], values[:before_wrap], kept)
-        if before_wrap < count:
-            _lay_run(slots[: count - before_wrap], times[before_wrap:], values[before_wrap:], kept)
-    if is_empty and not slots["t"][0]:
+        base = next(filter(None, (ring.base or (ring.runs[0][0] if ring.runs else 0) for ring in rings)), 0)
+    if runs:
+        firsts, counts = np.array(runs).T
+        ends = counts.cumsum()
+        times = np.arange(ends[-1]) * step + np.repeat(firsts - (ends - counts) * step, counts)
+        values = np.frombuffer(b"".join([ring.values for ring in rings]), "<f8")
+        places = (times - base) // step % points
+        if kept:
+            there = slots["t"][places]
+            wins = (there <= times) | (there > kept)
+            times, values, places = times[wins], values[wins], places[wins]
+        slots["t"][places], slots["v"][places] = times, values  # where one comes twice, the last stays
+    if is_empty and base and not slots["t"][0]:
         slots[0] = (base, 0.0)
-
-
-def _lay_run(slots: np.ndarray, times: np.ndarray, values: np.ndarray, kept: int) -> None:
-    if kept and ((stays := slots["t"] > times) & (slots["t"] <= kept)).any():
-        wins = ~stays | (slots["t"] > kept)
-        slots["t"][wins], slots["v"][wins] = times[wins], values[wins]
-    else:
-        slots["t"], slots["v"] = times, values

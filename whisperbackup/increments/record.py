@@ -18,6 +18,7 @@ whole seconds of Unix time.  `base` is the stamp of slot 0 if the record tells i
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -182,6 +183,9 @@ def decode_key(key: bytes) -> str:
 def parse(header: bytes, key: str) -> Header:
     """The header of a record.  Raises CorruptIncrement."""
     try:
-        return parse_header(header)
+        return _parse_header(header)
     except CorruptFile as error:
         raise CorruptIncrement(f"'{key}': {error}") from None
+
+
+_parse_header = functools.lru_cache(maxsize=1000)(parse_header)  # most files of a tree have one of a few headers
