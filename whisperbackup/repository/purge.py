@@ -112,8 +112,8 @@ def plan(metric: Metric, days: int, now: datetime, deletes: bool = True) -> Plan
     """The action for a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
 
     Without `deletes` it gets a tombstone in any case, which is how prune learns that it is missing.  A tombstone that
-    is not later than the newest backup is ignored; of several the newest counts.  Half a backup needs none: it is deleted
-    by its age.
+    is not later than the newest backup is ignored; of several the newest counts.  A metric with half a backup alone
+    needs none: the half is deleted by its age.
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
