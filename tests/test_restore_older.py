@@ -15,6 +15,7 @@ import whisper
 from conftest import Program, contents, install_driver
 from test_restore import points
 
+from whisperbackup import main
 from whisperbackup.tree.restore_file import CannotPlace, Placer
 
 pytestmark = pytest.mark.slow
@@ -277,6 +278,7 @@ def test_points_that_do_not_fit_into_a_smaller_layout_are_a_failure_with_a_remed
     held = make_full(program)
     program("backup")
     path = make_anew(program, schema=small)
+    own = int(time.time()) // 3600 * 3600  # whisper-resize copies the aggregate of the new file's point into its slot
     program("backup")
     for options in [["disk", "-n"]] if is_only_looked_at else [["disk", "-n"], [], []]:
         said = program("restore", *options, status=3)
@@ -288,12 +290,30 @@ def test_points_that_do_not_fit_into_a_smaller_layout_are_a_failure_with_a_remed
     assert "0 failed" in program("restore")
     found = points(path)
     if is_only_looked_at:
-        assert held.items() <= found.items()
+        assert held.keys() <= found.keys()
+        assert {t for t in held if held[t] != found[t]} <= {own}
         return
     # whisper-resize copies what the coarser archives got into slots of the finest, and restore replaces no point there
     coarser = [step for step, _ in small if step > 60]
     assert held.keys() <= found.keys()
     assert all(any(when % step == 0 for step in coarser) for when in held if found[when] != held[when])
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_dry_run_names_what_the_file_that_it_would_create_has_no_room_for(program: Program, is_broken: bool) -> None:
+    make_full(program)
+    program("backup")
+    path = make_anew(program, schema=[(60, 1440)])
+    program("backup")
+    path.unlink()
+    if is_broken:
+        path.write_bytes(b"no whisper file, and not touched for an hour")
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    for options in (["disk", "-n"], []):
+        said = program("restore", *options, status=3)
+        assert re.search(rf"{METRIC}: \d+ points of its backup of .* do not fit into the file there", said)
+        assert "1 failed" in said
+    assert path.stat().st_size < 20_000
 
 
 def test_the_newest_backup_may_not_fit_either(program: Program) -> None:
@@ -361,3 +381,32 @@ def test_points_of_a_sender_that_is_a_little_ahead_are_no_failure(program: Progr
     assert "1 healed" in program("restore")
     write_ahead(program, [(60, 60)], 80_000, 60)  # its slots are needed again within a day
     assert "0 failed" in program("restore")
+
+
+@pytest.mark.parametrize(("days", "lacking"), [(400, 9_000), (2, 1_400)])
+def test_points_that_a_clock_that_is_behind_has_not_reached_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], days: int, lacking: int
+) -> None:
+    """A machine with a dead battery: carbon makes the file under a clock of long ago, and somebody restores it."""
+    program, real = Program(tmp_path), time.time
+    held = make_full(program)
+    program("backup")
+    path = make_anew(program, newest=0)
+    words = program.words("restore", "disk", "--nolock", "-f", "1")[3:]
+    with monkeypatch.context() as behind:
+        behind.setattr(time, "time", lambda: real() - days * 86400)
+        own = points(make_anew(program, newest=3))
+        for options in (["-n"], [], []):
+            assert main.main([*words, *options]) == 3
+            (count,) = re.findall(
+                rf"{METRIC}: (\d+) points of its backup .* could not be filled in", capfd.readouterr().err
+            )
+            assert int(count) > lacking
+    assert main.main(words) == 0
+    assert (held | own).items() <= points(path).items() | own.items()
+
+
+def test_points_far_ahead_that_the_file_has_too_are_no_failure(program: Program) -> None:
+    write_ahead(program, [(60, 60)], 3 * 86400, 20)
+    program("backup")
+    assert "1 already whole" in program("restore")
