@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from conftest import Program, contents, install_driver
 from test_restore import points
 
 from whisperbackup import main
+from whisperbackup.runtime import clock
 from whisperbackup.tree.restore_file import CannotPlace, Placer
 
 pytestmark = pytest.mark.slow
@@ -410,3 +412,19 @@ def test_points_far_ahead_that_the_file_has_too_are_no_failure(program: Program)
     write_ahead(program, [(60, 60)], 3 * 86400, 20)
     program("backup")
     assert "1 already whole" in program("restore")
+
+
+def test_a_span_that_the_clock_has_not_reached_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = Program(tmp_path)
+    make_full(program)
+    program("backup")
+    now = datetime.now(UTC)
+    monkeypatch.setattr(clock, "utc_now", lambda: now - timedelta(days=400))
+    monkeypatch.setattr(time, "time", lambda: (now - timedelta(days=400)).timestamp())
+    for option, date in (("--from", now - timedelta(days=2)), ("--until", now)):
+        with pytest.raises(SystemExit) as ended:
+            main.main(program.words("restore", "disk", "--nolock", option, date.isoformat())[3:])
+        assert ended.value.code == 2
+        assert re.search(rf"{option} .* is more than a day ahead of this machine's clock", capfd.readouterr().err)
