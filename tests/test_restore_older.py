@@ -245,6 +245,28 @@ def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> 
     assert path.read_bytes() == full
 
 
+@pytest.mark.parametrize("is_compressed", [(True, True), (True, False), (False, True)])
+def test_a_dry_run_names_history_that_no_compressed_file_can_take(
+    program: Program, is_compressed: tuple[bool, bool]
+) -> None:
+    """The older and the newer backup are both compressed, or one of them: go-carbon's setting was changed."""
+    path = program.prefix / "servers/web1/cpu.wsp"
+    chance = random.Random(1)
+    make_full(program)
+    if is_compressed[0]:
+        path.write_bytes(b"whisper_compressed" + chance.randbytes(50_000))
+    program("backup")
+    make_anew(program)
+    if is_compressed[1]:
+        path.write_bytes(b"whisper_compressed" + chance.randbytes(500))
+    program("backup")
+    stamp, _ = program.stamps(METRIC)
+    path.unlink()
+    for options in (["disk", "-n"], []):
+        said = program("restore", *options, status=3)
+        assert f"its backup of {stamp} is much larger than all newer ones" in said
+
+
 def test_verify_checks_what_restore_would_use(replaced: tuple[Program, Path, dict[int, float]]) -> None:
     program, _, _ = replaced
     assert "2 examined, 2 good" in program("verify")

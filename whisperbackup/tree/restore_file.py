@@ -97,7 +97,7 @@ class Placer:
             return placed
 
         placed = self._attempt(path, Placed("created"), place)
-        if self.noop and placed.how in ("created", "replaced") and not cwhisper.is_compressed(content):
+        if self.noop and placed.how in ("created", "replaced"):
             return placed._replace(planned=((0, content),))
         return placed
 
@@ -511,9 +511,10 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
 
 def _fill_unmade(planned: tuple[Write, ...], content: bytes) -> Placed:
     """Fill a file that a dry run did not create or replace; the first of the `planned` writes is all of it."""
-    if cwhisper.is_compressed(content):
+    live = _written(b"", planned)
+    if cwhisper.is_compressed(live) or cwhisper.is_compressed(content):
         return Placed("skipped")
-    healing = heal(_written(b"", planned), content, int(time.time()))
+    healing = heal(live, content, int(time.time()))
     how = "healed" if healing.writes else "already whole"
     return Placed(how, healing.points, "", tuple(healing.writes), *healing[2:])
 
