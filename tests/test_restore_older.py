@@ -450,3 +450,31 @@ def test_a_span_that_the_clock_has_not_reached_is_refused(
             main.main(program.words("restore", "disk", "--nolock", option, date.isoformat())[3:])
         assert ended.value.code == 2
         assert re.search(rf"{option} .* is more than a day ahead of this machine's clock", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("has_increment", [False, True])
+def test_a_clock_that_is_hours_behind_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], has_increment: bool
+) -> None:
+    """A machine that treats local time as UTC: an error of less than a day, as a sender's may be."""
+    program, now = Program(tmp_path), datetime.now(UTC)
+    make_full(program)
+    if has_increment:
+        early = now - timedelta(hours=12)
+        with monkeypatch.context() as before:
+            before.setattr(clock, "utc_now", lambda: early)
+            assert main.main(program.words("backup", "disk", "--nolock", "-f", "1")[3:]) == 0
+        program("increment")
+    else:
+        program("backup")
+    make_anew(program)
+    monkeypatch.setattr(clock, "utc_now", lambda: now - timedelta(hours=8))
+    monkeypatch.setattr(time, "time", lambda: (now - timedelta(hours=8)).timestamp())
+    capfd.readouterr()
+    assert main.main(program.words("restore", "disk", "--nolock", "-f", "1")[3:]) == 0
+    said = capfd.readouterr().err
+    assert said.count(f"{METRIC} was backed up at a time that this machine's clock has not reached") == 1
+    monkeypatch.undo()
+    said = program("restore")
+    assert "WARNING" not in said
+    assert "1 healed" in said

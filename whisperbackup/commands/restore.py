@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import time
+from datetime import timedelta
 from typing import NamedTuple
 
 from whisperbackup import util
@@ -14,13 +15,15 @@ from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
 from whisperbackup.increments.image import Image
 from whisperbackup.increments.merge import Share
-from whisperbackup.increments.record import CorruptIncrement, Record, decode
+from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
@@ -30,6 +33,7 @@ from whisperbackup.whisper.healing import Write
 
 logger = logging.getLogger(__name__)
 
+CLOCKS_DIFFER = timedelta(minutes=5)
 CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file in memory at most
 CANNOT_FILL = (
     "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
@@ -38,6 +42,10 @@ CANNOT_FILL = (
 AHEAD = (
     "{points} points of {source} could not be filled in: they are more than a day ahead of this machine's clock; "
     "check the clock (NTP), then restore again; if it is right, --overwrite replaces the file"
+)
+BEHIND = (
+    "%s was backed up at a time that this machine's clock has not reached: points that are later than the clock are "
+    "filled into no file that is there; check the clock (NTP), then restore again"
 )
 UNHELD = (
     "{points} points of {source} do not fit into the file there, which has fewer or shorter archives; "
@@ -61,8 +69,16 @@ LEFT_OUT = (
 def run(options: Options, stats: RunStats) -> int:
     """Restore every selected metric; the exit status."""
     walk.check_prefix(options.prefix)
+    limit = clock.utc_now() + CLOCKS_DIFFER
+    moment, stamp = limit.timestamp(), stamp_of(limit)
+    is_behind = False
 
     def jobs(metric: Metric, candidates: list[Backup], shares: tuple[Share, ...]) -> list[RestoreMetric]:
+        nonlocal is_behind
+        later = (candidates and candidates[0].stamp > stamp) or (shares and moment_of(shares[-1].content) > moment)
+        if later and not is_behind:
+            is_behind = True
+            logger.warning(BEHIND, metric.name)
         return [RestoreMetric(metric.name, tuple(candidates), shares)]
 
     return work_on_backups(options, stats, jobs, reads_records=True)
