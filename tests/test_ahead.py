@@ -264,3 +264,30 @@ def test_no_new_stamp_hides_increments_where_the_file_cannot_be_read(
     path.unlink()
     program("restore", "disk", "-m", "a.one")
     assert 7777.0 in newest_points(path)
+
+
+def test_increments_after_a_run_under_a_fast_clock_are_deleted_when_they_are_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their stamps follow that run's by a second each, for years."""
+    program = Program(tmp_path)
+    path = program.write("a.one")
+    with monkeypatch.context() as ahead:
+        ahead.setattr(clock, "utc_now", lambda: datetime.now(UTC) + timedelta(days=3650))
+        assert main.main([*program.words("backup", "disk", "--nolock", "-f", "1")[3:]]) == 0
+    program("backup", "disk")
+    settle()
+    add_point(path, 7.0)
+    program("increment", "disk")
+    settle()
+    program("backup", "disk")
+    assert list(program.store.glob(".increments/*/manifest.json"))
+    add_point(path, 8.0)
+    settle()
+    now = datetime.now(UTC)
+    uptime = clock.uptime()
+    for day in range(1, 10):
+        monkeypatch.setattr(clock, "utc_now", lambda day=day: now + timedelta(days=day))
+        monkeypatch.setattr(clock, "uptime", lambda day=day: uptime + day * 86400)
+        assert main.main([*program.words("backup", "disk", "--nolock", "-f", "1")[3:]]) == 0
+    assert not list(program.store.glob(".increments/*/*"))
