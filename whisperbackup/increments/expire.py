@@ -115,7 +115,8 @@ class _Expiry:
                     "and -x together", increment.stamp, names, more, self._did("deleted"),
                 )  # fmt: skip
             if action in (Action.DELETE, Action.GIVE_UP):
-                self._delete(increment)
+                covered = "all" if action is Action.DELETE else "not all"
+                self._delete(increment, f"later backup runs covered {covered} of its metrics")
 
     def _did(self, done: str) -> str:
         return f"would be {done}" if self.rules.noop else done
@@ -161,8 +162,8 @@ class _Expiry:
                 raise CorruptIncrement(str(error)) from None
         return self._last_part[1]
 
-    def _delete(self, increment: Manifest) -> None:
-        logger.info("increment of %s: %s, backups have its points", increment.stamp, self._did("deleted"))
+    def _delete(self, increment: Manifest, reason: str) -> None:
+        logger.info("increment of %s: %s, %s", increment.stamp, self._did("deleted"), reason)
         path = self.rules.storage_path
         self.driver.delete([path + increment_key(increment.stamp)])
         self.driver.delete([path + increment_key(increment.stamp, part.name) for part in increment.parts])
