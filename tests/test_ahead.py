@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -14,10 +16,13 @@ from conftest import Program, add_point
 from hypothesis import given
 from hypothesis import strategies as st
 from test_purge import age
+from test_restore_increments import newest_points, settle
 
+from whisperbackup import main
 from whisperbackup.repository.catalog import Backup, Payload, look_up
 from whisperbackup.repository.future_stamps import misdated, stamp_anew
 from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
 
@@ -228,3 +233,61 @@ def test_a_misdated_bomb_is_not_expanded_to_the_end(nightly: Program) -> None:
     said = nightly("backup", "disk", "-r", "9", "--max-file-size", "1M")
     assert "stamped anew" not in said
     assert ahead in nightly.stamps("a.b")
+
+
+def test_no_new_stamp_hides_increments_where_the_file_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The increments of the day before would count as earlier than the backup's new stamp."""
+    program = Program(tmp_path)
+    path = program.write("a.one")
+    program.write("b.two")
+    program("backup", "disk")
+    settle()
+    add_point(path, 11.0)
+    with monkeypatch.context() as ahead:
+        ahead.setattr(clock, "utc_now", lambda: datetime.now(UTC) + timedelta(days=3650))
+        assert main.main([*program.words("backup", "disk", "--nolock", "-f", "1")[3:]]) == 0
+    settle()
+    program("backup", "disk")
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    settle()
+    path.write_bytes(path.read_bytes()[:200])
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    assert "stamped anew" not in program("backup", "disk", status=3)
+    path.unlink()
+    program("restore", "disk", "-m", "a.one")
+    assert 7777.0 in newest_points(path)
+    assert "1 stamped anew" in program("backup", "disk")
+    path.unlink()
+    program("restore", "disk", "-m", "a.one")
+    assert 7777.0 in newest_points(path)
+
+
+def test_increments_after_a_run_under_a_fast_clock_are_deleted_when_they_are_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their stamps follow that run's by a second each, for years."""
+    program = Program(tmp_path)
+    path = program.write("a.one")
+    with monkeypatch.context() as ahead:
+        ahead.setattr(clock, "utc_now", lambda: datetime.now(UTC) + timedelta(days=3650))
+        assert main.main([*program.words("backup", "disk", "--nolock", "-f", "1")[3:]]) == 0
+    program("backup", "disk")
+    settle()
+    add_point(path, 7.0)
+    program("increment", "disk")
+    settle()
+    program("backup", "disk")
+    assert list(program.store.glob(".increments/*/manifest.json"))
+    add_point(path, 8.0)
+    settle()
+    now = datetime.now(UTC)
+    uptime = clock.uptime()
+    for day in range(1, 10):
+        monkeypatch.setattr(clock, "utc_now", lambda day=day: now + timedelta(days=day))
+        monkeypatch.setattr(clock, "uptime", lambda day=day: uptime + day * 86400)
+        assert main.main([*program.words("backup", "disk", "--nolock", "-f", "1")[3:]]) == 0
+    assert not list(program.store.glob(".increments/*/*"))

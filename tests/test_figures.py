@@ -51,7 +51,11 @@ def values(carbon: Carbon, command: str, figure: str, prefix: str = "whisper-bac
 
 
 def _held(path: Path) -> list[float]:
-    (_, held) = whisper.fetch(str(path), int(time.time()) - 500)
+    """The values in a file; none while carbon is creating it."""
+    try:
+        (_, held) = whisper.fetch(str(path), int(time.time()) - 500)
+    except whisper.CorruptWhisperFile:
+        return []
     return [value for value in held if value is not None]
 
 

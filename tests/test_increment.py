@@ -507,7 +507,7 @@ def test_an_old_increment_goes_once_a_backup_run_has_its_points(stored: Program)
     old_increment(stored)
     before = made(stored)
     said = stored("backup", "disk", "-n")
-    assert "would be deleted, backups have its points" in said
+    assert "would be deleted, later backup runs covered all of its metrics" in said
     assert made(stored) == before
     assert "1 increments removed" in stored("backup", "disk")
     assert made(stored) == []
@@ -580,6 +580,7 @@ def test_what_nothing_confirms_for_long_goes_and_is_named(stored: Program) -> No
     age(stored, 50)
     said = stored("backup", "disk")
     assert "has points of b.three that no backup has: deleted" in said
+    assert "covered not all of its metrics" in said
     assert made(stored) == []
 
 

@@ -105,6 +105,8 @@ def test_no_response_that_is_cut_off_is_believed(whole: bytes) -> None:
         GOOD.replace(b": 5", b": -5"),
         GOOD.replace(b": 5", b": 5, 5"),
         GOOD.replace(b"ETag: x", b"Transfer-Encoding: gzip"),
+        GOOD.replace(b": 5", b": 999999999999999"),
+        CHUNKED.replace(b"\r\n5\r\n", b"\r\nfffffffffffffff\r\n"),
         CHUNKED.replace(b"\r\n5\r\n", b"\r\n0x5\r\n"),
         CHUNKED.replace(b"\r\n5\r\n", b"\r\n4\r\n"),
         CHUNKED.replace(b"\r\n5\r\n", b"\r\n\r\n"),

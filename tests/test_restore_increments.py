@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -182,6 +183,58 @@ def test_older_backups_are_healed_in_beside_increments(program: Program) -> None
     coarse = [t for t in full if t < time.time() - 300 and t not in newest]
     assert coarse
     assert all(restored.get(t) == full[t] for t in coarse)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("layout", [[(1, 1000), (60, 2000)], [(60, 300)]])
+def test_increments_of_the_day_on_which_a_disk_died_are_used(
+    program: Program, layout: list[tuple[int, int]], is_there: bool
+) -> None:
+    """The newest backup is that of the new file; the increments of the old one are later than its last backup."""
+    path, now = program.prefix / "m.wsp", int(time.time())
+    whisper.create(str(path), [(1, 1000), (60, 2000)], xFilesFactor=0.0)
+    whisper.update_many(str(path), [(now - 60 * age, math.sqrt(age)) for age in range(5, 1900)])
+    settle()
+    program("backup", "disk")
+    settle()
+    day = {now - 60 * age: 4000.0 + age for age in (1, 2, 3)}
+    whisper.update_many(str(path), list(day.items()))
+    program("increment", "disk")
+    settle()
+    path.unlink()
+    whisper.create(str(path), layout, xFilesFactor=0.0)
+    add_point(path, 7777.0)
+    program("backup", "disk")
+    settle()
+    add_point(path, 8888.0)
+    program("increment", "disk")
+    if not is_there:
+        path.unlink()
+    is_small = layout[0][0] == 60
+    for options in (["-n"], []):
+        said = program("restore", "disk", *options, status=3 if is_small else 0)  # points of a second do not fit
+    assert "1 needed an older backup" in said
+    step = layout[0][0]
+    (begin, _, _), values = whisper.fetch(str(path), now - 300)
+    assert {values[(t // step * step - begin) // step] for t in day} == set(day.values())
+    assert {8888.0} <= set(newest_points(path))
+
+
+@pytest.mark.parametrize("resized", [["10:360"]], indirect=True)
+def test_a_span_that_only_an_earlier_layout_has_is_not_skipped(
+    resized: tuple[Program, Path, dict[int, float]],
+) -> None:
+    program, path, held = resized
+    small = path.read_bytes()
+    lose(program)
+    span = ["--until", stamp_of(datetime.fromtimestamp(max(held), UTC))]
+    for options in (["-n"], []):
+        assert "1 " + ("would be " if options else "") + "created" in program("restore", "disk", *span, *options)
+    assert held.items() <= coarse_points(path).items()
+    path.write_bytes(small)
+    for options in (["-n"], []):
+        said = program("restore", "disk", *span, *options, status=3)
+        assert re.search(r"m: \d+ points of an earlier layout do not fit into the file there", said)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import whisper
 from conftest import Program, contents, install_driver
 from test_restore import points
 
+from whisperbackup import main
+from whisperbackup.runtime import clock
 from whisperbackup.tree.restore_file import CannotPlace, Placer
 
 pytestmark = pytest.mark.slow
@@ -242,6 +245,28 @@ def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> 
     assert path.read_bytes() == full
 
 
+@pytest.mark.parametrize("is_compressed", [(True, True), (True, False), (False, True)])
+def test_a_dry_run_names_history_that_no_compressed_file_can_take(
+    program: Program, is_compressed: tuple[bool, bool]
+) -> None:
+    """The older and the newer backup are both compressed, or one of them: go-carbon's setting was changed."""
+    path = program.prefix / "servers/web1/cpu.wsp"
+    chance = random.Random(1)
+    make_full(program)
+    if is_compressed[0]:
+        path.write_bytes(b"whisper_compressed" + chance.randbytes(50_000))
+    program("backup")
+    make_anew(program)
+    if is_compressed[1]:
+        path.write_bytes(b"whisper_compressed" + chance.randbytes(500))
+    program("backup")
+    stamp, _ = program.stamps(METRIC)
+    path.unlink()
+    for options in (["disk", "-n"], []):
+        said = program("restore", *options, status=3)
+        assert f"its backup of {stamp} is much larger than all newer ones" in said
+
+
 def test_verify_checks_what_restore_would_use(replaced: tuple[Program, Path, dict[int, float]]) -> None:
     program, _, _ = replaced
     assert "2 examined, 2 good" in program("verify")
@@ -277,6 +302,7 @@ def test_points_that_do_not_fit_into_a_smaller_layout_are_a_failure_with_a_remed
     held = make_full(program)
     program("backup")
     path = make_anew(program, schema=small)
+    own = int(time.time()) // 3600 * 3600  # whisper-resize copies the aggregate of the new file's point into its slot
     program("backup")
     for options in [["disk", "-n"]] if is_only_looked_at else [["disk", "-n"], [], []]:
         said = program("restore", *options, status=3)
@@ -288,12 +314,30 @@ def test_points_that_do_not_fit_into_a_smaller_layout_are_a_failure_with_a_remed
     assert "0 failed" in program("restore")
     found = points(path)
     if is_only_looked_at:
-        assert held.items() <= found.items()
+        assert held.keys() <= found.keys()
+        assert {t for t in held if held[t] != found[t]} <= {own}
         return
     # whisper-resize copies what the coarser archives got into slots of the finest, and restore replaces no point there
     coarser = [step for step, _ in small if step > 60]
     assert held.keys() <= found.keys()
     assert all(any(when % step == 0 for step in coarser) for when in held if found[when] != held[when])
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_dry_run_names_what_the_file_that_it_would_create_has_no_room_for(program: Program, is_broken: bool) -> None:
+    make_full(program)
+    program("backup")
+    path = make_anew(program, schema=[(60, 1440)])
+    program("backup")
+    path.unlink()
+    if is_broken:
+        path.write_bytes(b"no whisper file, and not touched for an hour")
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    for options in (["disk", "-n"], []):
+        said = program("restore", *options, status=3)
+        assert re.search(rf"{METRIC}: \d+ points of its backup of .* do not fit into the file there", said)
+        assert "1 failed" in said
+    assert path.stat().st_size < 20_000
 
 
 def test_the_newest_backup_may_not_fit_either(program: Program) -> None:
@@ -361,3 +405,76 @@ def test_points_of_a_sender_that_is_a_little_ahead_are_no_failure(program: Progr
     assert "1 healed" in program("restore")
     write_ahead(program, [(60, 60)], 80_000, 60)  # its slots are needed again within a day
     assert "0 failed" in program("restore")
+
+
+@pytest.mark.parametrize(("days", "lacking"), [(400, 9_000), (2, 1_400)])
+def test_points_that_a_clock_that_is_behind_has_not_reached_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], days: int, lacking: int
+) -> None:
+    """A machine with a dead battery: carbon makes the file under a clock of long ago, and somebody restores it."""
+    program, real = Program(tmp_path), time.time
+    held = make_full(program)
+    program("backup")
+    path = make_anew(program, newest=0)
+    words = program.words("restore", "disk", "--nolock", "-f", "1")[3:]
+    with monkeypatch.context() as behind:
+        behind.setattr(time, "time", lambda: real() - days * 86400)
+        own = points(make_anew(program, newest=3))
+        for options in (["-n"], [], []):
+            assert main.main([*words, *options]) == 3
+            (count,) = re.findall(
+                rf"{METRIC}: (\d+) points of its backup .* could not be filled in", capfd.readouterr().err
+            )
+            assert int(count) > lacking
+    assert main.main(words) == 0
+    assert (held | own).items() <= points(path).items() | own.items()
+
+
+def test_points_far_ahead_that_the_file_has_too_are_no_failure(program: Program) -> None:
+    write_ahead(program, [(60, 60)], 3 * 86400, 20)
+    program("backup")
+    assert "1 already whole" in program("restore")
+
+
+def test_a_span_that_the_clock_has_not_reached_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = Program(tmp_path)
+    make_full(program)
+    program("backup")
+    now = datetime.now(UTC)
+    monkeypatch.setattr(clock, "utc_now", lambda: now - timedelta(days=400))
+    monkeypatch.setattr(time, "time", lambda: (now - timedelta(days=400)).timestamp())
+    for option, date in (("--from", now - timedelta(days=2)), ("--until", now)):
+        with pytest.raises(SystemExit) as ended:
+            main.main(program.words("restore", "disk", "--nolock", option, date.isoformat())[3:])
+        assert ended.value.code == 2
+        assert re.search(rf"{option} .* is more than a day ahead of this machine's clock", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("has_increment", [False, True])
+def test_a_clock_that_is_hours_behind_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], has_increment: bool
+) -> None:
+    """A machine that treats local time as UTC: an error of less than a day, as a sender's may be."""
+    program, now = Program(tmp_path), datetime.now(UTC)
+    make_full(program)
+    if has_increment:
+        early = now - timedelta(hours=12)
+        with monkeypatch.context() as before:
+            before.setattr(clock, "utc_now", lambda: early)
+            assert main.main(program.words("backup", "disk", "--nolock", "-f", "1")[3:]) == 0
+        program("increment")
+    else:
+        program("backup")
+    make_anew(program)
+    monkeypatch.setattr(clock, "utc_now", lambda: now - timedelta(hours=8))
+    monkeypatch.setattr(time, "time", lambda: (now - timedelta(hours=8)).timestamp())
+    capfd.readouterr()
+    assert main.main(program.words("restore", "disk", "--nolock", "-f", "1")[3:]) == 0
+    said = capfd.readouterr().err
+    assert said.count(f"{METRIC} was backed up at a time that this machine's clock has not reached") == 1
+    monkeypatch.undo()
+    said = program("restore")
+    assert "WARNING" not in said
+    assert "1 healed" in said

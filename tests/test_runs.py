@@ -267,3 +267,23 @@ def test_no_process_is_left_after_a_run(program: Program) -> None:
     run = program.start("backup", stderr=subprocess.DEVNULL)
     run.wait(60)
     assert not list(children(run.pid))
+
+
+@pytest.mark.parametrize(
+    "stamp", ["9999-99-99T99:99:99+00:00", "2026-02-31T00:00:00+00:00", "9999-12-31T23:59:59+00:00"]
+)
+@pytest.mark.parametrize("place", [".runs/{}.json", ".increments/{}/manifest.json"])
+def test_a_record_with_an_impossible_stamp_stops_no_run(program: Program, place: str, stamp: str) -> None:
+    path = program.write("a.one")
+    program("backup", "disk")
+    planted = program.store / place.format(stamp)
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.write_text("{}")
+    path.unlink()
+    program.write("a.one", 1)
+    assert "1 backed up" in program("backup", "disk")
+    assert "1 recorded" in program("increment", "disk")
+    for command in ("prune", "purge", "restore", "verify", "list"):
+        program(command, "disk")
+    assert stamp in program("list", "disk", "--debris")
+    assert planted.exists()

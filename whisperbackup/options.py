@@ -10,12 +10,13 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from whisperbackup import __version__, pages, settings, storage
 from whisperbackup.report import carbon
 from whisperbackup.repository import compression, dates
-from whisperbackup.repository.stamps import seconds
+from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.defaults import (
     CONFIG,
@@ -518,6 +519,9 @@ def parse(words: list[str]) -> Options:
         parser.error("--overwrite replaces whole files; it can't be combined with --from or --until")
     if since is not None and until is not None and since > until:
         parser.error(f"--from {values.since} is later than --until {values.until}")
+    for name, text in (("--from", values.since), ("--until", values.until)):
+        if text and text > stamp_of(clock.utc_now() + timedelta(days=1)):
+            parser.error(f"{name} {text} is more than a day ahead of this machine's clock; check the clock (NTP)")
     try:
         selection = select(values.metrics or ["*"], values.exclude or [])
     except BadGlob as error:

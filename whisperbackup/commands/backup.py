@@ -180,10 +180,10 @@ class BackupMetric(NamedTuple):
                     context.driver.delete([keys.tombstone(key, stamp) for stamp in self.metric.tombstones])
                 counts[Count.CAME_BACK] = 1
             metric = self.metric
-            if metric and self.may_redate:
-                metric = _with_true_stamps(metric, key, context, counts)
             existing = metric.backups if metric else ()
             if self.known and existing and backups.has_digest(context.driver, key, existing[-1], self.known.sha1):
+                metric = self._with_true_stamps(key, context, counts)
+                existing = metric.backups if metric else ()
                 counts[Count.UNCHANGED] = 1
                 record = self.known.seen_in(existing[-1])
                 return _outcome(self.name, context, existing, counts, record)
@@ -199,12 +199,26 @@ class BackupMetric(NamedTuple):
                     return Outcome(self.name, counts, (reason,), is_foreign=is_foreign)
                 logger.warning("%s: too new: %s", self.name, error)
                 return Outcome(self.name, counts | {Count.TOO_NEW: 1})
-            return self._store_reading(reading, metric, key, context, counts)
+            return self._store_reading(reading, key, context, counts)
 
-    def _store_reading(
-        self, reading: reader.Reading, metric: Metric | None, key: str, context: Context, counts: dict[Count, int]
-    ) -> Outcome:
+    def _with_true_stamps(self, key: str, context: Context, counts: dict[Count, int]) -> Metric | None:
+        """The metric, after backups that a fast clock stamped far in the future got new stamps.
+
+        Not before the file was read: this run must vouch for the new stamps, or restore would treat all increments
+        before it as earlier than that backup.
+        """
+        metric = self.metric
+        if metric is None or not self.may_redate:
+            return metric
+        max_size = context.options.max_file_size
+        changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
+        if moved:
+            counts[Count.STAMPED_ANEW] = moved
+        return changed
+
+    def _store_reading(self, reading: reader.Reading, key: str, context: Context, counts: dict[Count, int]) -> Outcome:
         """Store the content unless the newest backup has it."""
+        metric = self._with_true_stamps(key, context, counts)
         existing = metric.backups if metric else ()
         counts[Count.READ_BYTES] = len(reading.content)
         if reading.is_torn:
@@ -237,15 +251,6 @@ def _size(path: bytes) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0  # the job reports why it cannot read the file
-
-
-def _with_true_stamps(metric: Metric, key: str, context: Context, counts: dict[Count, int]) -> Metric:
-    """Give new stamps to the backups that a fast clock stamped far in the future; the metric after that."""
-    max_size = context.options.max_file_size
-    changed, moved = future_stamps.stamp_anew(context.driver, key, metric, clock.utc_now(), max_size)
-    if moved:
-        counts[Count.STAMPED_ANEW] = moved
-    return changed
 
 
 def _outcome(

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import time
+from datetime import timedelta
 from typing import NamedTuple
 
 from whisperbackup import util
@@ -14,26 +15,37 @@ from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
 from whisperbackup.increments.image import Image
 from whisperbackup.increments.merge import Share
-from whisperbackup.increments.record import CorruptIncrement, Record, decode
+from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.runtime import clock
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
 from whisperbackup.whisper import cwhisper, span
 from whisperbackup.whisper.format import parse_header
-from whisperbackup.whisper.healing import heal
+from whisperbackup.whisper.healing import Write
 
 logger = logging.getLogger(__name__)
 
+CLOCKS_DIFFER = timedelta(minutes=5)
 CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file in memory at most
 CANNOT_FILL = (
     "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
     "to restore that backup instead, use -c {stamp} --overwrite"
+)
+AHEAD = (
+    "{points} points of {source} could not be filled in: they are more than a day ahead of this machine's clock; "
+    "check the clock (NTP), then restore again; if it is right, --overwrite replaces the file"
+)
+BEHIND = (
+    "%s was backed up at a time that this machine's clock has not reached: points that are later than the clock are "
+    "filled into no file that is there; check the clock (NTP), then restore again"
 )
 UNHELD = (
     "{points} points of {source} do not fit into the file there, which has fewer or shorter archives; "
@@ -47,6 +59,7 @@ NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
+EARLIER = "an earlier layout"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
@@ -56,8 +69,16 @@ LEFT_OUT = (
 def run(options: Options, stats: RunStats) -> int:
     """Restore every selected metric; the exit status."""
     walk.check_prefix(options.prefix)
+    limit = clock.utc_now() + CLOCKS_DIFFER
+    moment, stamp = limit.timestamp(), stamp_of(limit)
+    is_behind = False
 
     def jobs(metric: Metric, candidates: list[Backup], shares: tuple[Share, ...]) -> list[RestoreMetric]:
+        nonlocal is_behind
+        later = (candidates and candidates[0].stamp > stamp) or (shares and moment_of(shares[-1].content) > moment)
+        if later and not is_behind:
+            is_behind = True
+            logger.warning(BEHIND, metric.name)
         return [RestoreMetric(metric.name, tuple(candidates), shares)]
 
     return work_on_backups(options, stats, jobs, reads_records=True)
@@ -95,11 +116,12 @@ class RestoreMetric(NamedTuple):
         restored: Placed | None = None
         is_substitute = needed_older = False
         candidates, tried = list(self.candidates), set[str | None]()
+        laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
         while candidates or (self.shares and not newer and not restored and None not in tried):
             if not candidates:
                 tried.add(None)
-                placed = self._restore_from_records(context, path, errors)
+                placed = self._restore_from_records(context, path, laid, errors)
                 if placed is None:
                     has_nothing_there = True
                 elif placed.how:
@@ -112,8 +134,8 @@ class RestoreMetric(NamedTuple):
             if not util.dwarfs(generation, newer):
                 newer.append(generation)
                 continue
-            copies = HEALING_COPIES if placer.is_occupied(path) else CREATING_COPIES
-            use = functools.partial(self._place_or_fill, context, path, restored, backup, errors)
+            copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
+            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors)
             try:
                 placed = backups.load(context.driver, key, backup, options.max_file_size, context.budget, copies, use)
             except backups.BadBackup as error:
@@ -170,27 +192,31 @@ class RestoreMetric(NamedTuple):
         return Outcome(self.name, counts, tuple(errors))
 
     def _place_or_fill(
-        self, context: Context, path: bytes, restored: Placed | None, backup: Backup, errors: list[str], content: bytes
+        self,
+        context: Context,
+        path: bytes,
+        restored: Placed | None,
+        backup: Backup,
+        laid: set[int],
+        errors: list[str],
+        content: bytes,
     ) -> Placed | None:
         """Place the first good backup of a metric with its records, fill from the others; one is in memory at a time.
 
-        None: there is nothing in the span of --from and --until, and no file there.
+        An older one gets the records that are not later than a newer one: a disk may have died hours after its last
+        backup.  None: there is nothing in the span of --from and --until, and no file there.
         """
-        if restored:
-            chosen = _in_span(content, context)
-            if chosen is None:
-                return Placed("already whole", planned=restored.planned)
-            placed = context.placer.fill(path, chosen, restored.planned)
-        else:
-            made = Image(content, True, None, 0)
-            records = self._records(context, backup.stamp, errors) if self.shares else []
-            if records and cwhisper.is_compressed(content):
+        made, source = Image(content, True, None, 0), f"its backup of {backup.stamp}"
+        records = self._records(context, backup.stamp, laid, errors) if self.shares else []
+        if records and cwhisper.is_compressed(content):
+            if not restored:
                 return self._place_compressed(context, path, made, backup, records, errors)
-            if records:
-                made = self._laid(content, records, context, errors) or made
-            return self._place(context, path, made, f"its backup of {backup.stamp}", errors)
-        _name_missing(placed, f"its backup of {backup.stamp}", content, errors)
-        return placed
+        elif records:
+            made = self._laid(content, records, context, errors) or made
+        if not restored:
+            return self._place(context, path, made, source, errors)
+        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
         self, context: Context, path: bytes, made: Image, backup: Backup, records: list[Record], errors: list[str]
@@ -207,9 +233,9 @@ class RestoreMetric(NamedTuple):
             errors.append(LEFT_OUT.format(stamp=backup.stamp))
         return placed
 
-    def _restore_from_records(self, context: Context, path: bytes, errors: list[str]) -> Placed | None:
+    def _restore_from_records(self, context: Context, path: bytes, laid: set[int], errors: list[str]) -> Placed | None:
         """Restore a metric without a good backup from its records alone.  `how` is empty if none can be read."""
-        made = self._laid(None, self._records(context, "", errors), context, errors)
+        made = self._laid(None, self._records(context, "", laid, errors), context, errors)
         if made is None:
             return Placed("")
         try:
@@ -221,38 +247,54 @@ class RestoreMetric(NamedTuple):
     def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
         """Place an image, then fill from those of earlier layouts what the file there has room for."""
         placer = context.placer
-        chosen = _in_span(made.content, context)
-        if chosen is None:
-            return Placed("already whole") if placer.is_occupied(path) else None
-        placed = placer.place(path, chosen)
-        _name_missing(placed, source, chosen, errors)
-        for crowded in made.crowded:
-            older = _in_span(crowded, context)
-            if older is None:
-                continue
-            if context.options.noop and placed.how in ("created", "replaced"):
-                healing = heal(chosen, older, int(time.time()))
-                filled = Placed("already whole", unheld=healing.unheld, blocked=healing.blocked)
-            else:
-                filled = placer.fill(path, older, placed.planned)
-            _name_missing(filled, "an earlier layout", older, errors)
-            placed = _combined(placed, filled)._replace(warning=placed.warning)
+        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        for number, (content, where) in enumerate(images, 1):
+            chosen = _in_span(content, context)
+            if chosen is not None:
+                placed = placer.place(path, chosen)
+                _name_missing(placed, where, chosen, errors)
+                return self._filled(context, path, placed, images[number:], errors)
+        return Placed("already whole") if placer.is_occupied(path) else None
+
+    def _filled(
+        self,
+        context: Context,
+        path: bytes,
+        placed: Placed,
+        images: list[tuple[bytes, str]],
+        errors: list[str],
+        planned: tuple[Write, ...] = (),
+    ) -> Placed:
+        """Fill the file that was just placed from images, each with its source; the result of all that.
+
+        `planned` are the writes that a dry run left out before it was `placed`.
+        """
+        for content, source in images:
+            chosen = _in_span(content, context)
+            if chosen is not None:
+                filled = context.placer.fill(path, chosen, planned + placed.planned)
+                _name_missing(filled, source, chosen, errors)
+                placed = _combined(placed, filled)
         return placed
 
-    def _records(self, context: Context, stamp: str, errors: list[str]) -> list[Record]:
-        """The records that are later than the backup `stamp` (empty: all), in order."""
+    def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> list[Record]:
+        """The records that are later than the backup `stamp` (empty: all), in order; `laid` ones are left out."""
         overlay, key = context.overlay, self.name + "/"
         records = []
         for number, content in self.shares:
+            if number in laid:
+                continue
             increment = overlay.increments[number]
             try:
                 found = decode(content)
             except CorruptIncrement as error:
                 errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
+                laid.add(number)
                 continue
             by = image.confirmed_by(stamp, key, overlay.runs_of(increment)) if stamp else None
             if not stamp or image.applies(found, increment, stamp, by):
                 records.append(found)
+                laid.add(number)
         return records
 
     def _laid(self, content: bytes | None, records: list[Record], context: Context, errors: list[str]) -> Image | None:
@@ -275,6 +317,8 @@ def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]
     """Name the points of `content` that could not be filled in."""
     if placed.blocked:
         errors.append(BLOCKED.format(points=placed.blocked, source=source))
+    if placed.ahead:
+        errors.append(AHEAD.format(points=placed.ahead, source=source))
     if placed.unheld:
         layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
         errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
@@ -292,7 +336,10 @@ def _in_span(content: bytes, context: Context) -> bytes | None:
 
 def _combined(before: Placed | None, after: Placed) -> Placed:
     """The result for a file restored from two backups; points count only in a file that existed before."""
-    if before is None or before.how in ("created", "replaced"):
-        return before or after
-    how = "healed" if "healed" in (before.how, after.how) else before.how
-    return Placed(how, before.points + after.points, planned=before.planned + after.planned)
+    if before is None:
+        return after
+    if before.how in ("created", "replaced"):
+        return before._replace(planned=before.planned + after.planned)
+    how = before.how if after.how == "already whole" or before.how == "healed" else after.how
+    warning = "; ".join(filter(None, (before.warning, after.warning)))
+    return Placed(how, before.points + after.points, warning, before.planned + after.planned)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FOR_EVER = 1 << 40
 RUNS_KEPT = 30
-HOUR = 3600
+HOUR, DAY = 3600, 86400
 FEW = 10  # names in a message
 
 
@@ -80,9 +80,11 @@ class _Held(NamedTuple):
 class _Expiry:
     def __init__(self, driver: Driver, rules: Rules, now: int, found: history.Found, stats: RunStats) -> None:
         self.driver, self.rules, self.now, self.found, self.stats = driver, rules, now, found, stats
-        limit = history.stamp_at(now - rules.keep)
+        limit, ahead = history.stamp_at(now - rules.keep), history.stamp_at(now + DAY)
         path = rules.storage_path
-        self.old = list(history.manifests(driver, path, [stamp for stamp in found.complete if stamp <= limit]))
+        # After a run under a fast clock all stamps follow its stamp: how old these are, only manifests tell.
+        old = [stamp for stamp in found.complete if stamp <= limit or stamp > ahead]
+        self.old = list(history.manifests(driver, path, old))
         self.named = {increment_key(old.stamp, part.name) for old in self.old for part in old.parts}
         self.deleted: set[str] = set()
 
@@ -113,7 +115,8 @@ class _Expiry:
                     "and -x together", increment.stamp, names, more, self._did("deleted"),
                 )  # fmt: skip
             if action in (Action.DELETE, Action.GIVE_UP):
-                self._delete(increment)
+                covered = "all" if action is Action.DELETE else "not all"
+                self._delete(increment, f"later backup runs covered {covered} of its metrics")
 
     def _did(self, done: str) -> str:
         return f"would be {done}" if self.rules.noop else done
@@ -159,8 +162,8 @@ class _Expiry:
                 raise CorruptIncrement(str(error)) from None
         return self._last_part[1]
 
-    def _delete(self, increment: Manifest) -> None:
-        logger.info("increment of %s: %s, backups have its points", increment.stamp, self._did("deleted"))
+    def _delete(self, increment: Manifest, reason: str) -> None:
+        logger.info("increment of %s: %s, %s", increment.stamp, self._did("deleted"), reason)
         path = self.rules.storage_path
         self.driver.delete([path + increment_key(increment.stamp)])
         self.driver.delete([path + increment_key(increment.stamp, part.name) for part in increment.parts])
@@ -201,7 +204,7 @@ class _Expiry:
         for stamp in sorted({key[len(INCREMENTS) :].partition("/")[0] for key in left}):
             if stamp in known or not self._has_manifest(stamp):
                 gone += [path + key for key in left if key.startswith(f"{INCREMENTS}{stamp}/")]
-        day_ago = history.stamp_at(self.now - 86400)
+        day_ago = history.stamp_at(self.now - DAY)
         temporary = f"{RUNS}.whisper-backup-"
         gone += [
             path + key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from whisperbackup.increments.manifest import (
 )
 from whisperbackup.increments.record import CorruptIncrement
 from whisperbackup.increments.window import MAX_AGE, Now, Window, choose
+from whisperbackup.repository.keys import is_record
 from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver, NotFound, StartAfterUnsupported, StoredObject, list_range
@@ -72,11 +74,14 @@ class Found(NamedTuple):
 
     @property
     def debris(self) -> list[tuple[str, int]]:
-        """What killed runs left, or a run in progress: keys and sizes."""
+        """What killed runs left, or a run in progress, and records with impossible stamps: keys and sizes."""
+        records = {run_key(stamp) for stamp in self.runs}
         return [
             (key, size)
             for key, size in self.objects
-            if TEMPORARY in key or (key.startswith(INCREMENTS) and key.split("/")[1] not in self.complete)
+            if TEMPORARY in key
+            or (key.startswith(INCREMENTS) and key.split("/")[1] not in self.complete)
+            or (key.startswith(RUNS) and is_record(key) and key not in records)
         ]
 
     def next_stamp(self) -> str:
@@ -122,7 +127,7 @@ def _found(listing: Iterable[StoredObject], storage_path: str) -> Found:
     for key, size, _ in listing:
         inner = key.removeprefix(storage_path)
         match = KEY.fullmatch(inner)
-        if match is None:
+        if match is None or not _is_possible(match["stamp"] or match["run"]):
             if inner.startswith((INCREMENTS, RUNS)):
                 objects.append((inner, size))  # a temporary file, for example
             continue
@@ -134,6 +139,15 @@ def _found(listing: Iterable[StoredObject], storage_path: str) -> Found:
             if match["name"] == MANIFEST:
                 complete.append(match["stamp"])
     return Found(tuple(complete), tuple(stamps), tuple(runs), tuple(objects))
+
+
+@functools.lru_cache(1024)
+def _is_possible(stamp: str) -> bool:
+    """Whether a run can have had this stamp: it is a date, and a later one exists."""
+    try:
+        return bool(next_stamp(datetime.fromisoformat(stamp), stamp))
+    except ValueError:
+        return False
 
 
 def manifests(driver: Driver, storage_path: str, stamps: Iterable[str]) -> Iterator[Manifest]:

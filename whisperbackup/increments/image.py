@@ -134,7 +134,7 @@ def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
     healing = heal(bytes(image), bytes(other), now)
     for offset, content in healing.writes:
         image[offset : offset + len(content)] = content
-    return not healing.unheld and not healing.blocked
+    return not (healing.unheld or healing.blocked or healing.ahead)
 
 
 def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) -> bytes | None:

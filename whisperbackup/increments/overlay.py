@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from whisperbackup.increments import history, merge, reader
 from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
 from whisperbackup.increments.merge import Share
-from whisperbackup.increments.record import START, CorruptIncrement
+from whisperbackup.increments.record import CorruptIncrement, moment_of
 from whisperbackup.repository.catalog import Metric
 from whisperbackup.storage.base import Driver, NotFound, get_range
 from whisperbackup.tree.selection import Selection
@@ -144,7 +144,7 @@ class Reading:
             if metric.key[:-1] not in self._selection:
                 continue
             if self._until is not None:
-                shares = [share for share in metric.shares if START.unpack_from(share.content)[5] <= self._until]
+                shares = [share for share in metric.shares if moment_of(share.content) <= self._until]
                 if not shares:
                     continue
                 metric = metric._replace(shares=shares)

@@ -118,6 +118,12 @@ def split(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         offset = after
 
 
+def moment_of(content: bytes) -> int:
+    """When the record that `split` or `reader.read` found was read, without decoding it."""
+    moment: int = START.unpack_from(content)[5]
+    return moment
+
+
 def decode(content: bytes) -> Record:
     """The record that is `content`, from its size to its last value, with every bound checked.
 

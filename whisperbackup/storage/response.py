@@ -123,7 +123,10 @@ class Responses:
         return line
 
     def _exactly(self, size: int) -> bytes:
-        body = self._file.read(size)
+        try:
+            body = self._file.read(size)
+        except MemoryError:
+            raise NotHTTP("a length that no memory holds") from None
         if len(body) != size:
             raise NotHTTP("its body is cut off")
         self._used += size

@@ -45,9 +45,10 @@ class Differs(CannotPlace):
 class Placed(NamedTuple):
     """What became of a file (`created`, `healed`, `already whole`, `replaced`), and points filled in.
 
-    `skipped`: a dry run found one that could not be filled.  `planned` are the writes that a dry run left out.
+    `skipped`: a dry run found one that could not be filled.  `planned` are the writes that a dry run left out; the
+    first is at 0, and has the whole content, if that is all that the file will hold.
     `unheld` counts points of the backup for which the file's layout has no slot of their precision, `blocked` those
-    whose slot holds a stamp far ahead of the clock.
+    whose slot holds a stamp far ahead of the clock, `ahead` those that are far ahead of it themselves.
     """
 
     how: str
@@ -56,6 +57,7 @@ class Placed(NamedTuple):
     planned: tuple[Write, ...] = ()
     unheld: int = 0
     blocked: int = 0
+    ahead: int = 0
 
 
 class _Vanished(Exception):
@@ -94,7 +96,10 @@ class Placer:
                 return placed._replace(warning="; ".join(filter(None, (placed.warning, sidecar))))
             return placed
 
-        return self._attempt(path, Placed("created"), place)
+        placed = self._attempt(path, Placed("created"), place)
+        if self.noop and placed.how in ("created", "replaced"):
+            return placed._replace(planned=((0, content),))
+        return placed
 
     def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
         """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
@@ -102,6 +107,8 @@ class Placer:
         `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
         """
         unmade = Placed("skipped" if cwhisper.is_compressed(content) else "healed")
+        if planned and not planned[0][0]:
+            return _fill_unmade(planned, content)
 
         def fill(folder: int, name: bytes) -> Placed:
             if _exists(folder, name):
@@ -459,7 +466,7 @@ def _heal(
             how = "would be" if noop else "was"
             warning = f"the file was cut off, {len(live)} of {size} bytes; it {how} extended and keeps what it held"
         elif not plan.healing.writes and not points and not warning:
-            return Placed("already whole", unheld=plan.healing.unheld, blocked=plan.healing.blocked)
+            return Placed("already whole", 0, "", (), *plan.healing[2:])
         points = max(points, plan.healing.points)  # those of an attempt that carbon interrupted are not planned again
         if not noop:
             if len(live) < size:
@@ -471,7 +478,7 @@ def _heal(
             fcntl.flock(fd, fcntl.LOCK_UN)  # carbon need not wait for the disk
             os.fsync(fd)
         planned = tuple(plan.healing.writes) if noop else ()
-        return Placed("healed", points, warning, planned, plan.healing.unheld, plan.healing.blocked)
+        return Placed("healed", points, warning, planned, *plan.healing[2:])
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 
@@ -500,6 +507,16 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
         )
     whole = _extended(live, header)[:size]
     return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
+
+
+def _fill_unmade(planned: tuple[Write, ...], content: bytes) -> Placed:
+    """Fill a file that a dry run did not create or replace; the first of the `planned` writes is all of it."""
+    live = _written(b"", planned)
+    if cwhisper.is_compressed(live) or cwhisper.is_compressed(content):
+        return Placed("skipped")
+    healing = heal(live, content, int(time.time()))
+    how = "healed" if healing.writes else "already whole"
+    return Placed(how, healing.points, "", tuple(healing.writes), *healing[2:])
 
 
 def _written(live: bytes, writes: tuple[Write, ...]) -> bytes:

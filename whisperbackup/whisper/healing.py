@@ -49,12 +49,14 @@ class Healing(NamedTuple):
     the live file's windows, that held nothing and hold a point afterwards (a changed aggregate is not counted).
     `unheld` counts the backup's points that are within the backup's own retention, but for which the live file's
     layout has no slot of the same or a finer step.  `blocked` counts those whose slot holds a stamp that is far ahead
-    of the clock, and so is never overwritten."""
+    of the clock, and so is never overwritten.  `ahead` counts those that are far ahead of the clock themselves, and
+    not in the live file."""
 
     writes: list[Write]
     points: int
     unheld: int = 0
     blocked: int = 0
+    ahead: int = 0
 
 
 class Source(NamedTuple):
@@ -122,7 +124,8 @@ def heal(live: bytes, backup: bytes, now: int) -> Healing:
         writes = [write for window in reversed(windows) for write in writes_of(window)]
     unheld = count_unheld(header, other, sources, now) if resample else 0
     points = sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows)
-    return Healing(writes, points, unheld, count_blocked(windows, sources, now))
+    ahead = count_ahead(live, header, backup, other, now)
+    return Healing(writes, points, unheld, count_blocked(windows, sources, now), ahead)
 
 
 def heal_archive(
@@ -274,6 +277,19 @@ def count_blocked(windows: list[Window], sources: list[Source], now: int) -> int
             known[inside] |= window.known[places[inside]]
             blocked[inside] |= window.stamps[places[inside]] > limit
         count += int(np.count_nonzero(blocked & ~known))
+    return count
+
+
+def count_ahead(live: bytes, header: Header, backup: bytes, other: Header, now: int) -> int:
+    """How many points of the backup are far ahead of `now`, and not in the live file's archive of the same step."""
+    count = 0
+    for archive in other.archives:
+        if np.frombuffer(backup, RECORD, archive.points, archive.offset)["t"].max() <= now + FAR_AHEAD:
+            continue
+        stamps, values = read_ring(backup, archive)
+        counts = is_in_place(stamps, int(stamps[0]), archive) & (stamps > now + FAR_AHEAD) & ~np.isnan(values)
+        there = [read_ring(live, same)[0] for same in header.archives if same.step == archive.step]
+        count += int(np.count_nonzero(~np.isin(stamps[counts], np.concatenate([*there, np.empty(0, np.int64)]))))
     return count
 
 
