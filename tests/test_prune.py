@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.parse
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from test_stores import connect, stored
 from whisperbackup.repository.stamps import stamp_of
 
 NOW = datetime.now(UTC)
+DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 OLD = ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00", "2026-01-03T00:00:00+00:00")
 
 
@@ -71,6 +73,37 @@ def test_a_node_that_may_not_delete_backs_up_and_prune_cleans_up(program: Progra
         left = sorted(key.partition("/")[0] for key in stored(program, store))
         assert left == ["returns"] * 4 + ["stays"] * 2
         assert "2 good" in everywhere("verify")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_node_reaches_nothing_outside_of_its_own_storage_path(program: Program) -> None:
+    """With the policy of docs/security.md: one prefix a node, and no right to delete."""
+    store = servers.store("s3-rclone")
+
+    def confine(head: bytes) -> bytes | None:
+        target = urllib.parse.urlsplit(head.split(b" ", 2)[1])
+        key = target.path.partition(b"/")[2].partition(b"/")[2]
+        if not key:
+            key = dict(urllib.parse.parse_qsl(target.query)).get(b"prefix", b"")
+        return refuse_deletions(head) if key.startswith(b"node1/") else DENIED
+
+    program.write("servers.web1.cpu")
+    owner = connect(program, store)
+    owner("backup", "--storage-path", "node2")
+    with TroubleProxy(store.port) as proxy:
+        proxy.lie = confine
+        as_node = connect(program, store.through(proxy.port))
+        path = ("--storage-path", "node1")
+        assert "1 backed up" in as_node("backup", "--no-delete", *path)
+        add_point(program.prefix / "servers/web1/cpu.wsp", 1.0)
+        assert "1 recorded" in as_node("increment", "--no-delete", *path)
+        assert "2 good" in as_node("verify", *path)
+        assert "node1/" in as_node("list", "--summary", *path)
+        assert "1 already whole" in as_node("restore", *path)
+        assert "fail" not in as_node("doctor", "--no-delete", *path)
+        for command in ("list", "restore", "verify", "increment"):
+            assert "403 Forbidden" in as_node(command, "--storage-path", "node2", status=1)
 
 
 @pytest.mark.servers
