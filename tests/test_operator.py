@@ -126,6 +126,13 @@ def test_at_a_terminal_splay_does_not_wait(program: Program) -> None:
         os.close(side)
 
 
+def test_a_restore_does_not_wait_for_the_splay_of_the_configuration_file(program: Program) -> None:
+    program.write("a.b")
+    program("backup", "disk")
+    program.environment["WHISPER_BACKUP_SPLAY"] = "80000"
+    assert "1 already whole" in program("restore", "disk")
+
+
 def test_without_one_it_says_how_long_it_waits_before_it_does(program: Program) -> None:
     program.write("a.b")
     run = program.start("backup", "disk", "-q", "--splay", "80000", stdin=subprocess.DEVNULL)

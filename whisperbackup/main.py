@@ -129,7 +129,8 @@ def _run(settings: Options, stats: RunStats | None) -> int:
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:
         if writes:
-            clock.splay(settings.splay)
+            if settings.command != "restore":  # the configuration file's splay is for cron, not for an emergency
+                clock.splay(settings.splay)
             if settings.lockfile:
                 held.enter_context(util.run_lock(settings.lockfile, settings.lock_timeout))
         status: int

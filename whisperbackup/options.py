@@ -374,7 +374,8 @@ def _table() -> dict[str, list[_Option]]:
                 text="read every file, modified or not, and keep no state file"),
         ],
         "When": [
-            _row("--splay", dest="splay", default="0", metavar="SECONDS", check=_seconds, commands=LOCKING,
+            _row("--splay", dest="splay", default="0", metavar="SECONDS", check=_seconds,
+                commands=tuple(command for command in LOCKING if command != "restore"),
                 text="first sleep for a random time up to this; not at a terminal"),
             _row("--lockfile", dest="lockfile", default=LOCKFILE, metavar="FILE", commands=LOCKING,
                 text="lock file [increment: the same and .increment]"),
