@@ -27,7 +27,10 @@ DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
 TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 """Commands, and what they print if the document shows it."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OTHER_PROGRAMS = ("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "systemctl ", "radosgw-admin ")
+OTHER_PROGRAMS = (
+    *("swift ", "aws ", "gcloud ", "install ", "chown ", "git ", "pip ", "/opt/whisper-backup/bin/pip "),
+    *("systemctl ", "radosgw-admin "),
+)
 DEAD_NODE = "a-dead-node"
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 METRICS = ("web1/cpu", "web1/load", "web2/cpu")
