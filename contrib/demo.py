@@ -83,9 +83,9 @@ def picture(points: Points, character: dict[int, str], start: int, end: int) -> 
         columns.append((max(1, height) if held else 0, character[held[-1]] if held else " "))
     for level in range(ROWS, 0, -1):
         drawn = (coloured(COLOUR_OF[mark], mark) if height >= level else " " for height, mark in columns)
-        print("   |" + "".join(drawn).rstrip())
-    print("   +" + "-" * COLUMNS)
-    print(f"   {(end - start) // HOUR} hours ago" + "now".rjust(COLUMNS - 10), flush=True)
+        print(f"{100 if level == ROWS else '':>4} |" + "".join(drawn).rstrip())
+    print("   0 +" + "-" * COLUMNS)
+    print(f"     {(end - start) // HOUR} hours ago" + "now".rjust(COLUMNS - 10), flush=True)
 
 
 def main() -> None:
@@ -93,16 +93,16 @@ def main() -> None:
     now = int(time.time()) // MINUTE * MINUTE
     start, backed_up, incremented = now - 6 * HOUR, now - 2 * HOUR, now - HOUR
 
-    chapter("Night: carbon's tree of whisper files is backed up")
+    chapter("Night: carbon's tree is backed up for the first time, so a new store begins")
     for metric in METRICS:
         write(metric, start, backed_up)
     print("\n".join(METRICS))
     show("backup")
 
-    chapter("An hour later: the new points alone are stored  (--lag, because the demo's hour takes a second)")
+    chapter("An hour later: an increment, all metrics in one object  (whole, for files as new as the demo's)")
     for metric in METRICS:
         write(metric, backed_up, incremented)
-    show("increment", "--lag", "14400")
+    show("increment", "--lag", "7500")
     show("list", "--runs")
 
     chapter("Damage: the file of web1's CPU is lost, another one is cut in half, the folder of web2 is gone")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -20,6 +22,7 @@ import hypothesis
 import pytest
 import servers
 import whisper
+from nursery import Nursery
 
 from whisperbackup.runtime import defaults
 
@@ -162,6 +165,14 @@ def _no_program_outlives_its_test() -> Iterator[None]:
     started.clear()
 
 
+@functools.cache
+def the_nursery() -> Nursery:
+    """One for all tests of this process, and until its end."""
+    nursery = Nursery()
+    atexit.register(nursery.close)
+    return nursery
+
+
 class Program:
     """whisper-backup as its users start it; lock, stamp and log below a folder of the test's own."""
 
@@ -212,13 +223,13 @@ class Program:
 
     def __call__(self, command: str, *options: object, status: int = 0) -> str:
         """Run to the end, expect the exit `status`; stdout and stderr together."""
-        done = subprocess.run(
-            self.words(command, *options),
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        words = self.words(command, *options)
+        environment = {**os.environ, **self.environment}
+        nursery = the_nursery()
+        if nursery.suits(environment):
+            done = nursery.run(words[3:], environment, TIME_LIMIT)
+        else:
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout + done.stderr

@@ -162,7 +162,7 @@ def test_the_demo_shows_what_healing_means() -> None:
     environment = {**os.environ, "WHISPER_BACKUP_STORE": "s3", "WHISPER_BACKUP_NONSENSE": "1"}  # none of its business
     ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
     assert (ran.returncode, ran.stderr) == (0, "")
-    before, after = (row[4:] for row in re.findall(r"^(   \|.*)\n   \+", ran.stdout, re.MULTILINE))
+    before, after = (row[6:] for row in re.findall(r"^(     \|.*)\n   0 \+", ran.stdout, re.MULTILINE))
     assert re.fullmatch(r" {62}#{10}", before)
     assert re.fullmatch(r"o{48}\+{12} {2}#{10}", after)
     assert "Every stored point is back." in ran.stdout
