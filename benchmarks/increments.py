@@ -54,6 +54,7 @@ LAYOUTS = (
     ((60, 10080), (120, 8640), (300, 5256)),
     ((30, 2880), (120, 2880), (600, 2880)),
 )
+FULL = ((60, 43200), (300, 20160), (3600, 6480))  # 838 kB, of which a day changes 2.5 %
 LAG, HOUR = 900, 3600
 
 
@@ -90,7 +91,9 @@ def write_sparse(path: Path, content: bytes) -> None:
         file.truncate(len(content))
 
 
-def make_tree(root: Path, metrics: int, now: int) -> None:
+def make_tree(
+    root: Path, metrics: int, now: int, layouts: tuple[tuple[tuple[int, int], ...], ...] = LAYOUTS, held: int = 86400
+) -> None:
     """The files, in folders of fifty."""
     chance = np.random.default_rng(1)
     for number in range(metrics):
@@ -98,7 +101,7 @@ def make_tree(root: Path, metrics: int, now: int) -> None:
         if number % 50 == 0:
             folder.mkdir(parents=True)
         path = folder / f"metric-{number % 50:02}.wsp"
-        write_sparse(path, whisper_file(chance, LAYOUTS[number % len(LAYOUTS)], now))
+        write_sparse(path, whisper_file(chance, layouts[number % len(layouts)], now, held))
         os.utime(path, (now, now))
 
 
@@ -262,7 +265,7 @@ def restore(metrics: int, rounds: int, scratch: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root, store, target = Path(folder) / "tree", Path(folder) / "store", Path(folder) / "target"
         now = int(time.time())
-        make_tree(root, metrics, now)
+        make_tree(root, metrics, now, (FULL,), 10**9)
         run_command("-p", root, "-b", store, "backup", "disk")
         (path,) = (store / ".runs").iterdir()
         run = manifest.read_run(path.read_bytes())
@@ -332,7 +335,6 @@ def size_of(folder: Path) -> int:
 def nightly(files: int, scratch: Path | None) -> None:
     """Print what each tool stores of a tree of full files that advanced by a day; an increment, and 24 of them."""
     day = 86400
-    layout = ((60, 43200), (300, 20160), (3600, 6480))  # 838 kB, of which a day changes 2.5 %
     chance = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
@@ -341,7 +343,7 @@ def nightly(files: int, scratch: Path | None) -> None:
         for number in range(files):
             path = root / f"servers/web{number // 20:03}/metric-{number % 20:02}.wsp"
             path.parent.mkdir(parents=True, exist_ok=True)
-            full = whisper_file(chance, layout, now, 10**9)
+            full = whisper_file(chance, FULL, now, 10**9)
             path.write_bytes(full)
         print(f"{files} files, {size_of(root) / 1e6:.0f} MB, all full and advanced by a day; MB stored of that night")
         (folder / "repository").mkdir()

@@ -33,7 +33,7 @@ KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
 DAYS = st.sampled_from([-1, 0, 2, 45])
 HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
-EXAMPLES = budget(40)
+EXAMPLES = budget(25)
 PARTS = 4  # which pytest-xdist's workers share
 SEED = int(os.environ.get("MODEL_SEED", "0"))
 

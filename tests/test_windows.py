@@ -78,8 +78,9 @@ def test_windows_are_listed_at_the_same_time() -> None:
 @pytest.mark.parametrize("stride", [3, 50, 300])
 def test_windows_are_as_large_as_they_should_be(stride: int) -> None:
     """Many windows are on their way when the size of one is known, and it says nothing about others' widths."""
-    shelf = Shelf([f"m{number:06}" for number in range(100_000)], seconds=0.001)
-    assert sum(1 for _ in list_in_windows(shelf, "", shelf.keys[::stride])) == 100_000
+    count = 100_000 if stride == 300 else 40_000
+    shelf = Shelf([f"m{number:06}" for number in range(count)], seconds=0.001)
+    assert sum(1 for _ in list_in_windows(shelf, "", shelf.keys[::stride])) == count
     later = shelf.sizes[len(shelf.sizes) // 4 : -1]
     assert max(later) <= windows.MANY
     assert statistics.median(later) >= min(windows.MANY // 2, stride * windows.MAX_WIDTH)
