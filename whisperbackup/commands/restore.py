@@ -14,6 +14,7 @@ from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
 from whisperbackup.increments.image import Image
+from whisperbackup.increments.manifest import Run
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
 from whisperbackup.options import Options
@@ -280,6 +281,7 @@ class RestoreMetric(NamedTuple):
     def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> list[Record]:
         """The records that are later than the backup `stamp` (empty: all), in order; `laid` ones are left out."""
         overlay, key = context.overlay, self.name + "/"
+        confirming: dict[tuple[str, str], Run | None] = {}  # by node and prefix
         records = []
         for number, content in self.shares:
             if number in laid:
@@ -291,8 +293,10 @@ class RestoreMetric(NamedTuple):
                 errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
                 laid.add(number)
                 continue
-            by = image.confirmed_by(stamp, key, overlay.runs_of(increment)) if stamp else None
-            if not stamp or image.applies(found, increment, stamp, by):
+            origin = increment.node, increment.prefix
+            if stamp and origin not in confirming:
+                confirming[origin] = image.confirmed_by(stamp, key, overlay.runs_of(increment))
+            if not stamp or image.applies(found, increment, stamp, confirming[origin]):
                 records.append(found)
                 laid.add(number)
         return records

@@ -149,30 +149,24 @@ def decode(content: bytes) -> Record:
     offset = runs_at + total * PAIR.size
     if offset > len(content):
         raise CorruptIncrement(f"'{key}': {total} runs in {len(content)} bytes")
-    numbers = iter(struct.unpack_from(f"<{2 * total}L", content, runs_at))
+    runs = tuple(PAIR.iter_unpack(content[runs_at:offset]))
     rings = []
-    for archive, base, runs in zip(header.archives, pairs[::2], pairs[1::2], strict=True):
-        ring_runs = []
+    begin = 0
+    for (_, step, most), base, count in zip(header.archives, pairs[::2], pairs[1::2], strict=True):
+        end = begin + count
         points = 0
-        for _ in range(runs):
-            first, number = next(numbers), next(numbers)
-            _check_run(key, first, number, archive.step, archive.points)
-            ring_runs.append((first, number))
+        for first, number in runs[begin:end]:
+            if not 0 < number <= most or not first or first % step or first + (number - 1) * step >= END_OF_TIME:
+                raise CorruptIncrement(f"'{key}': a run of {number} points of {step} seconds from {first} on")
             points += number
-        if points > archive.points:
-            raise CorruptIncrement(f"'{key}': {points} points in an archive of {archive.points}")
+        if points > most:
+            raise CorruptIncrement(f"'{key}': {points} points in an archive of {most}")
         after = offset + points * VALUE_SIZE
-        rings.append(Ring(base, tuple(ring_runs), content[offset:after]))
-        offset = after
+        rings.append(Ring(base, runs[begin:end], content[offset:after]))
+        begin, offset = end, after
     if offset != len(content):
         raise CorruptIncrement(f"'{key}': a record of {len(content)} bytes, {offset} by its runs")
     return Record(key, header_bytes, version, read, bool(flags & WHOLE), tuple(rings))
-
-
-def _check_run(key: str, first: int, count: int, step: int, points: int) -> None:
-    is_possible = 0 < count <= points and first > 0 and first % step == 0
-    if not is_possible or first + (count - 1) * step >= END_OF_TIME:
-        raise CorruptIncrement(f"'{key}': a run of {count} points of {step} seconds from {first} on")
 
 
 def decode_key(key: bytes) -> str:
