@@ -171,6 +171,15 @@ def test_it_has_a_lock_and_a_stamp_file_of_its_own(stored: Program) -> None:
         assert stored.start_words(words[:at] + words[at + 4 :]).wait(60) == 0, "a backup does not hold it up"
 
 
+def test_it_has_a_lock_and_a_stamp_of_its_own_where_those_of_all_commands_are_named(stored: Program) -> None:
+    os.utime(stored.stamp, (1, 1))
+    with stored.lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        stored("increment")
+    assert stored.stamp.stat().st_mtime == 1
+    assert Path(f"{stored.stamp}.increment").exists()
+
+
 def test_the_options_of_one_metric_are_refused(stored: Program) -> None:
     assert "-m is not an option of increment" in stored("increment", "disk", "-m", "a.*", status=2)
 

@@ -259,8 +259,13 @@ def test_a_bucket_that_vanished_and_one_that_is_misspelt(program: Program) -> No
     with pytest.raises(client.exceptions.ClientError):
         client.head_bucket(Bucket=program.bucket)
     assert "1 backed up" in run("backup", "--new-store")
+    state = program.state.read_bytes()
     program.bucket = f"misspelt-{uuid.uuid4().hex[:12]}"
-    said = run("backup", "-q")  # with a state file of another store
+    assert "does not exist, and the state file" in run("backup", "-q", status=1)
+    assert program.state.read_bytes() == state
+    with pytest.raises(client.exceptions.ClientError):
+        client.head_bucket(Bucket=program.bucket)
+    said = run("backup", "-q", "--new-store")
     assert said.startswith(f"WARNING: the bucket '{program.bucket}' does not exist: a new store begins there")
 
 

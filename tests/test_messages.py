@@ -75,6 +75,11 @@ def test_a_store_beside_the_tree_with_its_name_in_front_is_none_of_it(program: P
     program("backup", "disk", "-b", f"{program.prefix}-backups")
 
 
+def test_a_url_where_s3_expects_a_region_is_an_endpoint_without_its_name(program: Program) -> None:
+    program.bucket = "graphite-backups"
+    assert "write endpoint=URL" in program("list", "s3", "http://127.0.0.1:1", status=2)
+
+
 def test_options_that_would_be_misunderstood_are_refused(program: Program) -> None:
     for words in (
         ["purge", "disk", "-c", "2026-01-01"],

@@ -186,7 +186,7 @@ def test_an_older_backup_that_became_the_newest_is_not_taken_for_it(rested: Prog
 
 def test_another_store_is_not_believed_to_hold_what_this_one_does(rested: Program) -> None:
     rested.store = rested.home / "another"
-    assert "4 backed up" in rested("backup")
+    assert "4 backed up" in rested("backup", "disk", "--new-store")
     assert "is of another prefix or store" in (rested.home / "log").read_text()
     assert_all_is_stored(rested)
 

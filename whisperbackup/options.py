@@ -378,7 +378,7 @@ def _table() -> dict[str, list[_Option]]:
                 commands=tuple(command for command in LOCKING if command != "restore"),
                 text="first sleep for a random time up to this; not at a terminal"),
             _row("--lockfile", dest="lockfile", default=LOCKFILE, metavar="FILE", commands=LOCKING,
-                text="lock file [increment: the same and .increment]"),
+                text="lock file; increment appends .increment to its name"),
             _row("--locktimeout", dest="lock_timeout", default="90", metavar="SECONDS", check=_seconds,
                 commands=LOCKING, text="how long to wait for the lock"),
             _row("--nolock", dest="lockfile", action="store_const", const=None, commands=LOCKING,
@@ -391,7 +391,7 @@ def _table() -> dict[str, list[_Option]]:
             _row("--nolog", dest="logfile", action="store_const", const=None, text="no log file"),
             _row("--syslog", dest="syslog", text="also log to syslog"),
             _row("--stampfile", dest="stampfile", default=STAMPFILE, metavar="FILE", commands=(*LOCKING, "doctor"),
-                text="touched after a fully successful run [increment: the same with .increment]"),
+                text="touched after a fully successful run; increment appends .increment to its name"),
             _row("--nostamp", dest="stampfile", action="store_const", const=None,
                 commands=(*LOCKING, "doctor"),
                 text="no stamp file"),
@@ -537,8 +537,12 @@ def parse(words: list[str]) -> Options:
     given = on_command_line | set(configured)
     if command == "increment":  # beside a backup that takes hours
         own = {"lockfile": INCREMENT_LOCKFILE, "stampfile": INCREMENT_STAMPFILE}
-        for name in own.keys() - given:
-            setattr(values, name, own[name])
+        for name, default in own.items():
+            path = getattr(values, name)
+            if name not in given:
+                setattr(values, name, default)
+            elif path and not path.endswith(".increment"):
+                setattr(values, name, f"{path}.increment")
     made = {
         "command": command,
         "driver": driver,

@@ -59,8 +59,9 @@ def run(options: Options, stats: RunStats) -> int:
             check_store(driver, options, state)
         if window is None:
             raise CannotRun(
-                f"no backup run of {whose.prefix} on {whose.node} is recorded in {options.bucket} that saw as much as "
-                "this increment would: run backup first, without -m and without other --exclude"
+                f"no backup run of {whose.prefix} on {whose.node} is recorded in {options.bucket} below "
+                f"'{options.storage_path}' that covers all of this tree: run backup first, without -m and without "
+                "other --exclude"
             )
         stamp = found.next_stamp()
         logger.info(

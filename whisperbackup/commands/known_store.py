@@ -75,11 +75,13 @@ def open_for_backup(options: Options, state: State) -> Driver:
         driver = open_driver(options)
         is_new = _is_empty(driver, options, state)
         if is_new and _is_bare(driver):
+            if state.is_foreign and not options.new_store:
+                raise _lost(options, state, "is empty")
             warning = (
                 f"is empty, and no earlier backup in it is known: a new store {begins} there; is its disk mounted?"
             )
     except NotFound:
-        if state.store != EMPTY and not options.new_store:
+        if (state.store != EMPTY or state.is_foreign) and not options.new_store:
             raise _lost(options, state, "does not exist") from None
         warning = (
             f"does not exist: a new store {begins} there; if that is wrong, remove it and correct -b or mount its disk"
@@ -161,6 +163,11 @@ def _is_bare(driver: Driver) -> bool:
 def _lost(options: Options, state: State, what: str) -> CannotRun:
     remedy = "mount its disk, or correct -b" if options.driver == "disk" else "check -b and the storage arguments"
     anew = "; to start a new store there, run backup once with --new-store"
+    if state.is_foreign:
+        return CannotRun(
+            f"{_named(options)} {what}, and the state file {state.path} is that of another store or prefix: {remedy}, "
+            f"or name a state file of its own with --statefile{anew}"
+        )
     return CannotRun(
         f"{_named(options)} {what}, but there were backups in it (the state file {state.path}): {remedy}{anew}"
     )

@@ -54,7 +54,8 @@ UNHELD = (
 )
 BLOCKED = (
     "{points} points of {source} could not be filled in: what the file there holds in their slots has stamps more than "
-    "a day ahead of this machine's clock; check the clock (NTP); if it is right, --overwrite replaces the file"
+    "a day ahead of this machine's clock; check the clock (NTP); if it is right, that file is damaged: --overwrite "
+    "with -m replaces it with its backup"
 )
 NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "

@@ -111,6 +111,8 @@ class State:
         self.path = os.path.join(defaults.state_folder(), f"{self._digest}.state") if path == "" else path
         self.store = EMPTY
         """What is known about the store; a command sets it to what the next run needs to know."""
+        self.is_foreign = False
+        """The file is that of another prefix or store."""
         self._is_readonly = is_readonly
         self._selection = selection
         self._old = self._records()
@@ -231,6 +233,7 @@ class State:
                     :3
                 ]
                 if magic not in (MAGIC.encode(), OLD_MAGIC.encode()) or digest != self._digest.encode():
+                    self.is_foreign = True
                     logger.info("the state file %s is of another prefix or store, and is ignored", self.path)
                     return
                 yield store if store in (EMPTY.encode(), FILLED.encode(), MARKED.encode()) else b""

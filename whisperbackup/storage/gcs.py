@@ -435,7 +435,7 @@ class GoogleCloudStorage:
             error = error.args[0]
         match error:
             case api.NotFound() if key is None:
-                return NotFound(f"{what}: it does not exist; create it, or run backup once")
+                return NotFound(f"{what}: it does not exist; correct -b, or run backup once, which creates it")
             case api.NotFound():
                 return NotFound(f"{what}: the object or the bucket '{self._bucket.name}' does not exist")
             case api.Forbidden() | api.Unauthorized():

@@ -116,6 +116,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     region, endpoint = given.get("region", "us-east-1"), given.get("endpoint")
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise UsageError("storage argument 'endpoint' must look like https://host:port, without user or password")
+    if "://" in region:
+        raise UsageError("a URL is given where a region is expected: write endpoint=URL")
     # boto3, its HTTP client and its signer log the headers of each request, which include the signature.
     silence("boto3", "botocore", "urllib3")
     deadline.install()
@@ -125,7 +127,9 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     except (boto.InvalidRegionError, ValueError) as error:
         raise UsageError(f"S3 client: {re.sub('//[^/]*@', '//', str(error))}") from error  # it may contain a password
     except boto.BotoCoreError as error:
-        raise AccessDenied(f"S3 client: {error}; check profile= and the AWS configuration") from error
+        raise AccessDenied(
+            f"S3 client: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or check profile= and ~/.aws"
+        ) from error
     if "@" in _host(client.meta.endpoint_url):  # messages about a store that does not answer would show it
         raise UsageError("AWS_ENDPOINT_URL, or endpoint_url in the AWS configuration, must be without user or password")
     client.meta.events.register("request-created.s3", _refuse_late_attempt)
@@ -470,7 +474,8 @@ class S3:
         except boto.SSLError as error:
             raise Unavailable(
                 f"{what}: TLS to {self._endpoint} failed ({_reason(error)}); "
-                "for a private certificate authority set AWS_CA_BUNDLE to its file"
+                "if it speaks plain HTTP, write http:// in endpoint=; for a private certificate authority set "
+                "AWS_CA_BUNDLE to its file"
             ) from error
         except (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError) as error:
             raise Unavailable(
@@ -493,7 +498,9 @@ class S3:
         code, message = (str(error.response.get("Error", {}).get(name, "")) for name in ("Code", "Message"))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket" or (status == 404 and key is None):
-            return NotFound(f"{what}: bucket '{self._bucket}' does not exist; create it, or run backup once")
+            return NotFound(
+                f"{what}: bucket '{self._bucket}' does not exist; correct -b, or run backup once, which creates it"
+            )
         if status == 404:
             return NotFound(f"{what}: it does not exist in bucket '{self._bucket}'")
         if code in REMEDIES:

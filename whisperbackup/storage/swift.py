@@ -455,7 +455,9 @@ class Swift:
             raise type(error)(f"{what}: {error}") from error.__cause__
         except ClientException as error:
             if error.http_status == 404 and key is None:
-                raise NotFound(f"{what}: it does not exist; create it, or run backup once") from error
+                raise NotFound(
+                    f"{what}: it does not exist; correct -b, or run backup once, which creates it"
+                ) from error
             raise self._refusal(what, error) from error
         except keystone.Unauthorized as error:
             raise AccessDenied(
