@@ -68,9 +68,10 @@ class Disk:
             raise _missing_directory(self._directory)
         folder, slash, beginning = prefix.rpartition("/")
         above = (folder + slash).encode()
-        stack = [(above, beginning.encode(), self._names(above, beginning.encode()))]
+        place = self._place(above)
+        stack = [(above, beginning.encode(), place, self._names(place, beginning.encode()))]
         while stack:
-            above, start, names = stack[-1]
+            above, start, place, names = stack[-1]
             for name in names:
                 try:
                     key = (above + name).decode()
@@ -81,16 +82,18 @@ class Disk:
                 if until and key > until:
                     return
                 if key.endswith("/"):
-                    stack.append((above + name, b"", self._names(above + name, b"")))
+                    place = self._place(above + name)
+                    stack.append((above + name, b"", place, self._names(place, b"")))
                     break
                 if key == MARKER:
                     continue
                 try:
-                    yield StoredObject(key, os.stat(self._path(key)).st_size, None)
+                    path = place + name if len(name) <= PIECE else self._path(key)
+                    yield StoredObject(key, os.stat(path).st_size, None)
                 except FileNotFoundError:
                     # Another run deleted it after this folder was read.  That run may have stored a newer backup
                     # too: read the folder again, or the metric would seem to have no backup.
-                    stack[-1] = (above, start, self._names(above, start, name))
+                    stack[-1] = (above, start, place, self._names(place, start, name))
                     break
                 except OSError as error:
                     raise _storage_error(error, key) from error
@@ -129,10 +132,13 @@ class Disk:
             )
         self._status = status
 
-    def _names(self, above: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
-        """The names in the folder of the keys that begin with `above` (empty, or ending in a slash)."""
-        names = _names(self._path(above[:-1].decode()) if above else self._directory, beginning, self._note_link)
-        return (name for name in names if name > after)
+    def _place(self, above: bytes) -> bytes:
+        """The folder of the keys that begin with `above` (empty, or ending in a slash), with a slash behind it."""
+        return (self._path(above[:-1].decode()) if above else self._directory) + b"/"
+
+    def _names(self, folder: bytes, beginning: bytes, after: bytes = b"") -> Iterator[bytes]:
+        names = _names(folder, beginning, self._note_link)
+        return iter(names) if not after else (name for name in names if name > after)
 
     def get(self, key: str) -> bytes:
         """Return the file's content."""
@@ -352,6 +358,16 @@ def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], 
     try:
         with os.scandir(folder) as scan:
             for entry in scan:
+                if not component and len(entry.name) <= PIECE:  # nearly always
+                    if not entry.name.startswith(beginning):
+                        continue
+                    if entry.is_file(follow_symlinks=False):
+                        names.append(entry.name)
+                    elif entry.is_dir(follow_symlinks=False):
+                        names.append(entry.name + b"/")
+                    elif entry.is_symlink():
+                        note_link(entry.path)
+                    continue
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if component and not entry.name.startswith(CONTINUED):
                     continue
