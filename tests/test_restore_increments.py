@@ -237,6 +237,29 @@ def test_a_span_that_only_an_earlier_layout_has_is_not_skipped(
         assert re.search(r"m: \d+ points of an earlier layout do not fit into the file there", said)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_point_that_was_ahead_of_the_clock_when_the_layout_changed_comes_back(
+    program: Program, is_there: bool
+) -> None:
+    """A sender's clock was seconds ahead at the backup and at the increment; at the restore the time has come."""
+    path, ahead = program.prefix / "m.wsp", int(time.time()) + 5
+    whisper.create(str(path), [(1, 3600)])
+    whisper.update_many(str(path), [(ahead, 7777.0)])
+    settle()
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(1, 1800), (60, 120)])
+    settle()
+    add_point(path, 1.0)
+    program("increment", "disk")
+    if not is_there:
+        path.unlink()
+    wait_for(lambda: time.time() >= ahead + 1)
+    for options in (["-n"], []):
+        assert "0 failed" in program("restore", "disk", *options)
+    assert {1.0, 7777.0} <= set(newest_points(path))
+
+
 @pytest.fixture
 def resized(program: Program, request: pytest.FixtureRequest) -> tuple[Program, Path, dict[int, float]]:
     """A metric with two days of history in its backup; then its layout changed, and an increment has one point more."""

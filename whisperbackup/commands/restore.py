@@ -215,7 +215,7 @@ class RestoreMetric(NamedTuple):
             made = self._laid(content, records, context, errors) or made
         if not restored:
             return self._place(context, path, made, source, errors)
-        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        images = [(made.content, source), *((earlier, EARLIER) for earlier in made.earlier)]
         return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
@@ -247,7 +247,7 @@ class RestoreMetric(NamedTuple):
     def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
         """Place an image, then fill from those of earlier layouts what the file there has room for."""
         placer = context.placer
-        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        images = [(made.content, source), *((earlier, EARLIER) for earlier in made.earlier)]
         for number, (content, where) in enumerate(images, 1):
             chosen = _in_span(content, context)
             if chosen is not None:
