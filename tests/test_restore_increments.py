@@ -425,3 +425,19 @@ def test_a_span_of_a_file_has_its_points_alone(program: Program) -> None:
     now = int(time.time())
     assert span.only(path.read_bytes(), now + 86400, None, now) is None
     assert span.only(path.read_bytes(), None, None, now) is not None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_span_leaves_out_no_point_of_a_sender_whose_clock_is_ahead(program: Program, is_there: bool) -> None:
+    path, now = program.prefix / "m.wsp", int(time.time())
+    whisper.create(str(path), [(60, 7200)])
+    whisper.update_many(str(path), [(now - 600, 1.0), (now - 60, 2.0), (now + 3600, 3.0), (now + 86400 * 3, 4.0)])
+    program("backup", "disk")
+    path.unlink()
+    if is_there:
+        whisper.create(str(path), [(60, 7200)])
+    for options in (["-n"], []):
+        said = program("restore", "disk", "--from", "3min", *options, status=3 if is_there else 0)
+        assert ("1 points of its backup of" in said) == is_there
+    _, values = whisper.fetch(str(path), now - 3600, now + 86400 * 4, now + 86400 * 4)
+    assert {value for value in values if value is not None} == ({2.0} if is_there else {2.0, 3.0, 4.0})
