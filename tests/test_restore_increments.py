@@ -16,6 +16,7 @@ import whisper
 from conftest import Program, add_point, contents, wait_for
 from test_opaque import compressed
 
+from whisperbackup import main
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.whisper import span
 
@@ -234,7 +235,7 @@ def test_a_span_that_only_an_earlier_layout_has_is_not_skipped(
     path.write_bytes(small)
     for options in (["-n"], []):
         said = program("restore", "disk", *span, *options, status=3)
-        assert re.search(r"m: \d+ points of an earlier layout do not fit into the file there", said)
+        assert re.search(r"m: \d+ points of another layout do not fit into the file there", said)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -258,6 +259,31 @@ def test_a_point_that_was_ahead_of_the_clock_when_the_layout_changed_comes_back(
     for options in (["-n"], []):
         assert "0 failed" in program("restore", "disk", *options)
     assert {1.0, 7777.0} <= set(newest_points(path))
+
+
+def test_history_that_has_become_too_old_for_the_layout_in_which_a_file_comes_back_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The earlier layout has room for all points at the increment; the later one keeps coarser points for longer."""
+    program, now = Program(tmp_path), int(time.time())
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 240)], xFilesFactor=0.0)
+    whisper.update_many(str(path), [(now - 60 * age, float(age)) for age in range(5, 235)])
+    settle()
+    program("backup", "disk")
+    resize(path, "60:120", "300:200")
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    path.unlink()
+    assert "0 failed" in program("restore", "disk", "-n")
+    monkeypatch.setattr(time, "time", lambda: now + 20000.0)
+    for options in (["-n"], []):
+        capfd.readouterr()
+        assert main.main([*program.words("restore", "disk", "--nolock", "-f", "1")[3:], *options]) == 3
+        said = capfd.readouterr().err
+        assert re.search(r"m: \d+ points of another layout do not fit into the file there", said)
+        assert "so that it has 60:120 300:200 too" in said
 
 
 @pytest.fixture

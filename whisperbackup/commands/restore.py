@@ -59,7 +59,7 @@ NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
-EARLIER = "an earlier layout"
+OTHER = "another layout"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
@@ -215,7 +215,7 @@ class RestoreMetric(NamedTuple):
             made = self._laid(content, records, context, errors) or made
         if not restored:
             return self._place(context, path, made, source, errors)
-        images = [(made.content, source), *((earlier, EARLIER) for earlier in made.earlier)]
+        images = [(made.content, source), *((other, OTHER) for other in made.others)]
         return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
@@ -245,9 +245,9 @@ class RestoreMetric(NamedTuple):
             return Placed("")
 
     def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
-        """Place an image, then fill from those of earlier layouts what the file there has room for."""
+        """Place an image, then fill from those of its other layouts what the file there has room for."""
         placer = context.placer
-        images = [(made.content, source), *((earlier, EARLIER) for earlier in made.earlier)]
+        images = [(made.content, source), *((other, OTHER) for other in made.others)]
         for number, (content, where) in enumerate(images, 1):
             chosen = _in_span(content, context)
             if chosen is not None:
