@@ -21,9 +21,10 @@ from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
-from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.outcome import Outcome, failed
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock
+from whisperbackup.storage.base import StorageError
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
@@ -59,6 +60,7 @@ NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
+UNREAD = "its older backup of {stamp}, which is much larger than all newer ones, could not be read: {reason}"
 OTHER = "another layout"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
@@ -114,6 +116,7 @@ class RestoreMetric(NamedTuple):
         newer: list[Generation] = []  # a candidate must dwarf these; bad ones are not included
         used: list[str] = []
         restored: Placed | None = None
+        refusal: Outcome | None = None
         is_substitute = needed_older = False
         candidates, tried = list(self.candidates), set[str | None]()
         laid: set[int] = set()  # the shares that were laid over a backup
@@ -156,6 +159,12 @@ class RestoreMetric(NamedTuple):
             except CannotPlace as error:
                 errors.append(str(error))
                 break
+            except StorageError as error:
+                if not restored:
+                    raise
+                refusal = failed(self, error)  # what was written so far is counted all the same
+                errors.append(UNREAD.format(stamp=backup.stamp, reason=refusal.errors[0]))
+                break
             newer.append(generation)
             if placed is None:
                 has_nothing_there = True
@@ -189,7 +198,7 @@ class RestoreMetric(NamedTuple):
             errors.append("all its backups were deleted during this run")
         if needed_older:
             counts[Count.NEEDED_OLDER] = 1
-        return Outcome(self.name, counts, tuple(errors))
+        return Outcome(self.name, counts, tuple(errors), store_failed=refusal is not None and refusal.store_failed)
 
     def _place_or_fill(
         self,
