@@ -334,6 +334,7 @@ def test_history_that_the_later_layout_has_no_room_for_comes_back_in_the_earlier
     for options in (["-n"], []):
         said = program("restore", "disk", *options, status=3)
         assert re.search(r"m: \d+ points .* do not fit into the file there", said)
+        assert said.count("do not fit into the file there") == 1, "named once"
     assert path.stat().st_size == len(small)
     program("restore", "disk", "--overwrite")
     assert held.items() <= coarse_points(path).items()
