@@ -330,7 +330,8 @@ def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]
         errors.append(AHEAD.format(points=placed.ahead, source=source))
     if placed.unheld:
         layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
-        errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
+        if source != OTHER or not any(f" {layout} too" in error for error in errors):  # the remedy is named already
+            errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
 
 
 def _in_span(content: bytes, context: Context) -> bytes | None:

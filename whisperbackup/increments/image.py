@@ -127,9 +127,7 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     made = bytearray(latest)
     crowded = [other for other in others if not heal_in(made, other, read)]
     if crowded and (roomy := _in_earlier_layout(latest, others, read)) is not None:
-        archives = parse_header(roomy).archives
-        left = tuple(bytes(each) for layout, each in reversed(images.items()) if layout != archives)
-        return Image(roomy, is_based, read, count, left)
+        return Image(roomy, is_based, read, count, tuple(map(bytes, (latest, *others))))
     return Image(bytes(made), is_based, read, count, tuple(map(bytes, others)))
 
 
