@@ -16,6 +16,7 @@ import whisper
 from conftest import Program, add_point, contents, wait_for
 from test_opaque import compressed
 
+from whisperbackup import main
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.whisper import span
 
@@ -234,7 +235,55 @@ def test_a_span_that_only_an_earlier_layout_has_is_not_skipped(
     path.write_bytes(small)
     for options in (["-n"], []):
         said = program("restore", "disk", *span, *options, status=3)
-        assert re.search(r"m: \d+ points of an earlier layout do not fit into the file there", said)
+        assert re.search(r"m: \d+ points of another layout do not fit into the file there", said)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_point_that_was_ahead_of_the_clock_when_the_layout_changed_comes_back(
+    program: Program, is_there: bool
+) -> None:
+    """A sender's clock was seconds ahead at the backup and at the increment; at the restore the time has come."""
+    path, ahead = program.prefix / "m.wsp", int(time.time()) + 5
+    whisper.create(str(path), [(1, 3600)])
+    whisper.update_many(str(path), [(ahead, 7777.0)])
+    settle()
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(1, 1800), (60, 120)])
+    settle()
+    add_point(path, 1.0)
+    program("increment", "disk")
+    if not is_there:
+        path.unlink()
+    wait_for(lambda: time.time() >= ahead + 1)
+    for options in (["-n"], []):
+        assert "0 failed" in program("restore", "disk", *options)
+    assert {1.0, 7777.0} <= set(newest_points(path))
+
+
+def test_history_that_has_become_too_old_for_the_layout_in_which_a_file_comes_back_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The earlier layout has room for all points at the increment; the later one keeps coarser points for longer."""
+    program, now = Program(tmp_path), int(time.time())
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 240)], xFilesFactor=0.0)
+    whisper.update_many(str(path), [(now - 60 * age, float(age)) for age in range(5, 235)])
+    settle()
+    program("backup", "disk")
+    resize(path, "60:120", "300:200")
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    path.unlink()
+    assert "0 failed" in program("restore", "disk", "-n")
+    monkeypatch.setattr(time, "time", lambda: now + 20000.0)
+    for options in (["-n"], []):
+        capfd.readouterr()
+        assert main.main([*program.words("restore", "disk", "--nolock", "-f", "1")[3:], *options]) == 3
+        said = capfd.readouterr().err
+        assert re.search(r"m: \d+ points of another layout do not fit into the file there", said)
+        assert "so that it has 60:120 300:200 too" in said
 
 
 @pytest.fixture
@@ -285,6 +334,7 @@ def test_history_that_the_later_layout_has_no_room_for_comes_back_in_the_earlier
     for options in (["-n"], []):
         said = program("restore", "disk", *options, status=3)
         assert re.search(r"m: \d+ points .* do not fit into the file there", said)
+        assert said.count("do not fit into the file there") == 1, "named once"
     assert path.stat().st_size == len(small)
     program("restore", "disk", "--overwrite")
     assert held.items() <= coarse_points(path).items()
@@ -402,3 +452,19 @@ def test_a_span_of_a_file_has_its_points_alone(program: Program) -> None:
     now = int(time.time())
     assert span.only(path.read_bytes(), now + 86400, None, now) is None
     assert span.only(path.read_bytes(), None, None, now) is not None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_span_leaves_out_no_point_of_a_sender_whose_clock_is_ahead(program: Program, is_there: bool) -> None:
+    path, now = program.prefix / "m.wsp", int(time.time())
+    whisper.create(str(path), [(60, 7200)])
+    whisper.update_many(str(path), [(now - 600, 1.0), (now - 60, 2.0), (now + 3600, 3.0), (now + 86400 * 3, 4.0)])
+    program("backup", "disk")
+    path.unlink()
+    if is_there:
+        whisper.create(str(path), [(60, 7200)])
+    for options in (["-n"], []):
+        said = program("restore", "disk", "--from", "3min", *options, status=3 if is_there else 0)
+        assert ("1 points of its backup of" in said) == is_there
+    _, values = whisper.fetch(str(path), now - 3600, now + 86400 * 4, now + 86400 * 4)
+    assert {value for value in values if value is not None} == ({2.0} if is_there else {2.0, 3.0, 4.0})

@@ -228,6 +228,37 @@ def test_older_backups_that_are_not_much_larger_cost_no_request(
     assert asked.count("replaced") == 4
 
 
+UNREADABLE = """
+from whisperbackup.storage import disk
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, [])
+    real = driver.get
+    def get(key):
+        if "/{stamp}." in key:
+            raise disk.Unavailable("no answer")
+        return real(key)
+    driver.get = get
+    return driver
+"""
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_was_restored_before_the_store_failed_is_counted(
+    replaced: tuple[Program, Path, dict[int, float]], monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """The newest backup was restored; the older one, with the history, could not be read."""
+    program, path, held = replaced
+    make_anew(program, newest=0) if is_there else path.unlink()
+    install_driver(program, monkeypatch, UNREADABLE.format(stamp=program.stamps(METRIC)[0]))
+    said = program("restore", "shelf", status=3)
+    assert re.search("0 created, 1 healed, 2 points" if is_there else "1 created, 0 healed", said)
+    assert f"{METRIC}: its older backup of " in said
+    assert "no answer" in said
+    assert points(path)
+    program("restore")
+    assert held.items() <= points(path).items()
+
+
 def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> None:
     """go-carbon's compressed format is opaque: what the larger backup holds cannot be put into a newer file."""
     path = program.prefix / "a.wsp"

@@ -22,9 +22,10 @@ from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
-from whisperbackup.repository.outcome import Outcome
+from whisperbackup.repository.outcome import Outcome, failed
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.runtime import clock
+from whisperbackup.storage.base import StorageError
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.util import Generation
@@ -61,7 +62,8 @@ NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
-EARLIER = "an earlier layout"
+UNREAD = "its older backup of {stamp}, which is much larger than all newer ones, could not be read: {reason}"
+OTHER = "another layout"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
@@ -116,6 +118,7 @@ class RestoreMetric(NamedTuple):
         newer: list[Generation] = []  # a candidate must dwarf these; bad ones are not included
         used: list[str] = []
         restored: Placed | None = None
+        refusal: Outcome | None = None
         is_substitute = needed_older = False
         candidates, tried = list(self.candidates), set[str | None]()
         laid: set[int] = set()  # the shares that were laid over a backup
@@ -158,6 +161,12 @@ class RestoreMetric(NamedTuple):
             except CannotPlace as error:
                 errors.append(str(error))
                 break
+            except StorageError as error:
+                if not restored:
+                    raise
+                refusal = failed(self, error)  # what was written so far is counted all the same
+                errors.append(UNREAD.format(stamp=backup.stamp, reason=refusal.errors[0]))
+                break
             newer.append(generation)
             if placed is None:
                 has_nothing_there = True
@@ -191,7 +200,7 @@ class RestoreMetric(NamedTuple):
             errors.append("all its backups were deleted during this run")
         if needed_older:
             counts[Count.NEEDED_OLDER] = 1
-        return Outcome(self.name, counts, tuple(errors))
+        return Outcome(self.name, counts, tuple(errors), store_failed=refusal is not None and refusal.store_failed)
 
     def _place_or_fill(
         self,
@@ -217,7 +226,7 @@ class RestoreMetric(NamedTuple):
             made = self._laid(content, records, context, errors) or made
         if not restored:
             return self._place(context, path, made, source, errors)
-        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        images = [(made.content, source), *((other, OTHER) for other in made.others)]
         return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
@@ -247,9 +256,9 @@ class RestoreMetric(NamedTuple):
             return Placed("")
 
     def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
-        """Place an image, then fill from those of earlier layouts what the file there has room for."""
+        """Place an image, then fill from those of its other layouts what the file there has room for."""
         placer = context.placer
-        images = [(made.content, source), *((crowded, EARLIER) for crowded in made.crowded)]
+        images = [(made.content, source), *((other, OTHER) for other in made.others)]
         for number, (content, where) in enumerate(images, 1):
             chosen = _in_span(content, context)
             if chosen is not None:
@@ -326,7 +335,8 @@ def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]
         errors.append(AHEAD.format(points=placed.ahead, source=source))
     if placed.unheld:
         layout = " ".join(f"{archive.step}:{archive.points}" for archive in parse_header(content).archives)
-        errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
+        if source != OTHER or not any(f" {layout} too" in error for error in errors):  # the remedy is named already
+            errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
 
 
 def _in_span(content: bytes, context: Context) -> bytes | None:

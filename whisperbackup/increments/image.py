@@ -40,14 +40,16 @@ class Image(NamedTuple):
 
     `is_based`: there was a backup, or a record of all the file's points; without either, only what was written since a
     window began is in it, and whoever restores it must be told.  `read`: when the latest record was read, None if none
-    was laid.  `crowded`: images of earlier layouts with points that `content` has no room for.
+    was laid.  `others`: images of the metric's other layouts.  What of them fitted at `read` is in `content`, but not
+    the rest, nor what was ahead of the clock then; and `content` may keep points for a shorter time than they do.  So
+    restore fills from them, too.
     """
 
     content: bytes
     is_based: bool
     read: int | None
     records: int
-    crowded: tuple[bytes, ...] = ()
+    others: tuple[bytes, ...] = ()
 
 
 def confirmed_by(stamp: str, key: str, runs: Iterable[Run]) -> Run | None:
@@ -123,10 +125,10 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     others.reverse()
     assert read is not None
     made = bytearray(latest)
-    crowded = tuple(bytes(other) for other in others if not heal_in(made, other, read))
+    crowded = [other for other in others if not heal_in(made, other, read)]
     if crowded and (roomy := _in_earlier_layout(latest, others, read)) is not None:
-        return Image(roomy, is_based, read, count)
-    return Image(bytes(made), is_based, read, count, crowded)
+        return Image(roomy, is_based, read, count, tuple(map(bytes, (latest, *others))))
+    return Image(bytes(made), is_based, read, count, tuple(map(bytes, others)))
 
 
 def heal_in(image: bytearray, other: bytearray, now: int) -> bool:

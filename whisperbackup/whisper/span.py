@@ -17,16 +17,15 @@ def only(content: bytes, since: int | None, until: int | None, now: int) -> byte
     kept = bytearray(content)
     for archive in header.archives:
         ring = np.frombuffer(kept, RECORD, archive.points, archive.offset)
+        base, laps = int(ring["t"][0]), 2 * archive.step * archive.points
         outside = np.zeros(archive.points, np.bool_)
         if since is not None:
             outside |= ring["t"] < since
         if until is not None:
             outside |= ring["t"] > until
-        ring["v"][outside] = np.nan  # its stamp stays: slot 0's tells where all others are
-    empty = bytearray(len(content))
-    end = header.archives[0].offset
-    empty[:end] = content[:end]
-    writes = heal(bytes(empty), bytes(kept), now).writes
-    for offset, piece in writes:
-        empty[offset : offset + len(piece)] = piece
-    return bytes(empty) if writes else None
+        ring[outside] = (0, 0.0)
+        if outside[0]:  # the base: it tells where all others are, and so long ago that no reader returns it
+            ring[0] = (base - laps if base > laps else base, np.nan)
+    empty = content[: header.archives[0].offset].ljust(len(content), b"\0")
+    healing = heal(empty, bytes(kept), now)
+    return bytes(kept) if healing.writes or healing.ahead else None
