@@ -100,7 +100,7 @@ def test_a_tree_that_carbon_writes_to_comes_back_as_it_was_read(program: Program
         program.store = program.home / codec
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(carbon.port), *METRICS])
         time.sleep(0.5)
-        said = program("backup", "disk", "-p", carbon.prefix, "-a", codec)
+        said = program("backup", "disk", "--new-store", "-p", carbon.prefix, "-a", codec)
         writer.terminate()
         writer.wait()
         assert f"{len(METRICS)} backed up" in said

@@ -206,10 +206,12 @@ class Purge:
             logger.warning("%s: neither backed up nor purged: %s", path, skipped.reason)
 
     def _record(self, metric: Metric, is_missing: bool) -> None:
-        key = keys.metric_key(self._rules.storage_path, metric.name)
         has_backup = bool(metric.backups)
         self._here += has_backup and not is_missing
         self._missing += has_backup and is_missing
+        if not is_missing and not metric.orphans:
+            return
+        key = keys.metric_key(self._rules.storage_path, metric.name)
         if is_missing:
             self._stats.count(Count.MISSING)
             try:
