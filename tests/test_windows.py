@@ -82,7 +82,7 @@ def test_windows_are_as_large_as_they_should_be(stride: int) -> None:
     shelf = Shelf([f"m{number:06}" for number in range(count)], seconds=0.001)
     assert sum(1 for _ in list_in_windows(shelf, "", shelf.keys[::stride])) == count
     later = shelf.sizes[len(shelf.sizes) // 4 : -1]
-    assert max(later) <= windows.MANY
+    assert sum(size > windows.MANY for size in later) <= len(later) / 10  # one may begin before the sizes are known
     assert statistics.median(later) >= min(windows.MANY // 2, stride * windows.MAX_WIDTH)
 
 
