@@ -249,6 +249,7 @@ def misbehave(how):
         time.sleep(1000)
     if how == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(1000)  # this thread may go on for a moment
     if how == "exit":
         sys.exit(0)
     if how == "interrupt":
