@@ -221,15 +221,20 @@ class Program:
         started.append(subprocess.Popen(words, preexec_fn=begin, **settings))  # type: ignore[call-overload]
         return started[-1]
 
-    def __call__(self, command: str, *options: object, status: int = 0) -> str:
-        """Run to the end, expect the exit `status`; stdout and stderr together."""
+    def ran(self, command: str, *options: object) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
         words = self.words(command, *options)
         environment = {**os.environ, **self.environment}
         nursery = the_nursery()
         if nursery.suits(environment):
-            done = nursery.run(words[3:], environment, TIME_LIMIT)
-        else:
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
+            return nursery.run(words[3:], environment, TIME_LIMIT)
+        return subprocess.run(
+            words, env=environment, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT
+        )
+
+    def __call__(self, command: str, *options: object, status: int = 0) -> str:
+        """Run to the end, expect the exit `status`; stdout and stderr together."""
+        done = self.ran(command, *options)
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout + done.stderr

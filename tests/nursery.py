@@ -83,7 +83,8 @@ class Nursery:
                         selector.unregister(key.fd)
                         os.close(key.fd)
             status = int(channel.makefile().read())
-        return subprocess.CompletedProcess(words, status, *(bytes(stream).decode() for stream in said.values()))
+        stdout, stderr = (bytes(stream).decode(errors="replace") for stream in said.values())
+        return subprocess.CompletedProcess(words, status, stdout, stderr)
 
 
 def _early(environment: Mapping[str, str]) -> dict[str, str]:

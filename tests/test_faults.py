@@ -137,7 +137,7 @@ def test_kill_9_of_the_parent_leaves_no_child_in_the_middle_of_a_request(
     assert "complete" in program("backup", "disk", "--locktimeout", "0")
 
 
-@pytest.mark.alone
+@pytest.mark.soak
 @pytest.mark.servers
 def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path) -> None:
     """While it lists, and at work; all services at once: what is in flight is given ten seconds."""
@@ -174,7 +174,7 @@ def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path) -> N
         run.terminate()
     for program, proxy, run in runs:
         said = said_by(run)
-        assert time.monotonic() - began < 14
+        assert time.monotonic() - began < 20
         assert run.returncode == 143, said
         assert "stopped by SIGTERM" in said
         assert not program.stamp.exists()

@@ -160,12 +160,12 @@ def deaf() -> Iterator[int]:
             client.close()
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_a_deaf_carbon_costs_five_seconds(program: Program, deaf: int) -> None:
     program.write("a")
     began = time.monotonic()
     said = program("backup", "disk", "--carbon", f"127.0.0.1:{deaf}")
-    assert 4.5 < time.monotonic() - began < 8
+    assert 4.5 < time.monotonic() - began < 20
     assert said.count("WARNING: the counters did not reach carbon") == 1
     assert program.stamp.exists()
 
@@ -187,7 +187,7 @@ def test_a_signal_while_carbon_is_waited_for_does_not_change_how_the_run_ended(p
         assert "Traceback" not in said
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_the_lock_is_free_while_carbon_is_waited_for(program: Program, deaf: int) -> None:
     program.write("a")
     run = program.start("backup", "disk", "--carbon", f"127.0.0.1:{deaf}")
@@ -213,7 +213,7 @@ def test_an_ipv6_address_is_reached(program: Program) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can put another resolv.conf in place")
-@pytest.mark.alone
+@pytest.mark.slow
 def test_a_name_server_that_does_not_answer_costs_five_seconds(program: Program) -> None:
     program.write("a")
     resolv = program.home / "resolv.conf"
@@ -229,7 +229,7 @@ def test_a_name_server_that_does_not_answer_costs_five_seconds(program: Program)
         assert name_server.recv(500), "it was asked"
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("WARNING: the counters did not reach carbon at graphite.example.org") == 1
-    assert 4.5 < time.monotonic() - began < 9
+    assert 4.5 < time.monotonic() - began < 20
 
 
 def test_a_name_that_cannot_be_looked_up_is_a_warning(program: Program) -> None:

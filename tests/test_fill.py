@@ -19,7 +19,7 @@ from whisperbackup.whisper import healing
 from whisperbackup.whisper.format import CorruptFile, parse_header
 from whisperbackup.whisper.healing import Healing, heal
 
-EXAMPLES = budget(800)
+EXAMPLES = budget(500)
 NOW = 1_700_000_000 - 1_700_000_000 % 3600 + 1234
 
 Schema = list[tuple[int, int]]

@@ -37,9 +37,8 @@ COMMANDS = [("backup",), ("increment",), ("restore",), ("purge",), ("prune",), (
 class Ran:
     """A finished run: its status, what it said, and the objects on its stdout."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        stdout, self.said = process.communicate(timeout=60)
-        self.status = process.returncode
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        stdout, self.said, self.status = done.stdout, done.stderr, done.returncode
         assert "Traceback" not in self.said, self.said
         assert stdout.isascii()
         *self.lines, self.summary = [json.loads(line) for line in stdout.splitlines()]
@@ -48,7 +47,7 @@ class Ran:
 
 
 def run(program: Program, command: str, *options: object) -> Ran:
-    return Ran(program.start(command, "disk", "--json", *options, errors="replace"))
+    return Ran(program.ran(command, "disk", "--json", *options))
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +158,8 @@ def test_a_stopped_run_tells_how_far_it_came(program: Program) -> None:
     process = program.start("backup", "disk", "--json", "-f", "1", "--bwlimit", "0.02")
     wait_for(lambda: any(program.store.rglob("*.sha1")))
     process.send_signal(signal.SIGTERM)
-    ran = Ran(process)
+    stdout, stderr = process.communicate(timeout=60)
+    ran = Ran(subprocess.CompletedProcess([], process.returncode, stdout, stderr))
     assert ran.status == 143
     assert ran.summary["error"] == "stopped by SIGTERM"
     assert 0 < ran.summary["backed_up"] == len(list(program.store.rglob("*.sha1"))) < 60

@@ -73,6 +73,7 @@ def test_the_sdist_holds_what_a_packager_needs(built: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
+@pytest.mark.soak
 @pytest.mark.servers
 def test_without_extras_a_directory_works_and_s3_says_what_to_install(
     built: Path, tmp_path: Path, program: Program

@@ -183,6 +183,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     assert "150 backed up" in said
 
 
+@pytest.mark.soak
 def test_concurrent_restores_without_a_lock_make_one_whole_tree(big: Program) -> None:
     for number in range(50, 150):
         (big.prefix / f"m{number}.wsp").unlink()
