@@ -840,19 +840,19 @@ def refuse_deletions(head: bytes) -> bytes | None:
 
 async def read_body(reader: asyncio.StreamReader, head: bytes, rate: float = 0) -> bytes:
     """The body that follows `head`, as it is on the wire."""
-    body = b""
+    body = bytearray()
     if length := re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE):
         while rate and len(body) < int(length[1]):
             body += await reader.read(min(1 << 16, int(length[1]) - len(body)))
             await asyncio.sleep((1 << 16) / rate)
-        return body or await reader.readexactly(int(length[1]))
+        return bytes(body) or await reader.readexactly(int(length[1]))
     if re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE):
         size = -1
         while size:
             line = await reader.readuntil(b"\r\n")
             size = int(line.split(b";")[0], 16)
             body += line + await reader.readexactly(size + 2)
-    return body
+    return bytes(body)
 
 
 if __name__ == "__main__":

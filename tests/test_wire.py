@@ -111,10 +111,10 @@ def test_a_restore_and_a_verify_take_a_request_a_metric(tmp_path: Path, program:
 @pytest.mark.parametrize(("kind", "way"), [("s3-rclone", "cheap"), ("s3-rclone", "client"), ("gcs", "client")])
 def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A timeout limits the time without any progress, not the time in which a large object is sent."""
-    monkeypatch.setattr(wire, "READ_SECONDS", 2)
-    for name, seconds in (("CONNECT_SECONDS", 1), ("READ_SECONDS", 2), ("LAST_ATTEMPT_SECONDS", 1)):
+    monkeypatch.setattr(wire, "READ_SECONDS", 3)
+    for name, seconds in (("CONNECT_SECONDS", 1), ("READ_SECONDS", 3), ("LAST_ATTEMPT_SECONDS", 1)):
         monkeypatch.setattr(s3, name, seconds)
-    monkeypatch.setitem(gcs.RETRY_POLICY, "timeout", (1, 2))
+    monkeypatch.setitem(gcs.RETRY_POLICY, "timeout", (1, 3))
     monkeypatch.setitem(gcs.RETRY_POLICY, "retry", gcs.RETRY_POLICY["retry"].with_timeout(1))
     if way == "client":
         monkeypatch.setattr(wire, "open_wire", lambda *_: None)
@@ -125,7 +125,7 @@ def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pyte
         proxy.intake = 4 << 20
         began = time.monotonic()
         driver.put("key", body)
-        assert time.monotonic() - began > 2
+        assert time.monotonic() - began > 3
         proxy.intake = 0
         assert driver.get("key") == body
         proxy.intake = 1
