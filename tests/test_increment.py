@@ -23,12 +23,14 @@ from conftest import Program, add_point, children, install_driver, wait_for
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup.increments import history, image, merge, reader
+from whisperbackup.increments import expire, history, image, merge, reader
 from whisperbackup.increments.manifest import Manifest, Run, increment_key, read_manifest
 from whisperbackup.increments.names import Folding, Names
 from whisperbackup.increments.record import decode
+from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.runtime import defaults
+from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree.selection import select
 
@@ -581,6 +583,42 @@ def test_an_increment_is_rewritten_to_what_no_backup_has(stored: Program, how: s
     path.write_bytes(content)
     settle()
     assert "1 increments removed" in stored("backup", "disk")
+
+
+@pytest.mark.parametrize("command", ["backup", "prune", "purge"])
+@pytest.mark.parametrize("moment", ["before the manifest", "after it"])
+def test_what_one_run_rewrites_no_other_run_deletes(stored: Program, command: str, moment: str) -> None:
+    add_point(stored.prefix / "b/three.wsp", 77.0)
+    old_increment(stored)
+    expected = records(stored)["b.three"]
+    (stored.prefix / "b/three.wsp").unlink()
+    stored("backup", "disk", "--keep-increments", 30)
+    arguments = ["-p", stored.prefix] if command == "purge" else []
+
+    class Met(disk.Disk):
+        """Another run begins and ends just before, or after, the new manifest is stored."""
+
+        def put(self, key: str, body: bytes) -> None:
+            if moment == "after it" and key.endswith("json"):
+                super().put(key, body)
+            if key.endswith("json"):
+                stored(command, "disk", *arguments)
+            if moment == "before the manifest" or not key.endswith("json"):
+                super().put(key, body)
+
+    rules = expire.Rules("", 7 * 86400, None, noop=False)
+    stats = RunStats("prune")
+    expire.expire(Met(os.fsencode(stored.store)), rules, int(time.time()), None, stats)
+    assert records(stored) == {"b.three": expected}
+
+
+def test_what_a_killed_rewriting_left_goes_after_the_increment(stored: Program) -> None:
+    old_increment(stored)
+    (part,) = (stored.store / ".increments").rglob("*.wbi")
+    shutil.copy(part, part.with_name("000007.wbi" if part.name != "000007.wbi" else "000008.wbi"))
+    assert "1 increments removed" in stored("backup", "disk")
+    assert "1 debris removed" in stored("backup", "disk")
+    assert not (stored.store / ".increments").exists()
 
 
 def test_what_nothing_confirms_for_long_goes_and_is_named(stored: Program) -> None:

@@ -794,17 +794,15 @@ def test_what_is_unconfirmed_of_an_increment_is_never_all_in_memory(monkeypatch:
     assert work._count(judgement._replace(doubtful=Names([""]))).records == 501  # it stays: the rest is not read
 
 
-def test_orphans_are_parts_a_day_old_that_no_manifest_names() -> None:
-    old, young = stamp(NOW - 90000), stamp(NOW - 80000)
+def test_orphans_are_parts_a_day_old_without_a_manifest() -> None:
+    old, young, whole = stamp(NOW - 90000), stamp(NOW - 80000), stamp(NOW - 95000)
     listing = [
+        (manifest.increment_key(whole, "000001.wbi"), 5),
+        (manifest.increment_key(whole), 5),
         (manifest.increment_key(old, "000001.wbi"), 5),
-        (manifest.increment_key(old, "000002.wbi"), 5),
-        (manifest.increment_key(old), 5),
         (manifest.increment_key(young, "000001.wbi"), 5),
     ]
-    named = {manifest.increment_key(old, "000002.wbi")}
-    assert [one.key for one in retention.orphans(listing, named, NOW)] == [listing[0][0]]
-    assert retention.orphans(listing, named, NOW, [old]) == []
+    assert [one.key for one in retention.orphans(listing, [whole], NOW)] == [listing[2][0]]
 
 
 def test_files_decoded_together_are_what_each_is_alone(tmp_path: Path) -> None:

@@ -85,7 +85,6 @@ class _Expiry:
         # After a run under a fast clock all stamps follow its stamp: how old these are, only manifests tell.
         old = [stamp for stamp in found.complete if stamp <= limit or stamp > ahead]
         self.old = list(history.manifests(driver, path, old))
-        self.named = {increment_key(old.stamp, part.name) for old in self.old for part in old.parts}
         self.deleted: set[str] = set()
 
     # Increments
@@ -180,7 +179,6 @@ class _Expiry:
         parts = []
         for part, content in rewritten_parts(increment, self._doubtful(judgement)):
             self.driver.put(path + increment_key(increment.stamp, part.name), content)
-            self.named.add(increment_key(increment.stamp, part.name))
             parts.append(part)
         made = rewritten(increment, parts, held.points)
         self.driver.put(path + increment_key(made.stamp), made.to_json())
@@ -190,19 +188,13 @@ class _Expiry:
     # What killed runs left
 
     def delete_orphans(self) -> None:
-        """Delete parts of a day ago and more that no manifest names."""
-        known = {old.stamp for old in self.old}
-        unread = set(self.found.complete) - known  # recent ones, and damaged manifests: nothing is known of their parts
-        listing = [
-            (key, size)
-            for key, size in self.found.objects
-            if key.startswith(INCREMENTS) and key[len(INCREMENTS) :].partition("/")[0] not in unread
-        ]
-        left = [orphan.key for orphan in orphans(listing, self.named, self.now, self.deleted)]
+        """Delete the parts of a day ago and more that have no manifest beside them."""
+        listing = [(key, size) for key, size in self.found.objects if key.startswith(INCREMENTS)]
+        left = [orphan.key for orphan in orphans(listing, set(self.found.complete), self.now)]
         path = self.rules.storage_path
         gone = []
         for stamp in sorted({key[len(INCREMENTS) :].partition("/")[0] for key in left}):
-            if stamp in known or not self._has_manifest(stamp):
+            if not self._has_manifest(stamp):
                 gone += [path + key for key in left if key.startswith(f"{INCREMENTS}{stamp}/")]
         day_ago = history.stamp_at(self.now - DAY)
         temporary = f"{RUNS}.whisper-backup-"

@@ -103,19 +103,18 @@ class Orphan(NamedTuple):
     size: int
 
 
-def orphans(
-    listing: Iterable[tuple[str, int]], named: Collection[str], now: int, running: Collection[str] = ()
-) -> list[Orphan]:
+def orphans(listing: Iterable[tuple[str, int]], complete: Collection[str], now: int) -> list[Orphan]:
     """What killed runs left below `.increments/`, a day old and more.
 
-    `listing` are keys below the storage path, with sizes; `named` the parts that manifests name, as keys; `running` the
-    stamps of increments that are being written.
+    `listing` are keys below the storage path, with sizes; `complete` the stamps that have a manifest.  Parts beside a
+    manifest that does not name them may be those of a run that is rewriting the increment: their age is not known, and
+    they stay as long as it does.
     """
     limit = stamp_of(datetime.fromtimestamp(now - DAY, UTC))
     found = []
     for key, size in listing:
         stamp, _, name = key.removeprefix(INCREMENTS).partition("/")
-        if name and name != MANIFEST and stamp < limit and stamp not in running and key not in named:
+        if name and name != MANIFEST and stamp < limit and stamp not in complete:
             found.append(Orphan(key, size))
     return found
 
