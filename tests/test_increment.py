@@ -341,6 +341,45 @@ def test_two_increments_of_one_second_do_not_mix(stored: Program) -> None:
     assert images(driver_of(stored)) == live(stored)
 
 
+SLOW_MARKS = """
+import os, time
+from whisperbackup.storage import disk
+class Driver(disk.Disk):
+    def get(self, key):
+        if key.startswith("a.one/"):
+            os.makedirs(os.environ["SIGN"], exist_ok=True)
+            time.sleep(3)
+        return super().get(key)
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Driver(os.fsencode(bucket))
+"""
+
+
+@pytest.mark.slow
+def test_what_is_written_after_a_backup_read_the_file_comes_from_the_increment_beside_it(
+    stored: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup is stored seconds later; its stamp is the moment of its reading all the same."""
+    path = stored.prefix / "a/one.wsp"
+    add_point(path, 1.0)
+    settle()  # it is read once
+    install_driver(stored, monkeypatch, SLOW_MARKS)
+    stored.environment["SIGN"] = str(stored.home / "reads")
+    backup = stored.start("backup", "shelf")
+    wait_for((stored.home / "reads").exists)
+    whisper.update(str(path), 5.0, int(time.time()) - 300)
+    stored("increment", "disk")
+    assert backup.poll() is None
+    _, said = backup.communicate(timeout=60)
+    assert backup.returncode == 0, said
+    assert len(stored.stamps("a.one")) == 2
+    target = stored.home / "target"
+    target.mkdir()
+    stored("restore", "disk", "-p", target)
+    assert (target / "a/one.wsp").read_bytes() == path.read_bytes()
+
+
 def test_an_increment_during_a_backup_and_a_purge_is_whole(stored: Program) -> None:
     backup = stored.start("backup", "disk", "--nolock")
     runs_ = [stored.start(command, "disk", "--nolock") for command in ("increment", "purge")]

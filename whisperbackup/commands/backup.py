@@ -231,7 +231,7 @@ class BackupMetric(NamedTuple):
             stamp, listed_md5 = existing[-1].stamp, existing[-1].mark_md5
         else:
             codec, payload = context.options.algorithm, context.compress(reading.content)
-            now = clock.utc_now()
+            now = reading.moment  # increments at the same time are told from it by this
             if metric is None:
                 backups.check_form(context.driver, key, now)
             stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None

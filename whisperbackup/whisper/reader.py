@@ -7,8 +7,10 @@ import fcntl
 import os
 import stat
 import time
+from datetime import datetime
 from typing import NamedTuple
 
+from whisperbackup.runtime import clock
 from whisperbackup.whisper.format import CorruptFile, ShortFile, check
 from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
@@ -34,13 +36,15 @@ class Locked(OSError):
 class Reading(NamedTuple):
     """A file's content, and whether it still changed while it was read the last time.
 
-    `status` is the file's after the reading, `began` the Unix time of its beginning in nanoseconds.
+    `status` is the file's after the reading, `began` the Unix time of its beginning in nanoseconds, `moment` the same
+    by the clock that stamps are taken from.
     """
 
     content: bytearray
     is_torn: bool
     status: os.stat_result
     began: int
+    moment: datetime
 
 
 def acquire(fd: int, operation: int, timeout: float = LOCK_TIMEOUT) -> None:
@@ -112,7 +116,7 @@ def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
         with throttle.normal_priority():
             acquire(fd, fcntl.LOCK_SH)
             try:
-                began = time.time_ns()
+                moment, began = clock.utc_now(), time.time_ns()
                 before = os.fstat(fd)
                 content = bytearray(_size(fd, max_size))
                 length = _read_into(fd, content)
@@ -125,7 +129,7 @@ def _read_once(fd: int, max_size: int, throttle: Throttle) -> Reading:
     # A write in the same tick as the one before it leaves no trace in the file's times.
     is_torn = has_changed or length < len(content) or abs(began - after.st_mtime_ns) < TICK
     del content[length:]
-    return Reading(content, is_torn, after, began)
+    return Reading(content, is_torn, after, began, moment)
 
 
 def _size(fd: int, max_size: int) -> int:
