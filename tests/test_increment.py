@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -341,14 +342,15 @@ def test_two_increments_of_one_second_do_not_mix(stored: Program) -> None:
     assert images(driver_of(stored)) == live(stored)
 
 
-SLOW_MARKS = """
+HOLDING = """
 import os, time
+from pathlib import Path
 from whisperbackup.storage import disk
 class Driver(disk.Disk):
     def get(self, key):
-        if key.startswith("a.one/"):
-            os.makedirs(os.environ["SIGN"], exist_ok=True)
-            time.sleep(3)
+        if key.startswith(os.environ["HOLDS"]):
+            Path(os.environ["SIGN"]).touch()
+            time.sleep(float(os.environ["SECONDS"]))
         return super().get(key)
 def open(bucket, create, arguments):
     disk.open(bucket, create, arguments)
@@ -360,19 +362,25 @@ def open(bucket, create, arguments):
 def test_what_is_written_after_a_backup_read_the_file_comes_from_the_increment_beside_it(
     stored: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backup is stored seconds later; its stamp is the moment of its reading all the same."""
+    """The increment knows nothing of the backup; that is stored after it, with the moment of its reading as stamp."""
+
+    def hold(command: str, key: str, seconds: float) -> subprocess.Popen[str]:
+        sign = stored.home / command
+        stored.environment |= {"HOLDS": key, "SECONDS": str(seconds), "SIGN": str(sign)}
+        run = stored.start(command, "shelf")
+        wait_for(sign.exists)
+        return run
+
     path = stored.prefix / "a/one.wsp"
     add_point(path, 1.0)
     settle()  # it is read once
-    install_driver(stored, monkeypatch, SLOW_MARKS)
-    stored.environment["SIGN"] = str(stored.home / "reads")
-    backup = stored.start("backup", "shelf")
-    wait_for((stored.home / "reads").exists)
-    whisper.update(str(path), 5.0, int(time.time()) - 300)
-    stored("increment", "disk")
-    assert backup.poll() is None
-    _, said = backup.communicate(timeout=60)
-    assert backup.returncode == 0, said
+    install_driver(stored, monkeypatch, HOLDING)
+    increment = hold("increment", ".runs/", 4)  # it has listed the store, and not read the file
+    backup = hold("backup", "a.one/", 8)  # it has read the file, and not stored it
+    whisper.update(str(path), 77.0, int(time.time()) - 300)
+    for run in (increment, backup):
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 0, said
     assert len(stored.stamps("a.one")) == 2
     target = stored.home / "target"
     target.mkdir()
@@ -649,6 +657,41 @@ def test_what_one_run_rewrites_no_other_run_deletes(stored: Program, command: st
     stats = RunStats("prune")
     expire.expire(Met(os.fsencode(stored.store)), rules, int(time.time()), None, stats)
     assert records(stored) == {"b.three": expected}
+
+
+def test_an_increment_that_another_run_rewrites_is_not_called_damaged(
+    stored: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    old_increment(stored)
+    (stored.prefix / "b/three.wsp").unlink()
+    stored("backup", "disk", "--keep-increments", 30)
+
+    class Late(disk.Disk):
+        """Another run begins and ends just before a part is read."""
+
+        def get(self, key: str) -> bytes:
+            if key.endswith(".wbi"):
+                stored("prune", "disk")
+            return super().get(key)
+
+    rules = expire.Rules("", 7 * 86400, None, noop=False)
+    caplog.set_level("INFO")
+    expire.expire(Late(os.fsencode(stored.store)), rules, int(time.time()), None, RunStats("prune"))
+    assert "left to the run that is changing it" in caplog.text
+    assert "damaged" not in caplog.text
+    assert set(records(stored)) == {"b.three"}
+
+
+def test_a_file_that_broke_before_its_first_backup_keeps_what_increments_have_of_it(stored: Program) -> None:
+    settle()
+    path = stored.write("b.born")
+    content = path.read_bytes()
+    settle()
+    old_increment(stored)
+    path.write_bytes(b"broken by a disk" * 99)
+    assert "1 increments rewritten" in stored("backup", "disk", status=3)
+    assert set(records(stored)) == {"b.born"}
+    assert images(driver_of(stored))["b.born"] == content
 
 
 def test_what_a_killed_rewriting_left_goes_after_the_increment(stored: Program) -> None:

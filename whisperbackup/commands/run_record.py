@@ -42,6 +42,7 @@ class RunRecord:
         steady = _judged(driver, options, found, moment)
         self._missing = Folding(MAX_OWED)
         self._unsure: list[str] = []
+        self._foreign: list[str] = []
         self._files = 0
         self._last_stamp = ""
         self.hours: set[str] = set()
@@ -105,9 +106,10 @@ class RunRecord:
                 self._missing.add(metric.key)
             yield pair
 
-    def _doubt(self, name: str) -> None:
-        if len(self._unsure) <= MAX_OWED:
-            self._unsure.append(name)
+    def _doubt(self, name: str, is_foreign: bool = False) -> None:
+        names = self._foreign if is_foreign else self._unsure
+        if len(names) <= MAX_OWED:
+            names.append(name)
 
     def note(self, outcome: Outcome) -> None:
         """Note how the backup of a metric ended."""
@@ -115,9 +117,8 @@ class RunRecord:
         if Count.EXAMINED not in counts:
             return  # a deletion
         self._last_stamp = max(self._last_stamp, outcome.stamp or "")
-        is_sure = not outcome.errors or outcome.is_foreign
-        if not is_sure or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
-            self._doubt(outcome.name + "/")
+        if outcome.errors or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
+            self._doubt(outcome.name + "/", outcome.is_foreign)
 
     def complete(self, stats: RunStats) -> Run:
         """Store how the run ended; if the store fails, that is a failure of the run."""
@@ -129,6 +130,9 @@ class RunRecord:
                 "more than %d metrics could not be backed up or are not in the tree: no increment builds on this run, "
                 "and none is deleted because of it", MAX_OWED,
             )  # fmt: skip
+        elif len(unconfirmed) + len(self._foreign) <= MAX_OWED:
+            # Increments may have what they held before they broke.  A tree with more of them than that has junk.
+            unconfirmed = sorted({*unconfirmed, *self._foreign})
         run = replace(
             self._run,
             end=_now() + 1,

@@ -104,7 +104,10 @@ class _Expiry:
                 if action is Action.REWRITE:
                     self._rewrite(judgement, held)
             except CorruptIncrement as error:
-                logger.warning("the increment of %s stays, it is damaged: %s", increment.stamp, error)
+                if self._has_changed(increment):
+                    logger.info("increment of %s: left to the run that is changing it", increment.stamp)
+                else:
+                    logger.warning("the increment of %s stays, it is damaged: %s", increment.stamp, error)
                 continue
             if action is Action.GIVE_UP:
                 names = ", ".join(held.names)
@@ -116,6 +119,10 @@ class _Expiry:
             if action in (Action.DELETE, Action.GIVE_UP):
                 covered = "all" if action is Action.DELETE else "not all"
                 self._delete(increment, f"later backup runs covered {covered} of its metrics")
+
+    def _has_changed(self, increment: Manifest) -> bool:
+        """Whether another run has deleted or rewritten it since its manifest was read."""
+        return [increment] != list(history.manifests(self.driver, self.rules.storage_path, [increment.stamp]))
 
     def _did(self, done: str) -> str:
         return f"would be {done}" if self.rules.noop else done

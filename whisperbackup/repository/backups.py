@@ -18,7 +18,6 @@ from typing import TypeVar
 from whisperbackup.repository import compression, keys
 from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5, parse_suffix
 from whisperbackup.repository.stamps import next_stamp, stamp_of
-from whisperbackup.runtime import clock
 from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
 from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
 from whisperbackup.util import Generation
@@ -80,7 +79,7 @@ def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, s
         except Exists as error:
             logger.info("%s; retrying with a later stamp", error)
             time.sleep(random.uniform(0, 0.3))
-            stamp, conflict = next_stamp(clock.utc_now(), stamp), error
+            stamp, conflict = next_stamp(datetime.fromisoformat(stamp), stamp), error
     raise StorageError(
         f"{STAMPS} stamps in a row were taken, the last by {conflict.key}: run one backup at a time to this store"
     )
