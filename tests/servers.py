@@ -400,6 +400,8 @@ use_stderr = true
 connection = sqlite:///{folder}/keystone.db
 [fernet_tokens]
 key_repository = {folder}/fernet-keys
+[fernet_receipts]
+key_repository = {folder}/fernet-keys
 [credential]
 key_repository = {folder}/credential-keys
 [identity]

@@ -473,7 +473,7 @@ def test_a_run_names_what_it_cannot_vouch_for(stored: Program) -> None:
     first, second = runs(stored)
     assert (first.is_complete, first.status, first.unconfirmed, first.files) == (True, 0, (), 3)
     assert (second.is_complete, second.status, second.is_partial) == (True, 3, False)
-    assert second.unconfirmed == ("a.two/", "a.young/", "b.three/")
+    assert second.unconfirmed == ("a.never/", "a.two/", "a.young/", "b.three/")
     assert second.stamp > first.stamp
     newest = max(stored.stamps("a.one"))
     assert first.last_stamp >= datetime.fromisoformat(newest).timestamp()
