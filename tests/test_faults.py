@@ -141,7 +141,7 @@ def test_kill_9_of_the_parent_leaves_no_child_in_the_middle_of_a_request(
 @pytest.mark.servers
 def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path) -> None:
     """While it lists, and at work; all services at once: what is in flight is given ten seconds."""
-    runs = []
+    prepared = []
     stores = {kind: servers.store(kind) for kind in ("s3-rclone", "swift-v1", "gcs")}
     for (kind, direct), phase in itertools.product(stores.items(), ("listing", "at work")):
         folder = tmp_path / f"{kind}-{phase.replace(' ', '')}"
@@ -159,7 +159,8 @@ def test_a_run_whose_service_does_not_answer_can_be_stopped(tmp_path: Path) -> N
             "AWS_EC2_METADATA_DISABLED": "true", "NO_GCE_CHECK": "true", "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **store.environment,
         }  # fmt: skip
-        runs.append((program, proxy, program.start("backup", store.driver, *store.arguments)))
+        prepared.append((program, proxy, store))
+    runs = [(program, proxy, program.start("backup", at.driver, *at.arguments)) for program, proxy, at in prepared]
     proxies = [proxy for _, proxy, _ in runs]
 
     def all_are_silent() -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from test_storage import AWKWARD, open_store
 from test_stores import connect, plant
 
 from whisperbackup.storage import gcs, s3, s3wire, wire
-from whisperbackup.storage.base import Unavailable
+from whisperbackup.storage.base import Driver, Unavailable
 
 pytestmark = pytest.mark.servers
 CLIENTS = {"s3-rclone": b"boto", "swift-v1": b"python-swiftclient", "gcs": b"gcloud-python"}
@@ -108,21 +110,17 @@ def test_a_restore_and_a_verify_take_a_request_a_metric(tmp_path: Path, program:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize(("kind", "way"), [("s3-rclone", "cheap"), ("s3-rclone", "client"), ("gcs", "client")])
-def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_uplink_is_no_silent_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """A timeout limits the time without any progress, not the time in which a large object is sent."""
     monkeypatch.setattr(wire, "READ_SECONDS", 3)
     for name, seconds in (("CONNECT_SECONDS", 1), ("READ_SECONDS", 3), ("LAST_ATTEMPT_SECONDS", 1)):
         monkeypatch.setattr(s3, name, seconds)
     monkeypatch.setitem(gcs.RETRY_POLICY, "timeout", (1, 3))
     monkeypatch.setitem(gcs.RETRY_POLICY, "retry", gcs.RETRY_POLICY["retry"].with_timeout(1))
-    if way == "client":
-        monkeypatch.setattr(wire, "open_wire", lambda *_: None)
-    store = servers.store(kind)
-    body = random.Random(1).randbytes(16 << 20)
-    with TroubleProxy(store.port) as proxy:
-        driver = open_store(store.through(proxy.port), f"slow-{uuid.uuid4().hex}", create=True)
-        proxy.intake = 4 << 20
+    body = random.Random(1).randbytes(32 << 20)  # 4 seconds, whereof what sockets buffer is one
+
+    def send_slowly(driver: Driver, proxy: TroubleProxy) -> None:
+        proxy.intake = 8 << 20
         began = time.monotonic()
         driver.put("key", body)
         assert time.monotonic() - began > 3
@@ -133,6 +131,19 @@ def test_a_slow_uplink_is_no_silent_store(kind: str, way: str, monkeypatch: pyte
         with pytest.raises(Unavailable):
             driver.put("key", body)
         assert time.monotonic() - began < 20
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:  # they wait, and do it together
+        sending = []
+        for kind, way in (("s3-rclone", "cheap"), ("s3-rclone", "client"), ("gcs", "client")):
+            if way == "client":
+                monkeypatch.setattr(wire, "open_wire", lambda *_: None)
+            store = servers.store(kind)
+            proxy = stack.enter_context(TroubleProxy(store.port))
+            driver = open_store(store.through(proxy.port), f"slow-{uuid.uuid4().hex}", create=True)
+            driver.put("first", b"")  # from now on it has its way
+            sending.append(pool.submit(send_slowly, driver, proxy))
+        for one in sending:
+            one.result()
 
 
 @pytest.mark.slow
