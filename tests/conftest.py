@@ -24,6 +24,7 @@ import servers
 import whisper
 from nursery import Nursery
 
+from whisperbackup.options import WORKING
 from whisperbackup.runtime import defaults
 
 # Thousands of processes start here; where no bytecode may be kept, each of them compiles the whole program.
@@ -181,17 +182,20 @@ class Program:
         self.lock, self.stamp, self.log, self.state = (home / name for name in ("lock", "stamp", "log", "state"))
         self.prefix, self.store = home / "tree", home / "store"
         self.bucket = ""  # in a store that is no directory
+        self.processes = 2  # a process costs more CPU time than most tests have for it to do
         self.environment: dict[str, str] = {}
         self.prefix.mkdir()
 
     def words(self, command: str, *options: object) -> list[str]:
         """The command line; a driver other than disk is named by `driver=`."""
+        processes = ["--processes", self.processes] if command in WORKING else []
         files = ["--lockfile", self.lock, "--stampfile", self.stamp, "--logfile", self.log, "--statefile", self.state]
         words = [
             sys.executable,
             "-m",
             "whisperbackup",
             *files,
+            *processes,
             "-p",
             self.prefix,
             "-b",

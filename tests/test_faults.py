@@ -591,6 +591,7 @@ def test_too_few_file_descriptors_are_an_error_never_a_hang_or_a_purge(program: 
         assert program.objects() == before
         statuses.add(run.returncode)
     assert statuses >= {0, 1}
+    program.processes = 4
     run = program.start("backup", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16)))
     assert "cannot start worker 3 of 4: Too many open files; try a smaller -f" in said_by(run)
 

@@ -404,7 +404,7 @@ def test_a_stopped_increment_leaves_none_and_status_128_n(stored: Program) -> No
     with path.open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         run = stored.start("increment", "disk")
-        wait_for(lambda: len(list(children(run.pid))) == 4)
+        wait_for(lambda: len(list(children(run.pid))) == stored.processes)
         time.sleep(0.5)
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=60)

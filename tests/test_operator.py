@@ -29,9 +29,9 @@ def test_the_first_line_says_where_a_run_works(program: Program) -> None:
     program.write("a.b")
     for command in ("backup", "restore", "purge"):
         line = first_line(program(command, "disk", "--storage-path", "node1"))
-        assert f": {command}, {program.prefix}, disk '{program.store}', storage path 'node1/', 4 processes" in line
+        assert f": {command}, {program.prefix}, disk '{program.store}', storage path 'node1/', 2 processes" in line
     line = first_line(program("verify", "disk", "--storage-path", "node1"))
-    assert f": verify, disk '{program.store}', storage path 'node1/', 4 processes" in line  # it looks at no tree
+    assert f": verify, disk '{program.store}', storage path 'node1/', 2 processes" in line  # it looks at no tree
     line = first_line(program("verify", "disk", "--storage-path", "node1", "--tree"))
     assert f": verify --tree, {program.prefix}, disk '{program.store}'" in line
 
@@ -54,7 +54,7 @@ def test_the_first_line_names_the_endpoint_and_no_secret(
     said = run.stderr.readline()  # it goes on to ask a server that is not there
     run.kill()
     _, rest = run.communicate()
-    assert f"{program.store}', {expected}4 processes" in said
+    assert f"{program.store}', {expected}2 processes" in said
     assert "hush" not in said + rest
 
 
