@@ -91,9 +91,13 @@ def images(driver: Driver, path: str = "") -> dict[str, bytes]:
     result = {}
     for key in sorted(shares.keys() | backups.keys()):
         stamp, content = backups.get(key, ("", None))
-        by = image.confirmed_by(stamp, key, known_runs) if stamp else None
+        makers = image.makers(stamp, key, known_runs) if stamp else []
         laid = [(number, decode(content)) for number, content in shares.get(key, [])]
-        later = [one for number, one in laid if not stamp or image.applies(one, manifests[number], stamp, by)]
+        later = [
+            one
+            for number, one in laid
+            if not stamp or image.order(one, manifests[number], stamp, makers) is image.Order.LATER
+        ]
         whole = image.lay(content and bytes(content), later, 1 << 30)
         assert whole is not None
         result[key[:-1]] = whole.content
@@ -266,6 +270,43 @@ def test_what_is_no_whisper_file_is_named_and_not_owed(stored: Program) -> None:
     assert list(made(stored)[-1].owed or ()) == ["a.young/"]
 
 
+def test_a_file_that_was_cut_short_is_owed_until_a_restore_has_mended_it(stored: Program) -> None:
+    path = stored.prefix / "a/one.wsp"
+    add_point(path)
+    settle()
+    stored("increment", "disk")
+    add_point(path, 8.0)
+    whole = path.read_bytes()
+    os.truncate(path, len(whole) - 12)
+    os.utime(path, (time.time() - 99, time.time() - 99))
+    settle()
+    assert "a.one: not a whisper file" in stored("increment", "disk", status=3)
+    first, second = made(stored)
+    assert second.owed == {"a.one/": first.begin - first.lag}
+    stored("restore", "disk", "-m", "a.one")
+    settle()
+    stored("increment", "disk", "--lag", "0")
+    assert made(stored)[-1].owed == {}
+    assert "a.one" in records(stored)
+    assert images(driver_of(stored)) == live(stored)
+
+
+def test_what_a_backup_did_not_find_is_owed_until_it_is_there_again(stored: Program) -> None:
+    add_point(stored.prefix / "b/three.wsp")
+    (stored.prefix / "b").rename(stored.home / "away")
+    settle()
+    stored("backup", "disk")
+    for _ in range(2):
+        settle()
+        stored("increment", "disk")
+        assert list(made(stored)[-1].owed or ()) == ["b."]
+    (stored.home / "away").rename(stored.prefix / "b")
+    settle()
+    stored("increment", "disk")
+    assert made(stored)[-1].owed == {}
+    assert images(driver_of(stored)) == live(stored)
+
+
 def test_a_tree_that_lost_half_its_files_is_no_reference(stored: Program) -> None:
     shutil.rmtree(stored.prefix / "a")
     settle()
@@ -375,7 +416,7 @@ def test_what_is_written_after_a_backup_read_the_file_comes_from_the_increment_b
     add_point(path, 1.0)
     settle()  # it is read once
     install_driver(stored, monkeypatch, HOLDING)
-    increment = hold("increment", ".runs/", 4)  # it has listed the store, and not read the file
+    increment = hold("increment", ".runs/", 2)  # it has listed the store, and not read the file; it gets two records
     backup = hold("backup", "a.one/", 8)  # it has read the file, and not stored it
     whisper.update(str(path), 77.0, int(time.time()) - 300)
     for run in (increment, backup):
@@ -386,6 +427,30 @@ def test_what_is_written_after_a_backup_read_the_file_comes_from_the_increment_b
     target.mkdir()
     stored("restore", "disk", "-p", target)
     assert (target / "a/one.wsp").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_increment_that_another_one_overtakes_ends_with_1(stored: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it read later would lie below what the other one read earlier."""
+    install_driver(stored, monkeypatch, HOLDING)
+    sign = stored.home / "sign"
+    stored.environment |= {"HOLDS": ".runs/", "SECONDS": "2", "SIGN": str(sign)}
+    slow = stored.start("increment", "shelf", "--nolock")
+    for _ in range(2):  # when it reads a record for the second time, it has its stamp
+        wait_for(sign.exists)
+        sign.unlink()
+    settle()
+    stored.environment["SECONDS"] = "0"
+    stored("increment", "shelf", "--nolock")
+    _, said = slow.communicate(timeout=60)
+    assert slow.returncode == 1, said
+    (only,) = made(stored)
+    assert "is complete, so this one is dropped: let all runs of a tree have the same --lockfile" in said
+    add_point(stored.prefix / "a/one.wsp")
+    settle()
+    stored("increment", "shelf")
+    assert made(stored)[-1].reference == only.stamp
+    assert images(driver_of(stored)) == live(stored)
 
 
 def test_an_increment_during_a_backup_and_a_purge_is_whole(stored: Program) -> None:
@@ -493,13 +558,13 @@ def test_a_run_in_progress_is_known_and_one_that_was_killed(stored: Program) -> 
     assert "no end" in stored("list", "disk", "--runs")
     stored("increment", "disk")
     assert made(stored)[-1].reference == runs(stored)[0].stamp
-    assert made(stored)[-1].after_run == runs(stored)[1].stamp
+    assert made(stored)[-1].after_run == runs(stored)[0].stamp
 
 
 def test_a_partial_run_is_recorded_as_one(stored: Program) -> None:
     settle()
     stored("backup", "disk", "-m", "a.*")
-    assert [run.is_partial for run in runs(stored)] == [False, True]
+    assert [(run.is_partial, run.metrics) for run in runs(stored)] == [(False, ()), (True, ("a.*",))]
 
 
 def test_metrics_of_a_folder_where_nothing_is_left_are_named_by_it() -> None:
@@ -824,7 +889,7 @@ def open(bucket, create, arguments):
 """
 
 
-def test_an_increment_costs_the_requests_of_its_parts_and_four(
+def test_an_increment_costs_the_requests_of_its_parts_and_five(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_driver(program, monkeypatch, COUNTING)
@@ -837,7 +902,7 @@ def test_an_increment_costs_the_requests_of_its_parts_and_four(
     requests.unlink()
     settle()
     assert "1 parts" in program("increment", "shelf")
-    assert sorted(requests.read_text().split()) == ["get", "list", "list", "put", "put"]
+    assert sorted(requests.read_text().split()) == ["get", "get", "list", "list", "put", "put"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from whisperbackup.increments import (
     slots,
     window,
 )
+from whisperbackup.increments.image import Order
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring
 from whisperbackup.report.run_stats import RunStats
@@ -48,7 +49,8 @@ from whisperbackup.storage.noop import Noop
 from whisperbackup.whisper.format import ShortFile, parse_header
 
 NOW = 1_800_000_000
-HOUR = 3600
+HOUR, DAY = 3600, 86400
+EARLIER, UNKNOWN, LATER = Order
 READ_INCREMENT = Path(__file__).parent.parent / "contrib/read-increment.py"
 
 
@@ -596,18 +598,37 @@ def test_a_clock_that_was_set_is_noticed_while_the_kernel_runs() -> None:
     assert choose([right, ahead], [], now=now).since == NOW - 2 * HOUR - 900  # type: ignore[union-attr]
     run = run_at(NOW - 60, boot="boot", uptime=10_000 - HOUR)
     assert choose([], [run], now=now).since == NOW - HOUR - 900  # type: ignore[union-attr]
+    rebooted = window.Now(NOW, "next boot", 600)
+    assert choose([right, ahead], [], now=rebooted).since == NOW - 2 * HOUR - 900  # type: ignore[union-attr]
+    before = increment_at(NOW - 600, boot="boot", uptime=10_000)
+    assert choose([right, before], [], now=rebooted).since == NOW - 600 - 900  # type: ignore[union-attr]
 
 
 def test_what_is_owed_has_a_window_of_its_own() -> None:
     chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": 5, "c.": 7})], [])
     assert chosen is not None
     assert [chosen.since_of(key) for key in ("a.b/", "c.d.e/", "x/", "c/")] == [5, 7, chosen.since, chosen.since]
-    assert window.still_owed(chosen, ["a.b/", "x/"], []) == {"a.b/": 5, "x/": chosen.since}
-    assert window.still_owed(chosen, ["c.d/"], []) == {"c.d/": 7}
-    assert window.still_owed(chosen, [], ["a."]) == {"a.": 5}
-    assert window.still_owed(chosen, [], [""]) == {"": 5}
-    assert window.still_owed(chosen, [], []) == {}
-    assert window.still_owed(chosen, (f"m{n}/" for n in range(20_000)), []) is None
+
+    def still_owed(failed: Iterable[str], unseen: Iterable[str], served: Sequence[str]) -> dict[str, int] | None:
+        return window.still_owed(chosen, failed, unseen, served, 9)
+
+    both = ["a.b/", "c."]
+    assert still_owed(["a.b/", "x/"], [], both) == {"a.b/": 5, "x/": chosen.since}
+    assert still_owed(["c.d/"], [], both) == {"c.d/": 7}
+    assert still_owed([], ["a."], both) == {"a.": 5}
+    assert still_owed([], [""], both) == {"": 5}
+    assert still_owed([], [], both) == {}
+    assert still_owed((f"m{n}/" for n in range(20_000)), [], both) is None
+
+
+def test_what_is_owed_and_not_there_stays_owed_for_a_week() -> None:
+    chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": NOW - 9, "c.": NOW - 8 * DAY, "d.": NOW - DAY})], [])
+    assert chosen is not None
+    assert window.still_owed(chosen, [], [], ["d."], NOW) == {"a.b/": chosen.since}
+    assert window.still_owed(chosen, [], [], [], NOW) == {"a.b/": chosen.since, "d.": NOW - DAY}
+    assert window.still_owed(chosen, [], [], [], NOW + 8 * DAY) == {}
+    many = [f"m{n}/" for n in range(10_000)]
+    assert window.still_owed(chosen, many, [], [], NOW) == dict.fromkeys(many, chosen.since)
 
 
 def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
@@ -623,18 +644,71 @@ def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_cloc
     early, late = increment_at(NOW - HOUR), increment_at(NOW + HOUR, after_run=stamp(NOW))
     run = run_at(NOW, end=NOW + 60, after_increment=early.stamp)
     backup = stamp(NOW + 30)
-    assert image.confirmed_by(backup, "m/", [run]) == run
-    assert image.confirmed_by(backup, "m/", [replace(run, unconfirmed=("m/",))]) is None
-    assert image.confirmed_by(backup, "m/", [replace(run, end=NOW + 29)]) is None
+    assert image.makers(backup, "m/", [run]) == [run]
+    assert image.makers(backup, "m/", [replace(run, unconfirmed=("m/",))]) == []
+    assert image.makers(backup, "m/", [replace(run, end=NOW + 29)]) == []
     old, new = simple("m/")._replace(version=NOW - HOUR), simple("m/")._replace(version=NOW + HOUR)
-    assert not image.applies(new, early, backup, run)  # written by a clock that was ahead
-    assert image.applies(old, late, backup, run)  # after a backup by a clock that was ahead
+    assert image.order(new, early, backup, [run]) is EARLIER  # written by a clock that was ahead
+    assert image.order(old, late, backup, [run]) is LATER  # after a backup by a clock that was ahead
     between = increment_at(NOW + 10)
-    assert image.applies(simple("m/")._replace(version=NOW + 30), between, backup, run)
-    assert not image.applies(simple("m/")._replace(version=NOW + 29), between, backup, run)
-    assert image.applies(old._replace(version=NOW), between, stamp(NOW + HOUR), replace(run, last_stamp=NOW + HOUR))
-    assert image.applies(new, early, backup, None)
-    assert not image.applies(old, late, backup, None)
+    assert image.order(simple("m/")._replace(version=NOW + 30), between, backup, [run]) is LATER
+    assert image.order(simple("m/")._replace(version=NOW + 29), between, backup, [run]) is EARLIER
+    assert image.order(new, early, backup, []) is LATER
+    assert image.order(old, late, backup, []) is UNKNOWN
+
+
+def test_where_stamps_follow_a_fast_clock_only_what_all_possible_runs_agree_on_is_known() -> None:
+    ahead = run_at(NOW - 9 * HOUR, end=NOW - 9 * HOUR + 60, last_stamp=NOW + HOUR)
+    run = run_at(NOW, end=NOW + 60, last_stamp=NOW + HOUR, after_increment=stamp(NOW - HOUR))
+    killed = replace(run, is_complete=False, end=NOW, last_stamp=0)
+    backup = stamp(NOW + HOUR - 1)
+    assert image.makers(backup, "m/", [ahead, run]) == [ahead, run]
+    assert image.makers(backup, "m/", [ahead, killed]) == [ahead, killed]
+    assert image.makers(stamp(NOW + 9 * HOUR), "m/", [run, killed]) == [killed]
+    by_hand = replace(run, is_partial=True, metrics=("x.*",))
+    assert image.makers(backup, "m/", [by_hand]) == image.makers(backup, "m/", [replace(run, exclude=("m*",))]) == []
+    assert image.makers(backup, "x.y/", [by_hand]) == [by_hand]
+    found = simple("m/")
+    early, between = increment_at(NOW - HOUR, after_run=ahead.stamp), increment_at(NOW + 10, after_run=ahead.stamp)
+    late = increment_at(NOW + HOUR, after_run=run.stamp)
+    for possible, increment, version, expected in (
+        ([ahead, run], early, NOW - HOUR, UNKNOWN),
+        ([ahead, run], between, NOW + 30, UNKNOWN),
+        ([ahead, run], late, NOW - HOUR, LATER),
+        ([run], early, NOW - HOUR, EARLIER),
+        ([run], between, NOW - 1, EARLIER),
+        ([run], between, NOW + 59, UNKNOWN),
+        ([run], between, NOW + 60, LATER),
+        ([killed], early, NOW - 1, EARLIER),
+        ([killed], between, NOW - 1, UNKNOWN),  # the clock may have been set back
+        ([killed], between, NOW + HOUR - 2, UNKNOWN),
+        ([killed], between, NOW + HOUR - 1, LATER),
+    ):
+        assert image.order(found._replace(version=version), increment, backup, possible) is expected
+
+
+def test_a_record_that_may_be_earlier_only_fills(tmp_path: Path) -> None:
+    def file_of(name: str, points: dict[int, float], layout: list[tuple[int, int]]) -> Path:
+        path = tmp_path / name
+        whisper.create(str(path), layout, xFilesFactor=0.0)
+        whisper.update_many(str(path), [(NOW - 60 * age, value) for age, value in points.items()], NOW)
+        return path
+
+    layout = [(60, 10)]
+    backup = file_of("backup", {1: 1.0, 2: 2.0}, layout).read_bytes()
+    unsure = whole(file_of("unsure", {1: 9.0, 3: 3.0}, layout))
+    made = image.lay(backup, [], 10**6, [unsure])
+    assert made is not None
+    (tmp_path / "made").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made"), NOW - 240, NOW, NOW)
+    assert [value for value in values if value is not None] == [3.0, 2.0, 1.0]
+    other = whole(file_of("other", {1: 9.0, 8: 8.0}, [(60, 20)]))._replace(read=NOW)
+    made = image.lay(backup, [], 10**6, [other])
+    assert made is not None
+    assert parse_header(made.content).archives == parse_header(backup).archives
+    (tmp_path / "made").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made"), NOW - 600, NOW, NOW)
+    assert [value for value in values if value is not None] == [8.0, 2.0, 1.0]
 
 
 def test_what_the_reference_run_did_not_confirm_is_owed_from_one_that_did() -> None:

@@ -139,6 +139,7 @@ class Options:
     lockfile: str | None
     lock_timeout: float  # seconds
     splay: float  # seconds
+    metrics: tuple[str, ...]
     exclude: tuple[str, ...]
     lag: int  # seconds
     keep_increments: int  # days
@@ -552,6 +553,7 @@ def parse(words: list[str]) -> Options:
         "keep": Keep(values.retention, values.keep_daily, values.keep_weekly, values.keep_monthly),
         "bucket": bucket,
         "selection": selection,
+        "metrics": tuple(values.metrics or ()),
         "exclude": tuple(values.exclude or ()),
         "shares": values.shares or 1,
         "since": since,

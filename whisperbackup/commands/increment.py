@@ -18,6 +18,7 @@ from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.increments.batch import LATENESS_STEP, Batch, Limits, Taken, all_failed
 from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, increment_key
+from whisperbackup.increments.names import ancestors
 from whisperbackup.increments.part import PART_NUMBERS, PackedFrame, parts_of
 from whisperbackup.increments.shelf import Shelf
 from whisperbackup.increments.window import Now, Window, still_owed
@@ -64,11 +65,14 @@ def run(options: Options, stats: RunStats) -> int:
                 "other --exclude"
             )
         stamp = found.next_stamp()
+        # A run in progress may read a file after this one does.
+        runs = history.runs_of(driver, options.storage_path, reversed(found.runs))
+        ended = next((one.stamp for one in runs if one.is_complete), "")
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
         )  # fmt: skip
-        work = _Work(options, stats, driver, stamp, window)
+        work = _Work(options, stats, driver, stamp, window, now.time)
         files = window.reference_files
         with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
@@ -87,7 +91,7 @@ def run(options: Options, stats: RunStats) -> int:
                 lag=options.lag,
                 reference=window.reference,
                 reference_files=window.reference_files,
-                after_run=found.newest_run,
+                after_run=ended,
                 records=work.count(Count.RECORDS),
                 all_records=work.count(Count.RECORDS),
                 points=work.count(Count.POINTS),
@@ -102,11 +106,15 @@ def run(options: Options, stats: RunStats) -> int:
 class _Work:
     """The increment that this run makes."""
 
-    def __init__(self, options: Options, stats: RunStats, driver: Driver, stamp: str, window: Window) -> None:
+    def __init__(
+        self, options: Options, stats: RunStats, driver: Driver, stamp: str, window: Window, begin: int
+    ) -> None:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
+        self.begin = begin
         self.files = 0
         self._failed: list[str] = []
         self._unseen: list[str] = []
+        self._served: set[str] = set()  # of what earlier runs owe
         self._lateness: Counter[int] = Counter()
         self._counts: Counter[Count] = Counter()
         self._whole = max(MAX_WHOLE, window.reference_files // 100)
@@ -172,6 +180,7 @@ class _Work:
         while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
             earlier: dict[str, int] = {}
             if window.owed:
+                self._served.update(name for key, _ in chunk for name in (key, *ancestors(key)) if name in window.owed)
                 since = {key: window.since_of(key) for key, _ in chunk}
                 earlier = {key: moment for key, moment in since.items() if moment != window.since}
             limits = Limits(window.since, window.lag, earlier)
@@ -219,7 +228,7 @@ class _Work:
 
     def owed(self) -> dict[str, int] | None:
         """What the next increment has to begin earlier for."""
-        owed = still_owed(self.window, self._failed, self._unseen)
+        owed = still_owed(self.window, self._failed, self._unseen, self._served, self.begin)
         if owed is None:
             logger.warning(
                 "more than 10,000 metrics could not be read: the next increment has the points since the same time"
@@ -239,12 +248,18 @@ class _Work:
         if self.options.noop or self.options.driver == "noop":
             return
         # Another run may have begun in the same second, or have taken this one's parts for those of a killed run.
-        found = {key: size for key, size, _ in self.driver.list(self._key(""))}
-        lost = [part.name for part in made.parts if found.get(self._key(part.name)) != part.size]
+        found = history.look_from(self.driver, self.options.storage_path, self.stamp)
+        sizes = dict(found.objects)
+        lost = [part.name for part in made.parts if sizes.get(increment_key(self.stamp, part.name)) != part.size]
         if lost:
             raise CannotRun(
                 f"part {lost[0]} of the increment {self.stamp} is no longer in the store, or not yet: start it again"
             )
-        if self._key(MANIFEST) in found:
+        if self.stamp in found.complete:
             raise CannotRun(f"another increment began in the same second, {self.stamp}: start this one again")
+        if found.newest > self.stamp:
+            raise CannotRun(
+                f"an increment that began after this one, {found.newest}, is complete, so this one is dropped: "
+                "let all runs of a tree have the same --lockfile"
+            )
         self.driver.put(self._key(MANIFEST), made.to_json())

@@ -13,7 +13,7 @@ from whisperbackup import util
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
-from whisperbackup.increments.image import Image
+from whisperbackup.increments.image import Image, Order
 from whisperbackup.increments.manifest import Run
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
@@ -68,6 +68,16 @@ LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
 )
+
+
+class _Later(NamedTuple):
+    """Records that are later than a backup, and those of which it is not sure, each in order."""
+
+    records: tuple[Record, ...] = ()
+    unsure: tuple[Record, ...] = ()
+
+
+NOTHING_LATER = _Later()
 
 
 def run(options: Options, stats: RunStats) -> int:
@@ -218,26 +228,26 @@ class RestoreMetric(NamedTuple):
         backup.  None: there is nothing in the span of --from and --until, and no file there.
         """
         made, source = Image(content, True, None, 0), f"its backup of {backup.stamp}"
-        records = self._records(context, backup.stamp, laid, errors) if self.shares else []
-        if records and cwhisper.is_compressed(content):
+        later = self._records(context, backup.stamp, laid, errors) if self.shares else NOTHING_LATER
+        if later != NOTHING_LATER and cwhisper.is_compressed(content):
             if not restored:
-                return self._place_compressed(context, path, made, backup, records, errors)
-        elif records:
-            made = self._laid(content, records, context, errors) or made
+                return self._place_compressed(context, path, made, backup, later, errors)
+        elif later != NOTHING_LATER:
+            made = self._laid(content, later, context, errors) or made
         if not restored:
             return self._place(context, path, made, source, errors)
         images = [(made.content, source), *((other, OTHER) for other in made.others)]
         return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
-        self, context: Context, path: bytes, made: Image, backup: Backup, records: list[Record], errors: list[str]
+        self, context: Context, path: bytes, made: Image, backup: Backup, later: _Later, errors: list[str]
     ) -> Placed | None:
-        """Place a compressed backup, which cannot take `records`; they alone can be filled into an ordinary file."""
+        """Place a compressed backup, which cannot take records; they alone can be filled into an ordinary file."""
         try:
             placed = self._place(context, path, made, "", errors)
             errors.append(NOT_LAID.format(stamp=backup.stamp))
         except Differs:
-            laid = self._laid(None, records, context, errors)
+            laid = self._laid(None, later, context, errors)
             if laid is None:
                 raise
             placed = self._place(context, path, laid, "its increments", errors)
@@ -288,11 +298,12 @@ class RestoreMetric(NamedTuple):
                 placed = _combined(placed, filled)
         return placed
 
-    def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> list[Record]:
-        """The records that are later than the backup `stamp` (empty: all), in order; `laid` ones are left out."""
+    def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> _Later:
+        """The records that are, or may be, later than the backup `stamp` (empty: all); `laid` ones are left out."""
         overlay, key = context.overlay, self.name + "/"
-        confirming: dict[tuple[str, str], Run | None] = {}  # by node and prefix
-        records = []
+        makers: dict[tuple[str, str], list[Run]] = {}  # by node and prefix
+        records: list[Record] = []
+        unsure: list[Record] = []
         for number, content in self.shares:
             if number in laid:
                 continue
@@ -304,16 +315,17 @@ class RestoreMetric(NamedTuple):
                 laid.add(number)
                 continue
             origin = increment.node, increment.prefix
-            if stamp and origin not in confirming:
-                confirming[origin] = image.confirmed_by(stamp, key, overlay.runs_of(increment))
-            if not stamp or image.applies(found, increment, stamp, confirming[origin]):
-                records.append(found)
+            if stamp and origin not in makers:
+                makers[origin] = image.makers(stamp, key, overlay.runs_of(increment))
+            how = image.order(found, increment, stamp, makers[origin]) if stamp else Order.LATER
+            if how is not Order.EARLIER:
+                (records if how is Order.LATER else unsure).append(found)
                 laid.add(number)
-        return records
+        return _Later(tuple(records), tuple(unsure))
 
-    def _laid(self, content: bytes | None, records: list[Record], context: Context, errors: list[str]) -> Image | None:
+    def _laid(self, content: bytes | None, later: _Later, context: Context, errors: list[str]) -> Image | None:
         try:
-            made = image.lay(content, records, context.options.max_file_size)
+            made = image.lay(content, later.records, context.options.max_file_size, later.unsure)
         except CorruptIncrement as error:
             errors.append(f"a record of an increment cannot be used: {error}")
             return None

@@ -60,6 +60,7 @@ class RunRecord:
             status=1,
             is_complete=False,
             is_partial=options.selection.wanted is not None,
+            metrics=options.metrics,
             after_increment=found.newest,
             steady_since=steady.since,
             pause=steady.pause,

@@ -114,6 +114,15 @@ def look_at_all(driver: Driver, storage_path: str) -> Found:
     return _found(driver.list(f"{storage_path}."), storage_path)
 
 
+def look_from(driver: Driver, storage_path: str, stamp: str) -> Found:
+    """What there is of this increment and of later ones, without runs; of all, if need be.  Raises StorageError."""
+    below = storage_path + INCREMENTS
+    try:
+        return _found(list_range(driver, below, below + stamp, ""), storage_path)
+    except StartAfterUnsupported:
+        return _found(driver.list(below), storage_path)
+
+
 def newest_runs(driver: Driver, storage_path: str) -> list[str]:
     """The stamps of all backup runs, the newest first.  Raises StorageError."""
     return list(reversed(_found(driver.list(storage_path + RUNS), storage_path).runs))

@@ -10,15 +10,17 @@ Records are laid in the order of the increments.  Of an archive's points:
    not tell it, the first run's first time is slot 0.
 3. The image has the latest record's header (aggregation, xFilesFactor).
 4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
-5. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
+5. A record that may be earlier than the backup only fills in what the backup has not.
+6. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
    the latest record, the latest of them first (docs/design.md, "Healing").  If that has no room for some of their
    points, and one of the other layouts has room for all, everything is healed into that one.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from whisperbackup.increments.manifest import Manifest, Run
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring, parse
 from whisperbackup.repository.stamps import seconds as seconds
 from whisperbackup.whisper.cwhisper import is_compressed
-from whisperbackup.whisper.format import Archive, check, parse_header
+from whisperbackup.whisper.format import Archive, Header, check, parse_header
 from whisperbackup.whisper.healing import heal
 
 SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
@@ -52,69 +54,89 @@ class Image(NamedTuple):
     others: tuple[bytes, ...] = ()
 
 
-def confirmed_by(stamp: str, key: str, runs: Iterable[Run]) -> Run | None:
-    """The latest run that can have made this backup of the metric, or found it to be what the file holds.
+class Order(enum.Enum):
+    """Whether a record is earlier or later than a backup."""
 
-    `runs` are those of the node and prefix.  A stamp can be some runs' if the clock was set back: a backup is never
-    stamped earlier than the one before.
+    EARLIER = "the backup has it"
+    UNKNOWN = "it may be earlier"
+    LATER = "it goes over the backup"
+
+
+def makers(stamp: str, key: str, runs: Iterable[Run]) -> list[Run]:
+    """The runs that may have made this backup of the metric, or found it to be what the file holds.
+
+    `runs` are those of the node and prefix.  It is more than one where the clock was set: a backup is never stamped
+    earlier than the one before, so a run under a fast clock leaves its stamps to those after it.  A run that did not
+    end has not told which stamps it gave.
     """
     moment = seconds(stamp)
-    possible = [run for run in runs if run.begin <= moment <= max(run.end, run.last_stamp) and not run.doubts(key)]
-    return max(possible, key=lambda run: run.stamp, default=None)
+    return [
+        run
+        for run in runs
+        if run.begin <= moment
+        and (moment <= max(run.end, run.last_stamp) or not run.is_complete)
+        and run.selects(key)
+        and not run.doubts(key)
+    ]
 
 
-def applies(record: Record, increment: Manifest, stamp: str, by: Run | None) -> bool:
-    """Whether a record is later than the backup stamped `stamp`, which is confirmed by the run `by`.
+def order(record: Record, increment: Manifest, stamp: str, possible: Collection[Run]) -> Order:
+    """How a record is to the backup stamped `stamp`, which one of the `possible` runs made, or one without record.
 
     What was complete in the store when the other began is earlier, whatever the clocks were.  Only of a backup run and
     an increment at the same time, or where a run left no record, it is told by the clock: a backup's stamp is the
     moment of its reading, unless it had to be later than an older one.
     """
     moment = seconds(stamp)
-    if by is not None and increment.stamp <= by.after_increment:
-        return False
-    if by is not None and by.stamp <= increment.after_run:
-        return True
-    if by is not None and moment > by.end:
-        moment = by.begin
-    return record.version >= moment
+    told = {_order_by(record, increment, moment, maker) for maker in possible or (None,)}
+    return told.pop() if len(told) == 1 else Order.UNKNOWN
 
 
-def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image | None:
+def _order_by(record: Record, increment: Manifest, moment: int, maker: Run | None) -> Order:
+    if maker is not None:
+        if increment.stamp <= maker.after_increment:
+            return Order.EARLIER
+        if maker.stamp <= increment.after_run:
+            return Order.LATER
+    if record.version >= moment:
+        return Order.LATER
+    if maker is None or not maker.is_complete:
+        return Order.UNKNOWN  # the clock may have been set back since
+    if moment <= maker.end or record.version < maker.begin:
+        return Order.EARLIER
+    return Order.LATER if record.version >= maker.end else Order.UNKNOWN
+
+
+def lay(backup: bytes | None, records: Iterable[Record], max_size: int, unsure: Iterable[Record] = ()) -> Image | None:
     """The image of a metric: `backup` (a whole whisper file, None: there is none) with `records` laid over it.
 
+    Records that may be earlier than the backup, the `unsure` ones, only fill in what it has not.
     None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
     file of more than `max_size` bytes.  A compressed backup is the image whatever records
     there are: it cannot take them, and whoever restores it must say so.
     """
-    images: dict[Layout, bytearray] = {}
+    images: dict[Layout, bytearray] = {}  # the latest is the last
     is_based = backup is not None
+    whole = bytearray(backup or b"")
     if backup is not None:
         if is_compressed(backup):
             return Image(backup, True, None, 0)
         check(backup)
-        images[parse_header(backup).archives] = bytearray(backup)
+    layout = parse_header(backup).archives if backup is not None else None
     count = 0
     read = None
-    for (header, is_whole), same in itertools.groupby(
-        records, lambda each: (parse(each.header, each.key), each.is_whole)
-    ):
-        group = list(same)
-        if header.file_size > max_size:
-            raise CorruptIncrement(f"'{group[0].key}': a file of {header.file_size} bytes, more than {max_size}")
-        # The latest is the last of the dict.
-        image = images.pop(header.archives, None)
-        if image is None:
-            image = bytearray(header.file_size)
-        images[header.archives] = image
-        image[: len(group[0].header)] = group[0].header
-        for number, archive in enumerate(header.archives):
-            if is_whole:
-                for each in group:
-                    lay_rings(image, archive, [each.rings[number]], each.read)
-            else:
-                lay_rings(image, archive, [each.rings[number] for each in group])
-        is_based = is_based or is_whole
+    for header, group in _groups(unsure, max_size):
+        if header.archives == layout:
+            _lay_group(whole, header.archives, group, is_filling=True)
+        else:
+            _lay_latest(images, header, group)
+        count += len(group)
+        read = group[-1].read
+    if layout is not None:
+        images[layout] = whole
+    for header, group in _groups(records, max_size):
+        _lay_latest(images, header, group)
+        is_based = is_based or group[0].is_whole
         count += len(group)
         read = group[-1].read
     if not images:
@@ -129,6 +151,37 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int) -> Image
     if crowded and (roomy := _in_earlier_layout(latest, others, read)) is not None:
         return Image(roomy, is_based, read, count, tuple(map(bytes, (latest, *others))))
     return Image(bytes(made), is_based, read, count, tuple(map(bytes, others)))
+
+
+def _groups(records: Iterable[Record], max_size: int) -> Iterator[tuple[Header, list[Record]]]:
+    """Records that follow one another and have the same header, all of them whole or none."""
+    for (header, _), same in itertools.groupby(records, lambda each: (parse(each.header, each.key), each.is_whole)):
+        group = list(same)
+        if header.file_size > max_size:
+            raise CorruptIncrement(f"'{group[0].key}': a file of {header.file_size} bytes, more than {max_size}")
+        yield header, group
+
+
+def _lay_latest(images: dict[Layout, bytearray], header: Header, group: list[Record]) -> None:
+    """Lay records over the image of their layout, which becomes the latest."""
+    image = images.pop(header.archives, None)
+    if image is None:
+        image = bytearray(header.file_size)
+    images[header.archives] = image
+    image[: len(group[0].header)] = group[0].header
+    _lay_group(image, header.archives, group)
+
+
+def _lay_group(image: bytearray, archives: Layout, group: list[Record], is_filling: bool = False) -> None:
+    for number, archive in enumerate(archives):
+        rings = [each.rings[number] for each in group]
+        if is_filling:
+            lay_rings(image, archive, rings, is_filling=True)
+        elif group[0].is_whole:
+            for ring, each in zip(rings, group, strict=True):
+                lay_rings(image, archive, [ring], each.read)
+        else:
+            lay_rings(image, archive, rings)
 
 
 def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
@@ -156,10 +209,10 @@ def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) ->
     return None
 
 
-def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int = 0) -> None:
+def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int = 0, is_filling: bool = False) -> None:
     """Lay what records have of one archive over the image, in their order, rules 1 and 2.
 
-    A stamp no later than `kept` stays against an earlier one.
+    A stamp no later than `kept` stays against an earlier one; where they are only `is_filling`, against its own, too.
     """
     offset, step, points = archive
     slots = np.frombuffer(image, SLOT, points, offset)
@@ -174,9 +227,9 @@ def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int =
         times = np.arange(ends[-1]) * step + np.repeat(firsts - (ends - counts) * step, counts)
         values = np.frombuffer(b"".join([ring.values for ring in rings]), "<f8")
         places = (times - base) // step % points
-        if kept:
+        if kept or is_filling:
             there = slots["t"][places]
-            wins = (there <= times) | (there > kept)
+            wins = there < times if is_filling else (there <= times) | (there > kept)
             times, values, places = times[wins], values[wins], places[wins]
         slots["t"][places], slots["v"][places] = times, values  # where one comes twice, the last stays
     if is_empty and base and not slots["t"][0]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement
+from whisperbackup.tree.selection import BadGlob, Selection, select
 
 FORMAT = 1
 INCREMENTS = ".increments/"
@@ -70,9 +71,9 @@ class Manifest(Origin):
     """One increment.
 
     `since` is where its window begins; `reference` the stamp of the increment or run that this was taken from, and
-    `reference_files` how many files that one saw.  `after_run` is the stamp of the newest run in the store when this
-    one began.  `owed` has keys, or beginnings of keys that end in ".", that could not be read, and since when; None if
-    there were too many.  `all_records` are the records that it had before retention took some out.
+    `reference_files` how many files that one saw.  `after_run` is the stamp of the newest backup run that had come to
+    its end when this one began.  `owed` has keys, or beginnings of keys that end in ".", that could not be read, and
+    since when; None if there were too many.  `all_records` are the records that it had before retention took some out.
     """
 
     since: int
@@ -98,12 +99,14 @@ class Run(Origin):
 
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
-    there were too many to name.  `steady_since` and `pause` are those of `repository.steady`.
+    there were too many to name.  `metrics` are the globs of `-m`; empty for all.  `steady_since` and `pause` are those
+    of `repository.steady`.
     """
 
     status: int
     is_complete: bool
     is_partial: bool = False
+    metrics: tuple[str, ...] = ()
     last_stamp: int = 0
     after_increment: str = ""
     unconfirmed: tuple[str, ...] | None = ()
@@ -119,6 +122,17 @@ class Run(Origin):
     def doubts(self, key: str) -> bool:
         """Whether it does not confirm a metric, or all of a folder."""
         return self.unconfirmed is None or self.names.touch(key)
+
+    @cached_property
+    def _selection(self) -> Selection:
+        try:
+            return select(self.metrics or ("*",), self.exclude)
+        except BadGlob:
+            return select(("*",))
+
+    def selects(self, key: str) -> bool:
+        """Whether it looked at the metric with this key at all."""
+        return key[:-1] in self._selection
 
     def to_json(self) -> bytes:
         """What is stored."""
@@ -163,6 +177,7 @@ def read_run(content: bytes) -> Run:
     """The run that `content` tells of.  Raises CorruptIncrement."""
     values = _load(content, "run")
     values["exclude"] = _strings(values, "exclude")
+    values["metrics"] = _strings(values, "metrics")
     if values.get("unconfirmed") is not None:
         values["unconfirmed"] = _strings(values, "unconfirmed")
     values["counters"] = _counts(values, "counters")

@@ -85,10 +85,10 @@ class _Reading:
                         return self._read(fd, since, size, written, is_whole)
                 return self._read(fd, since, size, written, is_whole)
             except ShortFile:
+                owed.append(key)  # when a restore has mended it, it has what it held
                 if not is_young(fd):
                     raise
                 counts[Count.TOO_NEW] += 1
-                owed.append(key)
             finally:
                 os.close(fd)
         except FileNotFoundError:

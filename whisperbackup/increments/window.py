@@ -6,7 +6,7 @@ that was not mounted are made good by the next run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whisperbackup.increments.manifest import Manifest, Origin, Run
@@ -99,12 +99,15 @@ def counts(run: Run, node: str, prefix: str, excluded: set[str]) -> bool:
 
 
 def _step(origin: Origin, now: Now) -> int:
-    """By how many seconds the clock was set, either way, since a run began; 0 if there was a boot in between.
+    """By how many seconds the clock was set, either way, since a run began.
 
-    To an increment under a clock that was ahead every point was late, by as much: it may have missed some.
+    To an increment under a clock that was ahead every point was late, by as much: it may have missed some.  If there
+    was a boot in between, no more is known than that it began before that.
     """
-    if not now.boot or origin.boot != now.boot:
+    if not now.boot or not origin.boot:
         return 0
+    if origin.boot != now.boot:
+        return max(origin.begin - (now.time - now.uptime), 0)
     return abs((now.time - now.uptime) - (origin.begin - origin.uptime))
 
 
@@ -125,10 +128,13 @@ def earliest(owed: Mapping[str, int], key: str, since: int) -> int:
     return min([since, owed.get(key, since), *[owed[folder] for folder in ancestors(key) if folder in owed]])
 
 
-def still_owed(window: Window, failed: Iterable[str], unseen: Iterable[str]) -> dict[str, int] | None:
+def still_owed(
+    window: Window, failed: Iterable[str], unseen: Iterable[str], served: Collection[str], begin: int
+) -> dict[str, int] | None:
     """What a run with this window owes the next one: keys that `failed`, and beginnings of keys that were `unseen`.
 
-    What was owed below an unseen folder stays owed.  None if it is too much to name.
+    What was owed below an unseen folder stays owed, and so does for a week what was owed and is not `served`, as
+    nothing of it was there: its disk may not be mounted.  None if it is too much to name.
     """
     folders = set(unseen)
     owed: dict[str, int] = {}
@@ -139,4 +145,11 @@ def still_owed(window: Window, failed: Iterable[str], unseen: Iterable[str]) -> 
     for folder in folders:
         below = [moment for key, moment in window.owed.items() if key.startswith(folder)]
         owed[folder] = min([window.since_of(folder), *below])
-    return owed if len(owed) <= MAX_OWED else None
+    if len(owed) > MAX_OWED:
+        return None
+    absent = {
+        key: moment
+        for key, moment in window.owed.items()
+        if moment >= begin - MAX_AGE and key not in served and key not in owed
+    }
+    return owed | absent if len(owed) + len(absent) <= MAX_OWED else owed
