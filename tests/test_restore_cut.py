@@ -256,8 +256,8 @@ def test_cut_files_under_a_real_carbon_are_repaired_in_one_restore(
         now = int(time.time())
         for age in (300, 200, 100):
             carbon.send(metrics, float(age), now - age)
-        wait_for(lambda: len(list(carbon.prefix.rglob("live/*.wsp"))) == len(metrics))
-        paths = sorted(carbon.prefix.rglob("live/*.wsp"))
+        paths = [carbon.prefix / f"{metric.replace('.', '/')}.wsp" for metric in sorted(metrics)]
+        wait_for(lambda: all(path.exists() and path.stat().st_size > 12 * 600 for path in paths))
         wait_for(lambda: all({300.0, 200.0, 100.0} <= set(points(path).values()) for path in paths))
         program("backup", "disk", "-p", carbon.prefix)
         for number, path in enumerate(paths):
