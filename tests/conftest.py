@@ -167,9 +167,9 @@ def _no_program_outlives_its_test() -> Iterator[None]:
 
 
 @functools.cache
-def the_nursery() -> Nursery:
-    """One for all tests of this process, and until its end."""
-    nursery = Nursery()
+def the_nursery(*, clients: bool) -> Nursery:
+    """One for all tests of this process, and until its end; with the clients of object stores or without."""
+    nursery = Nursery(clients=clients)
     atexit.register(nursery.close)
     return nursery
 
@@ -229,7 +229,7 @@ class Program:
         """Run to the end."""
         words = self.words(command, *options)
         environment = {**os.environ, **self.environment}
-        nursery = the_nursery()
+        nursery = the_nursery(clients=not {"gcs", "s3", "swift"}.isdisjoint(words))
         if nursery.suits(environment):
             return nursery.run(words[3:], environment, TIME_LIMIT)
         return subprocess.run(

@@ -1,14 +1,14 @@
 """Starts the program without Python's own start: a process that has imported everything forks for each run.
 
 In thousands of runs, imports take as much CPU time as the work.  A run from here has a process, an environment, a
-directory and standard streams of its own, as one from a shell has; only its modules are there already.
+directory and standard streams of its own, as one from a shell has; only its modules are there already.  The clients of
+object stores are twice as large as all else, and each fork copies their pages: who does without has a smaller nursery.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -28,20 +28,26 @@ from typing import NoReturn
 EARLY = ("PYTHON", "LD_", "LC_", "LANG")
 """So begin variables that take effect before a program's first line; a run that has others is not from here."""
 
+CLIENTS = (
+    *(f"whisperbackup.storage.{driver}" for driver in ("gcs", "s3", "s3pages", "s3wire", "swift", "wire")),
+    *("boto3", "botocore.session", "s3transfer", "google.cloud.storage", "swiftclient", "keystoneauth1"),
+)
+
 
 class Nursery:
     """That process, as seen by the tests."""
 
-    def __init__(self) -> None:
-        self._address = f"\0nursery-{os.getpid()}"  # of Linux: it has no file
+    def __init__(self, *, clients: bool) -> None:
+        self._address = f"\0nursery-{os.getpid()}-{clients}"  # of Linux: it has no file
+        self._clients = clients  # which another path may have in another version
         self._early = _early(os.environ)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(64)
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(listener.fileno())],
+                [sys.executable, __file__, str(listener.fileno()), *(CLIENTS if clients else [])],
                 pass_fds=[listener.fileno()],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends with the tests, whichever of their threads began it
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
 
@@ -52,7 +58,7 @@ class Nursery:
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether a run with this environment would be the same from here."""
-        return _early(environment) == self._early
+        return _early(environment) == self._early and not (self._clients and environment.get("PYTHONPATH"))
 
     def run(self, words: list[str], environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
         """Run the program with these words behind its name, to its end."""
@@ -88,7 +94,8 @@ class Nursery:
 
 
 def _early(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
+    later = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return {name: value for name, value in later.items() if name.startswith(EARLY)}
 
 
 # -- the other side ---------------------------------------------------------------------------------------
@@ -103,7 +110,9 @@ def serve(listener: socket.socket) -> NoReturn:
     signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select([listener, hears], [], [])
+        ready, _, _ = select.select([0, listener, hears], [], [])
+        if 0 in ready:
+            os._exit(0)
         if listener in ready:
             channel, _ = listener.accept()
             head, fds, _, _ = socket.recv_fds(channel, 8, 2)
@@ -132,7 +141,7 @@ def live(order: tuple[list[str], dict[str, str], str, int], fds: list[int]) -> N
     words, environment, folder, mask = order
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for stream, fd in enumerate(fds, 1):
+    for stream, fd in enumerate([os.open(os.devnull, os.O_RDONLY), *fds]):
         os.dup2(fd, stream)
     os.closerange(3, 1 << 10)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
@@ -140,6 +149,7 @@ def live(order: tuple[list[str], dict[str, str], str, int], fds: list[int]) -> N
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.chdir(folder)
     os.umask(mask)
     sys.argv[1:] = words
@@ -159,14 +169,13 @@ def live(order: tuple[list[str], dict[str, str], str, int], fds: list[int]) -> N
 
 def main() -> NoReturn:
     """The process that forks."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # it ends with the tests
     import whisperbackup
 
-    for module in pkgutil.walk_packages(whisperbackup.__path__, "whisperbackup."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    for name in ("boto3", "botocore.session", "s3transfer", "google.cloud.storage", "swiftclient", "keystoneauth1"):
+    own = [module.name for module in pkgutil.walk_packages(whisperbackup.__path__, "whisperbackup.")]
+    needed = [name for name in own if name not in CLIENTS and not name.endswith("__main__")]
+    for name in [*needed, "filelock", "multiprocessing.popen_fork", "encodings.ascii", *sys.argv[2:]]:
         importlib.import_module(name)
+    sys.argv[2:] = []
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
 
