@@ -39,6 +39,7 @@ from whispertree import RECORD, series
 
 from whisperbackup.commands.increment import FILES_IN_BATCH
 from whisperbackup.increments import batch, history, image, manifest, merge, part, reader, record
+from whisperbackup.increments.order import Sorted
 from whisperbackup.increments.plan import plan_of
 from whisperbackup.increments.take import take
 from whisperbackup.tree.selection import select
@@ -429,7 +430,7 @@ def main() -> None:
     streams = [reader.read(one.made, one.fetch, request=merge.request_size(24)) for one in day]
     began = time.process_time()
     for number, metric in enumerate(merge.join(streams, reader.stop)):
-        image.lay(None, [record.decode(share.content) for share in metric.shares], 2**30)
+        image.lay(None, Sorted(tuple(record.decode(share.content) for share in metric.shares)), 2**30)
         if number == 500:
             break
     laid.append((time.process_time() - began) / 501 * 1e6)

@@ -23,6 +23,7 @@ from whisperbackup.increments import (
     image,
     manifest,
     merge,
+    order,
     part,
     quick,
     reader,
@@ -32,7 +33,7 @@ from whisperbackup.increments import (
     window,
 )
 from whisperbackup.increments.names import Names
-from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.repository.stamps import next_stamp, seconds, stamp_of
 from whisperbackup.whisper.format import parse_header
 
 EPOCH = 2_000_000_000  # later than any ctime that a test can have
@@ -54,6 +55,9 @@ class File:
     backups: dict[str, bytes] = field(default_factory=dict)
     expected: tuple[int, bytes] | None = None
     recreated: bool = False  # since its newest backup
+    was_recreated: bool = False  # ever
+    was_ahead: bool = False  # a sender was, by hours
+    is_blurred: bool = False  # by such a file's whole or earlier records: which of two stamps came first is not known
     last: int = 0
     is_unsure: bool = False  # last read while the clock was wrong: the next increment makes good what its window missed
     is_filled: bool = False  # from records of which is not known whether they are later than its newest backup
@@ -105,6 +109,7 @@ class World:
         new = File(path, layout, self.clock, self.clock)
         if known:
             new.backups, new.expected, new.recreated = known.backups, known.expected, True
+            new.was_recreated, new.was_ahead = True, known.was_ahead
             new.is_unsure = known.is_unsure
             new.before = known.before + ([known.expected[1]] if known.expected and not known.is_unsure else [])
             new.layouts = known.layouts + (layout != known.layout)
@@ -197,11 +202,12 @@ class World:
                 continue
             if chance.random() < 0.05:  # by a sender whose clock is ahead
                 self.write(key, chance.choice([7200, 86400]))
+                file.was_ahead = True
             content = file.path.read_bytes()
             newest = max(file.backups, default="")
             if not newest or file.backups[newest] != content:
                 given = next_stamp(moment(self.clock), newest)
-                last = max(last, image.seconds(given))
+                last = max(last, seconds(given))
                 file.backups[given] = content
                 file.recreated, file.before = False, []  # an old copy that is found unchanged stays one
             # A stamp that is not the moment of reading leaves doubt about an increment at the same time.
@@ -253,7 +259,7 @@ class World:
             if chance.random() < 0.08:
                 failed.append(key)
                 continue
-            is_whole = chosen.is_new(key, file.born) and whole < 2
+            is_whole = file.born >= chosen.new_from(key) and whole < 2
             whole += is_whole
             taken = record_of(key, self.read(file, since, is_whole))
             found = taken._replace(version=min(file.mtime, self.clock), read=self.clock)
@@ -286,7 +292,7 @@ class World:
             records=len(records),
             all_records=len(records),
             points=points,
-            owed=window.still_owed(chosen, failed, (), set(seen) | set(failed), now.time),
+            owed=window.still_owed(chosen, failed, (), set(seen) | set(failed), now.time).window,
             parts=tuple(parts),
         )
         self.manifests[stamp] = manifest.read_manifest(made.to_json())
@@ -326,6 +332,8 @@ class World:
             action = retention.settle(judged, len(held), self.clock, self.keep, 10**9)
             if action is retention.Action.DELETE:
                 del self.manifests[old.stamp]
+                for file in self.files.values():
+                    file.before = []  # docs/limits.md: what a dead disk had is restored within these days
             elif action is retention.Action.REWRITE:
                 parts = []
                 for each, content in retention.rewritten_parts(old, held):
@@ -351,15 +359,12 @@ class World:
         images = {}
         for key, file in self.files.items():
             stamp = max(file.backups, default="")
-            makers = image.makers(stamp, key, self.runs.values()) if stamp else []
-            records: dict[image.Order, list[record.Record]] = {order: [] for order in image.Order}
-            for number, content in shares.get(key, []):
-                each = record.decode(content)
-                order = image.order(each, made[number], stamp, makers) if stamp else image.Order.LATER
-                records[order].append(each)
-            later, unsure = records[image.Order.LATER], records[image.Order.UNKNOWN]
-            file.is_filled = bool(unsure)
-            images[key] = image.lay(file.backups.get(stamp), later, 10**7, unsure)
+            records = [(record.decode(content), made[number]) for number, content in shares.get(key, [])]
+            orders = order.orders(records, stamp, list(self.runs.values()), math.inf)
+            found = order.Sorted.by(orders, [each for each, _ in records])
+            file.is_filled = bool(found.unsure) or (bool(found.earlier) and file.was_recreated)
+            file.is_blurred = file.was_ahead and (bool(found.earlier) or any(each.is_whole for each in found.later))
+            images[key] = image.lay(file.backups.get(stamp), found, 10**7)
         return images
 
     def compare(self) -> list[str]:
@@ -376,7 +381,11 @@ class World:
             elif not made.is_based:
                 if file.backups:
                     wrong.append(f"{key} has no base")
-            elif not (file.recreated or file.is_filled) and file.path.exists() and made.content != expected:
+            elif (
+                not (file.recreated or file.is_filled or file.is_blurred)
+                and file.path.exists()
+                and made.content != expected
+            ):
                 wrong.append(f"{key} differs: {differences(expected, made.content)}")
             elif file.layouts > 1 and parse_header(made.content).archives != parse_header(expected).archives:
                 if lost := missing_elsewhere(expected, made.content, self.now):  # an earlier layout has more room
@@ -393,7 +402,7 @@ class World:
                 lacks = [
                     missing(old, made.content, 1, expected)
                     for old in file.before
-                    if parse_header(old).archives == layout
+                    if parse_header(old).archives == layout and not file.was_ahead
                 ]
                 lacks = [[(number, t) for number, t in lost if t <= self.now] for lost in lacks]  # not what was ahead
                 wrong += [f"{key} lacks {lost} of what it held before it was made anew" for lost in lacks if lost]
@@ -425,7 +434,8 @@ def points_of(content: bytes) -> list[dict[int, bytes]]:
 def missing(expected: bytes, made: bytes, layouts: int, later: bytes | None = None) -> list[tuple[int, int]]:
     """Points of `expected` that `made` lacks, as (archive, time), unless something newer is in their place.
 
-    Where the metric had several layouts, its coarser archives were aggregated anew.  `later` may have another value.
+    Where the metric had several layouts, its coarser archives were aggregated anew, and healing fills where there is
+    NaN.  `later` may have another value.
     """
     if parse_header(expected).archives != parse_header(made).archives:
         return [(-1, 0)]
@@ -439,9 +449,15 @@ def missing(expected: bytes, made: bytes, layouts: int, later: bytes | None = No
             continue
         known = points_of(later)[number] if later else {}
         lost += [
-            (number, t) for t, v in wanted.items() if has.get(t) != v and newer.get(t % span, 0) <= t and t not in known
+            (number, t)
+            for t, v in wanted.items()
+            if has.get(t) != v and newer.get(t % span, 0) <= t and t not in known and not (layouts > 1 and is_nan(v))
         ]
     return lost
+
+
+def is_nan(value: bytes) -> bool:
+    return math.isnan(struct.unpack(">d", value)[0])
 
 
 def missing_elsewhere(expected: bytes, made: bytes, now: int) -> list[int]:
@@ -455,7 +471,7 @@ def missing_elsewhere(expected: bytes, made: bytes, now: int) -> list[int]:
     finer = [(archive.step, has) for archive, has in archives if archive.step < step]
     lost = []
     for t, value in points_of(expected)[0].items():
-        if not now - step * count < t <= now or math.isnan(struct.unpack(">d", value)[0]):
+        if not now - step * count < t <= now or is_nan(value):
             continue
         if same is not None:
             found = same.get(t) == value

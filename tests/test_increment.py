@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gzip
 import json
+import math
 import os
 import random
 import re
@@ -14,6 +15,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,16 +24,19 @@ import pytest
 import servers
 import whisper
 from conftest import Program, add_point, children, install_driver, wait_for
+from test_faults import mounted
 from test_storage import open_store
 from test_stores import connect
 
-from whisperbackup.increments import expire, history, image, merge, reader
+from whisperbackup.commands.increment import check_clock
+from whisperbackup.increments import expire, history, image, merge, order, reader
 from whisperbackup.increments.manifest import Manifest, Run, increment_key, read_manifest
 from whisperbackup.increments.names import Folding, Names
 from whisperbackup.increments.record import decode
+from whisperbackup.increments.window import Now
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.catalog import Catalog
-from whisperbackup.runtime import defaults
+from whisperbackup.runtime import clock, defaults
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree.selection import select
@@ -91,14 +97,9 @@ def images(driver: Driver, path: str = "") -> dict[str, bytes]:
     result = {}
     for key in sorted(shares.keys() | backups.keys()):
         stamp, content = backups.get(key, ("", None))
-        makers = image.makers(stamp, key, known_runs) if stamp else []
-        laid = [(number, decode(content)) for number, content in shares.get(key, [])]
-        later = [
-            one
-            for number, one in laid
-            if not stamp or image.order(one, manifests[number], stamp, makers) is image.Order.LATER
-        ]
-        whole = image.lay(content and bytes(content), later, 1 << 30)
+        records = [(decode(content), manifests[number]) for number, content in shares.get(key, [])]
+        how = order.orders(records, stamp, known_runs, math.inf)
+        whole = image.lay(content and bytes(content), order.Sorted.by(how, [record for record, _ in records]), 1 << 30)
         assert whole is not None
         result[key[:-1]] = whole.content
     return result
@@ -291,6 +292,19 @@ def test_a_file_that_was_cut_short_is_owed_until_a_restore_has_mended_it(stored:
     assert images(driver_of(stored)) == live(stored)
 
 
+def test_a_new_file_that_was_cut_short_is_taken_whole_when_it_is_mended_whatever_the_lag_then(stored: Program) -> None:
+    stored("increment", "disk", "--lag", 0)
+    settle()
+    path = stored.write("a.born")
+    whole = path.read_bytes()
+    os.truncate(path, len(whole) - 1)
+    stored("increment", "disk", "--lag", 0)
+    path.write_bytes(whole)
+    settle()
+    assert "1 taken whole" in stored("increment", "disk", "--lag", 3600)
+    assert images(driver_of(stored))["a.born"] == whole
+
+
 def test_what_a_backup_did_not_find_is_owed_until_it_is_there_again(stored: Program) -> None:
     add_point(stored.prefix / "b/three.wsp")
     (stored.prefix / "b").rename(stored.home / "away")
@@ -317,6 +331,75 @@ def test_a_tree_that_lost_half_its_files_is_no_reference(stored: Program) -> Non
     stored("increment", "disk")
     first, second = made(stored)
     assert second.reference == first.reference
+
+
+def test_what_a_backup_run_did_without_is_not_missed(stored: Program) -> None:
+    shutil.rmtree(stored.prefix / "a")
+    settle()
+    stored("increment", "disk", status=3)
+    stored("backup", "disk")
+    for _ in range(2):
+        settle()
+        stored("increment", "disk")
+    assert made(stored)[-1].reference == made(stored)[-2].stamp
+
+
+@pytest.fixture
+def disk_below(program: Program) -> Iterator[Program]:
+    """A tree with a disk mounted below it; half of the metrics are there."""
+    (program.home / "disk").mkdir()
+    for _ in mounted(program.prefix / "my disk", "--bind", str(program.home / "disk")):
+        for number, metric in enumerate(("a.one", "a.two", "my disk.one", "my disk.two")):
+            program.write(metric, number)
+        settle()
+        program("backup", "disk")
+        settle()
+        program("increment", "disk")
+        yield program
+
+
+def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: Program) -> None:
+    stored, folder = disk_below, disk_below.prefix / "my disk"
+    add_point(folder / "one.wsp", 77.0)
+    settle()
+    subprocess.run(["umount", folder], check=True)
+    assert "ERROR: my disk.*: no file system is mounted there any more" in stored("increment", "disk", status=3)
+    stored.write("my disk.one")  # carbon makes it anew, in the empty folder
+    stored.write("my disk.three")
+    settle()
+    assert "ERROR: my disk.*" in stored("increment", "disk", status=3)
+    stored("backup", "disk")
+    assert "WARNING: my disk.*" in stored("increment", "disk")
+    assert list(made(stored)[-1].owed or ()) == list(made(stored)[-1].mounts) == ["my disk."]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
+    settle()
+    assert "my disk" not in stored("increment", "disk")
+    assert made(stored)[-1].owed == {}
+    image = stored.home / "image.wsp"
+    image.write_bytes(images(driver_of(stored))["my disk.one"])
+    assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
+
+
+def test_a_disk_that_is_gone_for_a_week_is_not_waited_for(disk_below: Program) -> None:
+    subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
+    driver = driver_of(disk_below)
+    (only,) = made(disk_below)
+    long_ago = json.loads(only.to_json()) | {"owed": {"my disk.": int(time.time()) - 8 * 86400}}
+    driver.put(increment_key(only.stamp), json.dumps(long_ago).encode())
+    settle()
+    assert "my disk" not in disk_below("increment", "disk")
+    assert made(disk_below)[-1].mounts == ()
+
+
+def test_a_clock_that_is_set_during_a_run_is_named() -> None:
+    stats = RunStats("increment")
+    now = Now(int(time.time()), "boot", clock.uptime())
+    check_clock(now, 900, stats)
+    assert not stats.failed
+    check_clock(replace(now, time=now.time + 3600), 900, stats)
+    assert stats.failed
 
 
 def test_points_that_come_later_than_half_the_lag_are_warned_of(stored: Program) -> None:

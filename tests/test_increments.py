@@ -32,6 +32,7 @@ from whisperbackup.increments import (
     image,
     manifest,
     merge,
+    order,
     part,
     quick,
     reader,
@@ -40,7 +41,6 @@ from whisperbackup.increments import (
     slots,
     window,
 )
-from whisperbackup.increments.image import Order
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring
 from whisperbackup.report.run_stats import RunStats
@@ -51,7 +51,7 @@ from whisperbackup.whisper.format import ShortFile, parse_header
 
 NOW = 1_800_000_000
 HOUR, DAY = 3600, 86400
-EARLIER, UNKNOWN, LATER = Order
+EARLIER, UNKNOWN, LATER = order.Order
 READ_INCREMENT = Path(__file__).parent.parent / "contrib/read-increment.py"
 
 
@@ -319,7 +319,7 @@ def test_rubbish_in_a_record_is_one_kind_of_error(one: Record, data: st.DataObje
         for _, begin, end in record.split(bytes(content)):
             found = record.decode(bytes(content[begin:end]))
             try:
-                image.lay(None, [found], 10**6)
+                image.lay(None, order.Sorted((found,)), 10**6)
             except CorruptIncrement:
                 pass
     except CorruptIncrement:
@@ -518,7 +518,7 @@ def test_increments_are_read_without_this_package(tmp_path: Path) -> None:
 def test_a_disk_that_died_leaves_a_superset(tmp_path: Path) -> None:
     old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 3000, NOW - 1500, 60))
     new = make(tmp_path / "new.wsp", [(60, 60)], range(NOW - 900, NOW, 60))
-    made = image.lay(old.read_bytes(), [whole(new)], 10**6)
+    made = image.lay(old.read_bytes(), order.Sorted((whole(new),)), 10**6)
     assert made is not None
     assert made.is_based
     (tmp_path / "made.wsp").write_bytes(made.content)
@@ -529,7 +529,7 @@ def test_a_disk_that_died_leaves_a_superset(tmp_path: Path) -> None:
 def test_a_file_made_anew_from_an_old_copy_does_not_push_out_newer_points(tmp_path: Path) -> None:
     old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 7200, NOW - 3600, 60))
     backup = make(tmp_path / "backup.wsp", [(60, 60)], range(NOW - 7200, NOW - 60, 60))
-    made = image.lay(backup.read_bytes(), [whole(old)._replace(read=NOW)], 10**6)
+    made = image.lay(backup.read_bytes(), order.Sorted((whole(old)._replace(read=NOW),)), 10**6)
     assert made is not None
     assert made.content == backup.read_bytes()
 
@@ -537,7 +537,7 @@ def test_a_file_made_anew_from_an_old_copy_does_not_push_out_newer_points(tmp_pa
 def test_another_layout_gets_what_the_older_one_held(tmp_path: Path) -> None:
     old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 3000, NOW - 1500, 60))
     new = make(tmp_path / "new.wsp", [(60, 100), (300, 40)], range(NOW - 900, NOW, 60))
-    made = image.lay(old.read_bytes(), [whole(new)._replace(read=NOW)], 10**6)
+    made = image.lay(old.read_bytes(), order.Sorted((whole(new)._replace(read=NOW),)), 10**6)
     assert made is not None
     (tmp_path / "made.wsp").write_bytes(made.content)
     _, values = whisper.fetch(str(tmp_path / "made.wsp"), NOW - 3600, NOW, now=NOW)
@@ -547,18 +547,18 @@ def test_another_layout_gets_what_the_older_one_held(tmp_path: Path) -> None:
 def test_without_backup_and_whole_record_the_rest_is_restored_and_flagged(tmp_path: Path) -> None:
     path = make(tmp_path / "m.wsp", [(60, 60)], range(NOW - 3000, NOW, 60))
     found = read(path, NOW - 600, NOW)
-    made = image.lay(None, [found], 10**6)
+    made = image.lay(None, order.Sorted((found,)), 10**6)
     assert made is not None
     assert not made.is_based
     (tmp_path / "made.wsp").write_bytes(made.content)
     _, values = whisper.fetch(str(tmp_path / "made.wsp"), NOW - 3600, NOW, now=NOW)
     assert [value is not None for value in values] == [False] * 49 + [True] * 10 + [False]
-    assert image.lay(None, [], 10**6) is None
+    assert image.lay(None, order.Sorted(), 10**6) is None
 
 
 def test_a_record_of_a_huge_file_is_refused() -> None:
     with pytest.raises(CorruptIncrement):
-        image.lay(None, [simple("m/")], 100)
+        image.lay(None, order.Sorted((simple("m/"),)), 100)
 
 
 # Where the window begins
@@ -615,6 +615,9 @@ def test_a_clock_that_was_set_is_noticed_while_the_kernel_runs() -> None:
     assert choose([], [run], now=now).since == NOW - HOUR - 900  # type: ignore[union-attr]
     rebooted = window.Now(NOW, "next boot", 600)
     assert choose([right, ahead], [], now=rebooted).since == NOW - 2 * HOUR - 900  # type: ignore[union-attr]
+    late_run, run = run_at(NOW - 60, boot="boot", uptime=9_000), run_at(NOW - 2 * DAY)
+    assert choose([], [run, late_run], now=rebooted).reference == run.stamp  # type: ignore[union-attr]
+    assert choose([], [late_run], now=rebooted) is None
     before = increment_at(NOW - 600, boot="boot", uptime=10_000)
     assert choose([right, before], [], now=rebooted).since == NOW - 600 - 900  # type: ignore[union-attr]
 
@@ -625,7 +628,7 @@ def test_what_is_owed_has_a_window_of_its_own() -> None:
     assert [chosen.since_of(key) for key in ("a.b/", "c.d.e/", "x/", "c/")] == [5, 7, chosen.since, chosen.since]
 
     def still_owed(failed: Iterable[str], unseen: Iterable[str], served: Sequence[str]) -> dict[str, int] | None:
-        return window.still_owed(chosen, failed, unseen, served, 9)
+        return window.still_owed(chosen, failed, unseen, served, 9).window
 
     both = ["a.b/", "c."]
     assert still_owed(["a.b/", "x/"], [], both) == {"a.b/": 5, "x/": chosen.since}
@@ -639,54 +642,61 @@ def test_what_is_owed_has_a_window_of_its_own() -> None:
 def test_what_is_owed_and_not_there_stays_owed_for_a_week() -> None:
     chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": NOW - 9, "c.": NOW - 8 * DAY, "d.": NOW - DAY})], [])
     assert chosen is not None
-    assert window.still_owed(chosen, [], [], ["d."], NOW) == {"a.b/": chosen.since}
-    assert window.still_owed(chosen, [], [], [], NOW) == {"a.b/": chosen.since, "d.": NOW - DAY}
-    assert window.still_owed(chosen, [], [], [], NOW + 8 * DAY) == {}
+    assert window.still_owed(chosen, [], [], ["d."], NOW).window == {"a.b/": chosen.since}
+    assert window.still_owed(chosen, [], [], [], NOW).window == {"a.b/": chosen.since, "d.": NOW - DAY}
+    assert window.still_owed(chosen, [], [], [], NOW + 8 * DAY).window == {}
     many = [f"m{n}/" for n in range(10_000)]
-    assert window.still_owed(chosen, many, [], [], NOW) == dict.fromkeys(many, chosen.since)
+    assert window.still_owed(chosen, many, [], [], NOW) == (dict.fromkeys(many, chosen.since), 2)
 
 
 def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
     """A resized file holds old points, too: its birth tells, not what it holds."""
     chosen = choose([increment_at(NOW - HOUR, owed={"a/": NOW - 2 * HOUR - 900})], [])
     assert chosen is not None
-    assert chosen.is_new("x/", NOW - HOUR)
-    assert not chosen.is_new("x/", NOW - HOUR - 1)
-    assert chosen.is_new("a/", NOW - 2 * HOUR)
+    assert chosen.new_from("x/") == NOW - HOUR
+    assert chosen.new_from("a/") == NOW - 2 * HOUR
+    chosen = choose([increment_at(NOW - HOUR, lag=0, owed={"a/": NOW - 2 * HOUR})], [])
+    assert chosen is not None
+    assert (chosen.new_from("a/"), chosen.since_of("a/")) == (NOW - 2 * HOUR, NOW - 2 * HOUR)
+    assert (chosen.new_from("x/"), chosen.since_of("x/")) == (NOW - HOUR, NOW - HOUR - 900)
+
+
+def order_of(found: Record, increment: manifest.Manifest, backup: str, runs: list[manifest.Run]) -> order.Order:
+    (made,) = order.orders([(found, increment)], backup, runs)
+    return made
 
 
 def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_clocks() -> None:
     early, late = increment_at(NOW - HOUR), increment_at(NOW + HOUR, after_run=stamp(NOW))
     run = run_at(NOW, end=NOW + 60, after_increment=early.stamp)
     backup = stamp(NOW + 30)
-    assert image.makers(backup, "m/", [run]) == [run]
-    assert image.makers(backup, "m/", [replace(run, unconfirmed=("m/",))]) == []
-    assert image.makers(backup, "m/", [replace(run, end=NOW + 29)]) == []
     old, new = simple("m/")._replace(version=NOW - HOUR), simple("m/")._replace(version=NOW + HOUR)
-    assert image.order(new, early, backup, [run]) is EARLIER  # written by a clock that was ahead
-    assert image.order(old, late, backup, [run]) is LATER  # after a backup by a clock that was ahead
+    assert order_of(new, early, backup, [run]) is EARLIER  # written by a clock that was ahead
+    assert order_of(old, late, backup, [run]) is LATER  # after a backup by a clock that was ahead
     between = increment_at(NOW + 10)
-    assert image.order(simple("m/")._replace(version=NOW + 30), between, backup, [run]) is LATER
-    assert image.order(simple("m/")._replace(version=NOW + 29), between, backup, [run]) is EARLIER
-    assert image.order(new, early, backup, []) is LATER
-    assert image.order(old, late, backup, []) is UNKNOWN
+    assert order_of(simple("m/")._replace(version=NOW + 30), between, backup, [run]) is LATER
+    assert order_of(simple("m/")._replace(version=NOW + 29), between, backup, [run]) is EARLIER
+    for other in (
+        replace(run, unconfirmed=("m/",)),
+        replace(run, end=NOW + 29),
+        replace(run, is_partial=True, metrics=("x.*",)),
+        replace(run, exclude=("m*",)),
+        replace(run, node="another"),
+    ):
+        assert order_of(new, early, backup, [other]) is LATER
+        assert order_of(old, late, backup, [other]) is UNKNOWN
 
 
 def test_where_stamps_follow_a_fast_clock_only_what_all_possible_runs_agree_on_is_known() -> None:
     ahead = run_at(NOW - 9 * HOUR, end=NOW - 9 * HOUR + 60, last_stamp=NOW + HOUR)
     run = run_at(NOW, end=NOW + 60, last_stamp=NOW + HOUR, after_increment=stamp(NOW - HOUR))
     killed = replace(run, is_complete=False, end=NOW, last_stamp=0)
-    backup = stamp(NOW + HOUR - 1)
-    assert image.makers(backup, "m/", [ahead, run]) == [ahead, run]
-    assert image.makers(backup, "m/", [ahead, killed]) == [ahead, killed]
-    assert image.makers(stamp(NOW + 9 * HOUR), "m/", [run, killed]) == [killed]
-    by_hand = replace(run, is_partial=True, metrics=("x.*",))
-    assert image.makers(backup, "m/", [by_hand]) == image.makers(backup, "m/", [replace(run, exclude=("m*",))]) == []
-    assert image.makers(backup, "x.y/", [by_hand]) == [by_hand]
+    killed_before = replace(killed, stamp=stamp(NOW - DAY), begin=NOW - DAY, end=NOW - DAY, after_increment="")
+    set_back = run_at(NOW, end=NOW - 500, first_stamp=NOW - 590, last_stamp=NOW + HOUR)
     found = simple("m/")
     early, between = increment_at(NOW - HOUR, after_run=ahead.stamp), increment_at(NOW + 10, after_run=ahead.stamp)
     late = increment_at(NOW + HOUR, after_run=run.stamp)
-    for possible, increment, version, expected in (
+    for runs, increment, version, expected in (
         ([ahead, run], early, NOW - HOUR, UNKNOWN),
         ([ahead, run], between, NOW + 30, UNKNOWN),
         ([ahead, run], late, NOW - HOUR, LATER),
@@ -698,8 +708,49 @@ def test_where_stamps_follow_a_fast_clock_only_what_all_possible_runs_agree_on_i
         ([killed], between, NOW - 1, UNKNOWN),  # the clock may have been set back
         ([killed], between, NOW + HOUR - 2, UNKNOWN),
         ([killed], between, NOW + HOUR - 1, LATER),
+        ([killed_before, run], early, NOW - HOUR, UNKNOWN),
+        ([set_back], between, NOW + 2 * HOUR, UNKNOWN),
+        ([set_back], increment_at(NOW + 10, after_run=set_back.stamp), NOW - HOUR, LATER),
     ):
-        assert image.order(found._replace(version=version), increment, backup, possible) is expected
+        assert order_of(found._replace(version=version), increment, stamp(NOW + HOUR - 1), runs) is expected
+    early = increment_at(NOW - 2 * DAY, after_run=killed_before.stamp)
+    assert order_of(found, early, stamp(NOW + 30), [killed_before, run]) is EARLIER  # that one did not make it
+    assert order_of(found, early, stamp(NOW - 590), [set_back]) is UNKNOWN
+    assert order_of(found, early, stamp(NOW - 591), [set_back]) is LATER  # by the clock
+
+
+def test_the_last_run_that_found_nothing_new_tells_the_order() -> None:
+    maker = run_at(NOW - 2 * DAY, end=NOW - 2 * DAY + 60, after_increment=stamp(NOW - 3 * DAY))
+    last = run_at(NOW, end=NOW + 60, after_increment=stamp(NOW - HOUR))
+    backup, found = stamp(NOW - 2 * DAY + 9), simple("m/")._replace(version=NOW - HOUR)
+    between = increment_at(NOW - HOUR, after_run=maker.stamp)
+    killed = replace(last, stamp=stamp(NOW + DAY), begin=NOW + DAY, end=NOW + DAY, is_complete=False)
+
+    def order_now(runs: list[manifest.Run], until: float = math.inf) -> order.Order:
+        return order.orders([(found, between)], backup, runs, until)[0]
+
+    assert order_now([maker, last]) is order_now([maker, last, killed]) is EARLIER
+    assert order_now([maker, last], -1) is order_now([maker, last], NOW) is LATER  # then there may be a newer backup
+    assert order_now([maker, replace(last, unconfirmed=("m/",))]) is LATER
+    assert order_now([maker, replace(last, is_complete=False)]) is LATER
+    assert order_now([replace(last, begin=NOW - 4 * DAY, end=NOW - 4 * DAY + 60)]) is LATER  # by the clock
+
+
+def test_records_are_as_late_as_those_before_them_and_as_early_as_those_behind() -> None:
+    killed = replace(run_at(NOW), is_complete=False)
+    before, after = simple("m/")._replace(version=NOW - 9), simple("m/")._replace(version=NOW + 9)
+    unsure = (before, increment_at(NOW + 1))
+    later, earlier = (after, increment_at(NOW + 2)), (before, increment_at(NOW - 3 * HOUR))
+    run = replace(killed, after_increment=stamp(NOW - 2 * HOUR))
+    for found, expected in (
+        ([unsure], [UNKNOWN]),
+        ([earlier, unsure, later], [EARLIER, UNKNOWN, LATER]),
+        ([unsure, later, unsure], [UNKNOWN, LATER, LATER]),
+        ([unsure, earlier, unsure], [EARLIER, EARLIER, UNKNOWN]),
+        ([later, unsure, earlier, unsure], [UNKNOWN, UNKNOWN, UNKNOWN, LATER]),  # that cannot be
+    ):
+        assert order.orders(found, stamp(NOW), [run]) == expected
+    assert order.orders([unsure, later], "", [run]) == [LATER, LATER]
 
 
 def test_a_record_that_may_be_earlier_only_fills(tmp_path: Path) -> None:
@@ -712,13 +763,19 @@ def test_a_record_that_may_be_earlier_only_fills(tmp_path: Path) -> None:
     layout = [(60, 10)]
     backup = file_of("backup", {1: 1.0, 2: 2.0}, layout).read_bytes()
     unsure = whole(file_of("unsure", {1: 9.0, 3: 3.0}, layout))
-    made = image.lay(backup, [], 10**6, [unsure])
+    made = image.lay(backup, order.Sorted((), (unsure,)), 10**6)
     assert made is not None
     (tmp_path / "made").write_bytes(made.content)
     _, values = whisper.fetch(str(tmp_path / "made"), NOW - 240, NOW, NOW)
     assert [value for value in values if value is not None] == [3.0, 2.0, 1.0]
+    ahead = whole(file_of("ahead", {-68: 9.0, -64: 7.0}, layout))._replace(read=NOW)  # in the slots of 2 and 6
+    made = image.lay(backup, order.Sorted((), (ahead,)), 10**6)
+    assert made is not None
+    (tmp_path / "made").write_bytes(made.content)
+    _, values = whisper.fetch(str(tmp_path / "made"), NOW - 600, NOW, NOW)
+    assert [value for value in values if value is not None] == [2.0, 1.0]
     other = whole(file_of("other", {1: 9.0, 8: 8.0}, [(60, 20)]))._replace(read=NOW)
-    made = image.lay(backup, [], 10**6, [other])
+    made = image.lay(backup, order.Sorted((), (other,)), 10**6)
     assert made is not None
     assert parse_header(made.content).archives == parse_header(backup).archives
     (tmp_path / "made").write_bytes(made.content)

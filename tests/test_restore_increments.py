@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import whisper
-from conftest import Program, add_point, contents, wait_for
+from conftest import SCHEMAS, Program, add_point, contents, install_driver, wait_for
 from test_opaque import compressed
 
 from whisperbackup import main
@@ -147,6 +147,62 @@ def test_a_damaged_manifest_is_named_and_the_rest_is_used(node: Program, content
     for command in ("restore", "verify"):
         assert manifest.parent.name in node(command, "disk", status=3)
     assert len(contents(node.prefix)) == 4
+
+
+def test_a_metric_that_was_made_anew_before_its_first_backup_has_what_increments_have_of_it(node: Program) -> None:
+    path, since = path_of(node, "c.new"), int(time.time()) - 3600
+    held = set(whisper.fetch(str(path), since)[1]) - {None, 0.0}  # the newest gets another value
+    path.unlink()
+    whisper.create(str(path), SCHEMAS[0], xFilesFactor=0.0)
+    add_point(path, 55.0)
+    settle()
+    node("backup", "disk")
+    for increments in ("before", "before and after"):
+        lose(node)
+        node("restore", "disk")
+        values = whisper.fetch(str(path), since)[1]
+        assert held | {55.0} <= set(values), increments
+        node("restore", "disk", "--overwrite", "-m", "c.new")
+        assert set(whisper.fetch(str(path), since)[1]) == {55.0, None}, "as the newest backup is"
+        add_point(path_of(node, "a.one"))
+        settle()
+        node("increment", "disk")
+
+
+def test_an_increment_that_was_deleted_is_named_until_a_backup_has_its_points(node: Program) -> None:
+    settle()
+    node("increment", "disk")
+    _, second, _ = sorted((node.store / ".increments").iterdir())
+    shutil.rmtree(second)
+    for command in ("restore", "verify"):
+        assert f"the increment of {second.name}: it is not in the store" in node(command, "disk", status=3)
+    settle()
+    node("backup", "disk")
+    for command in ("restore", "verify"):
+        assert "not in the store" not in node(command, "disk")
+
+
+def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swift's listings lag behind."""
+    held = lose(node)
+    install_driver(
+        node,
+        monkeypatch,
+        """
+import os
+from whisperbackup.storage import disk
+
+class Late(disk.Disk):
+    def list(self, prefix):
+        return (found for found in super().list(prefix) if not found.key.endswith("manifest.json"))
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Late(os.fsencode(bucket))
+""",
+    )
+    node("restore", "shelf")
+    assert contents(node.prefix) == held
 
 
 def test_parts_without_a_manifest_are_no_increment(node: Program) -> None:

@@ -29,6 +29,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.pool import Pool
 from whisperbackup.storage.base import Driver
+from whisperbackup.tree.mounts import mounts_below
 from whisperbackup.tree.walk import LocalFile, check_tree, walk
 from whisperbackup.whisper.throttle import Throttle
 
@@ -67,7 +68,9 @@ def run(options: Options, stats: RunStats) -> int:
         stamp = found.next_stamp()
         # A run in progress may read a file after this one does.
         runs = history.runs_of(driver, options.storage_path, reversed(found.runs))
-        ended = next((one.stamp for one in runs if one.is_complete), "")
+        last = next((one for one in runs if one.is_complete), None)
+        if last is not None:
+            window = window.after(last, *whose)
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
@@ -76,6 +79,7 @@ def run(options: Options, stats: RunStats) -> int:
         files = window.reference_files
         with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
+            check_clock(now, options.lag, stats)
             made = Manifest(
                 stamp=stamp,
                 node=whose.node,
@@ -91,7 +95,8 @@ def run(options: Options, stats: RunStats) -> int:
                 lag=options.lag,
                 reference=window.reference,
                 reference_files=window.reference_files,
-                after_run=ended,
+                after_run=last.stamp if last else "",
+                mounts=work.mounts(),
                 records=work.count(Count.RECORDS),
                 all_records=work.count(Count.RECORDS),
                 points=work.count(Count.POINTS),
@@ -103,6 +108,17 @@ def run(options: Options, stats: RunStats) -> int:
     return stats.finish()
 
 
+def check_clock(began: Now, lag: int, stats: RunStats) -> None:
+    """Fail if the clock was set since the run `began`: it may have passed over files that have both clocks' times."""
+    moved = (int(time.time()) - began.time) - (clock.uptime() - began.uptime)
+    if abs(moved) > max(lag // 4, 1):
+        stats.fail(
+            "increment",
+            f"the clock was set by {moved:+d} seconds during this run: points that were written since may not be in "
+            "it; the next increment has them",
+        )
+
+
 class _Work:
     """The increment that this run makes."""
 
@@ -112,6 +128,7 @@ class _Work:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
         self.begin = begin
         self.files = 0
+        self._mounted = mounts_below(options.prefix)
         self._failed: list[str] = []
         self._unseen: list[str] = []
         self._served: set[str] = set()  # of what earlier runs owe
@@ -139,6 +156,22 @@ class _Work:
                 parts.append(part)
         self._report_lateness()
         return tuple(parts)
+
+    def mounts(self) -> tuple[str, ...]:
+        """Where file systems are mounted, and where they were and may be again: what is below there is still owed."""
+        mounted = self._mounted & mounts_below(self.options.prefix)
+        away = [key for key in self.window.away(mounted, self.begin) if self.options.selection.may_hold(key)]
+        for key in away:
+            reason = (
+                "no file system is mounted there any more; if it is again within a week, the next increment has its "
+                "points; if it is gone for good, run backup"
+            )
+            if key in self.window.expected:
+                self.stats.fail(f"{key}*", reason)
+            else:
+                logger.warning("%s*: %s", key, reason)
+        self._unseen += away
+        return tuple(sorted({*mounted, *away}))
 
     def _key(self, name: str) -> str:
         return self.options.storage_path + increment_key(self.stamp, name)
@@ -178,12 +211,11 @@ class _Work:
         """Batches of neighbouring files; each may take its share whole of what one round of `size` batches may."""
         window = self.window
         while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
-            earlier: dict[str, int] = {}
+            owed: dict[str, tuple[int, int]] = {}
             if window.owed:
                 self._served.update(name for key, _ in chunk for name in (key, *ancestors(key)) if name in window.owed)
-                since = {key: window.since_of(key) for key, _ in chunk}
-                earlier = {key: moment for key, moment in since.items() if moment != window.since}
-            limits = Limits(window.since, window.lag, earlier)
+                owed = {key: (window.since_of(key), window.new_from(key)) for key, _ in chunk}
+            limits = Limits(window.since, window.lag, owed)
             yield Batch(next(numbers), chunk, limits, self._whole // size)
 
     def _local_files(self) -> Iterator[LocalFile]:
@@ -228,7 +260,12 @@ class _Work:
 
     def owed(self) -> dict[str, int] | None:
         """What the next increment has to begin earlier for."""
-        owed = still_owed(self.window, self._failed, self._unseen, self._served, self.begin)
+        owed, forgotten = still_owed(self.window, self._failed, self._unseen, self._served, self.begin)
+        if forgotten:
+            logger.warning(
+                "more than 10,000 metrics could not be read or are not in the tree: if one of the %d that are not "
+                "returns, what was written to it before this run comes with the next backup", forgotten,
+            )  # fmt: skip
         if owed is None:
             logger.warning(
                 "more than 10,000 metrics could not be read: the next increment has the points since the same time"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import time
 from datetime import timedelta
@@ -13,9 +14,10 @@ from whisperbackup import util
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
-from whisperbackup.increments.image import Image, Order
-from whisperbackup.increments.manifest import Run
+from whisperbackup.increments.image import Image
+from whisperbackup.increments.manifest import Manifest
 from whisperbackup.increments.merge import Share
+from whisperbackup.increments.order import Order, Sorted, orders
 from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
@@ -23,7 +25,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.outcome import Outcome, failed
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import StorageError
 from whisperbackup.tree import names, walk
@@ -68,16 +70,6 @@ LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
 )
-
-
-class _Later(NamedTuple):
-    """Records that are later than a backup, and those of which it is not sure, each in order."""
-
-    records: tuple[Record, ...] = ()
-    unsure: tuple[Record, ...] = ()
-
-
-NOTHING_LATER = _Later()
 
 
 def run(options: Options, stats: RunStats) -> int:
@@ -228,26 +220,26 @@ class RestoreMetric(NamedTuple):
         backup.  None: there is nothing in the span of --from and --until, and no file there.
         """
         made, source = Image(content, True, None, 0), f"its backup of {backup.stamp}"
-        later = self._records(context, backup.stamp, laid, errors) if self.shares else NOTHING_LATER
-        if later != NOTHING_LATER and cwhisper.is_compressed(content):
-            if not restored:
-                return self._place_compressed(context, path, made, backup, later, errors)
-        elif later != NOTHING_LATER:
-            made = self._laid(content, later, context, errors) or made
+        found = self._records(context, backup.stamp, laid, errors) if self.shares else Sorted()
+        if cwhisper.is_compressed(content):
+            if not restored and (found.later or found.unsure):
+                return self._place_compressed(context, path, made, backup, found, errors)
+        elif found != Sorted():
+            made = self._laid(content, found, context, errors) or made
         if not restored:
             return self._place(context, path, made, source, errors)
         images = [(made.content, source), *((other, OTHER) for other in made.others)]
         return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
 
     def _place_compressed(
-        self, context: Context, path: bytes, made: Image, backup: Backup, later: _Later, errors: list[str]
+        self, context: Context, path: bytes, made: Image, backup: Backup, found: Sorted, errors: list[str]
     ) -> Placed | None:
         """Place a compressed backup, which cannot take records; they alone can be filled into an ordinary file."""
         try:
             placed = self._place(context, path, made, "", errors)
             errors.append(NOT_LAID.format(stamp=backup.stamp))
         except Differs:
-            laid = self._laid(None, later, context, errors)
+            laid = self._laid(None, found, context, errors)
             if laid is None:
                 raise
             placed = self._place(context, path, laid, "its increments", errors)
@@ -298,34 +290,35 @@ class RestoreMetric(NamedTuple):
                 placed = _combined(placed, filled)
         return placed
 
-    def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> _Later:
-        """The records that are, or may be, later than the backup `stamp` (empty: all); `laid` ones are left out."""
-        overlay, key = context.overlay, self.name + "/"
-        makers: dict[tuple[str, str], list[Run]] = {}  # by node and prefix
-        records: list[Record] = []
-        unsure: list[Record] = []
+    def _records(self, context: Context, stamp: str, laid: set[int], errors: list[str]) -> Sorted:
+        """The records beside the backup `stamp` (empty: there is none); `laid` ones are left out.
+
+        Those that are or may be later are laid now; an older backup can need those that are earlier, too.
+        """
+        overlay = context.overlay
+        numbers: list[int] = []
+        records: list[tuple[Record, Manifest]] = []
         for number, content in self.shares:
             if number in laid:
                 continue
             increment = overlay.increments[number]
             try:
-                found = decode(content)
+                records.append((decode(content), increment))
+                numbers.append(number)
             except CorruptIncrement as error:
                 errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
                 laid.add(number)
-                continue
-            origin = increment.node, increment.prefix
-            if stamp and origin not in makers:
-                makers[origin] = image.makers(stamp, key, overlay.runs_of(increment))
-            how = image.order(found, increment, stamp, makers[origin]) if stamp else Order.LATER
-            if how is not Order.EARLIER:
-                (records if how is Order.LATER else unsure).append(found)
-                laid.add(number)
-        return _Later(tuple(records), tuple(unsure))
+        newest_until = -1.0
+        if self.candidates and stamp == self.candidates[0].stamp:
+            newest_until = seconds(context.options.date) if context.options.date else math.inf
+        found = orders(records, stamp, overlay.runs, newest_until)
+        laid.update(number for number, order in zip(numbers, found, strict=True) if order is not Order.EARLIER)
+        ordered = Sorted.by(found, [record for record, _ in records])
+        return ordered._replace(earlier=()) if context.options.overwrite else ordered
 
-    def _laid(self, content: bytes | None, later: _Later, context: Context, errors: list[str]) -> Image | None:
+    def _laid(self, content: bytes | None, found: Sorted, context: Context, errors: list[str]) -> Image | None:
         try:
-            made = image.lay(content, later.records, context.options.max_file_size, later.unsure)
+            made = image.lay(content, found, context.options.max_file_size)
         except CorruptIncrement as error:
             errors.append(f"a record of an increment cannot be used: {error}")
             return None

@@ -19,10 +19,11 @@ from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
-from whisperbackup.repository.stamps import next_stamp
+from whisperbackup.repository.stamps import next_stamp, seconds
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
+from whisperbackup.tree.mounts import mounts_below
 from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class RunRecord:
         self._unsure: list[str] = []
         self._foreign: list[str] = []
         self._files = 0
-        self._last_stamp = ""
+        self._first_stamp = self._last_stamp = ""
         self.hours: set[str] = set()
         """The hours, as stamps begin, of all backups in the store."""
         self._run = Run(
@@ -61,6 +62,7 @@ class RunRecord:
             is_complete=False,
             is_partial=options.selection.wanted is not None,
             metrics=options.metrics,
+            mounts=tuple(sorted(mounts_below(options.prefix))),
             after_increment=found.newest,
             steady_since=steady.since,
             pause=steady.pause,
@@ -117,7 +119,9 @@ class RunRecord:
         counts = outcome.counts
         if Count.EXAMINED not in counts:
             return  # a deletion
-        self._last_stamp = max(self._last_stamp, outcome.stamp or "")
+        if outcome.stamp:
+            self._first_stamp = min(self._first_stamp or outcome.stamp, outcome.stamp)
+            self._last_stamp = max(self._last_stamp, outcome.stamp)
         if outcome.errors or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
             self._doubt(outcome.name + "/", outcome.is_foreign)
 
@@ -140,7 +144,8 @@ class RunRecord:
             files=self._files,
             status=3 if stats.failed else 0,
             is_complete=True,
-            last_stamp=int(datetime.fromisoformat(self._last_stamp).timestamp()) if self._last_stamp else 0,
+            first_stamp=seconds(self._first_stamp) if self._first_stamp else 0,
+            last_stamp=seconds(self._last_stamp) if self._last_stamp else 0,
             unconfirmed=None if unconfirmed is None else tuple(unconfirmed),
             counters=stats.whole_numbers(),
         )

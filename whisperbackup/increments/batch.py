@@ -16,15 +16,19 @@ LATENESS_STEP = 5  # seconds; the lateness of metrics is counted in steps of thi
 
 
 class Limits(NamedTuple):
-    """The window of a batch's metrics: from `since` on, for some keys `earlier`."""
+    """The window of a batch's metrics, from `since` on; of what is `owed`, where it begins, and `new_from`."""
 
     since: int
     lag: int
-    earlier: Mapping[str, int]
+    owed: Mapping[str, tuple[int, int]]
 
     def since_of(self, key: str) -> int:
         """Where the window of the metric with this key begins."""
-        return self.earlier.get(key, self.since) if self.earlier else self.since
+        return self.owed[key][0] if key in self.owed else self.since
+
+    def new_from(self, key: str) -> int:
+        """Since when the metric's file must have been born to be taken whole."""
+        return self.owed[key][1] if key in self.owed else self.since + self.lag
 
 
 @dataclass

@@ -232,7 +232,7 @@ class _Expiry:
         old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit]
         gone = []
         for run in history.runs_of(self.driver, self.rules.storage_path, old):
-            moments = range(run.begin // HOUR * HOUR, max(run.end, run.last_stamp) + HOUR, HOUR)
+            moments = range(run.earliest // HOUR * HOUR, max(run.end, run.last_stamp) + HOUR, HOUR)
             if not any(_hour(moment) in hours for moment in moments):
                 gone.append(self.rules.storage_path + run_key(run.stamp))
         if gone:

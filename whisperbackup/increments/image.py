@@ -10,7 +10,8 @@ Records are laid in the order of the increments.  Of an archive's points:
    not tell it, the first run's first time is slot 0.
 3. The image has the latest record's header (aggregation, xFilesFactor).
 4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
-5. A record that may be earlier than the backup only fills in what the backup has not.
+5. A record that is or may be earlier than the backup only fills in what the backup has not: that was lost when the
+   file was made anew.
 6. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
    the latest record, the latest of them first (docs/design.md, "Healing").  If that has no room for some of their
    points, and one of the other layouts has room for all, everything is healed into that one.
@@ -18,23 +19,21 @@ Records are laid in the order of the increments.  Of an archive's points:
 
 from __future__ import annotations
 
-import enum
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from whisperbackup.increments.manifest import Manifest, Run
+from whisperbackup.increments.order import Sorted
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring, parse
-from whisperbackup.repository.stamps import seconds as seconds
 from whisperbackup.whisper.cwhisper import is_compressed
 from whisperbackup.whisper.format import Archive, Header, check, parse_header
 from whisperbackup.whisper.healing import heal
 
 SLOT = np.dtype([("t", ">u4"), ("v", ">f8")])
 Layout = tuple[Archive, ...]
-DAY = 86400
+HOUR, DAY = 3600, 86400
 
 
 class Image(NamedTuple):
@@ -54,66 +53,13 @@ class Image(NamedTuple):
     others: tuple[bytes, ...] = ()
 
 
-class Order(enum.Enum):
-    """Whether a record is earlier or later than a backup."""
+def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
+    """The image of a metric: `backup` (a whole whisper file, None: there is none) with records laid over it.
 
-    EARLIER = "the backup has it"
-    UNKNOWN = "it may be earlier"
-    LATER = "it goes over the backup"
-
-
-def makers(stamp: str, key: str, runs: Iterable[Run]) -> list[Run]:
-    """The runs that may have made this backup of the metric, or found it to be what the file holds.
-
-    `runs` are those of the node and prefix.  It is more than one where the clock was set: a backup is never stamped
-    earlier than the one before, so a run under a fast clock leaves its stamps to those after it.  A run that did not
-    end has not told which stamps it gave.
-    """
-    moment = seconds(stamp)
-    return [
-        run
-        for run in runs
-        if run.begin <= moment
-        and (moment <= max(run.end, run.last_stamp) or not run.is_complete)
-        and run.selects(key)
-        and not run.doubts(key)
-    ]
-
-
-def order(record: Record, increment: Manifest, stamp: str, possible: Collection[Run]) -> Order:
-    """How a record is to the backup stamped `stamp`, which one of the `possible` runs made, or one without record.
-
-    What was complete in the store when the other began is earlier, whatever the clocks were.  Only of a backup run and
-    an increment at the same time, or where a run left no record, it is told by the clock: a backup's stamp is the
-    moment of its reading, unless it had to be later than an older one.
-    """
-    moment = seconds(stamp)
-    told = {_order_by(record, increment, moment, maker) for maker in possible or (None,)}
-    return told.pop() if len(told) == 1 else Order.UNKNOWN
-
-
-def _order_by(record: Record, increment: Manifest, moment: int, maker: Run | None) -> Order:
-    if maker is not None:
-        if increment.stamp <= maker.after_increment:
-            return Order.EARLIER
-        if maker.stamp <= increment.after_run:
-            return Order.LATER
-    if record.version >= moment:
-        return Order.LATER
-    if maker is None or not maker.is_complete:
-        return Order.UNKNOWN  # the clock may have been set back since
-    if moment <= maker.end or record.version < maker.begin:
-        return Order.EARLIER
-    return Order.LATER if record.version >= maker.end else Order.UNKNOWN
-
-
-def lay(backup: bytes | None, records: Iterable[Record], max_size: int, unsure: Iterable[Record] = ()) -> Image | None:
-    """The image of a metric: `backup` (a whole whisper file, None: there is none) with `records` laid over it.
-
-    Records that may be earlier than the backup, the `unsure` ones, only fill in what it has not.
     None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
-    file of more than `max_size` bytes.  A compressed backup is the image whatever records
-    there are: it cannot take them, and whoever restores it must say so.
+    file of more than `max_size` bytes.  A compressed backup is the image whatever records there are: it cannot take
+    them, and whoever restores it must say so.  Earlier records of another layout fill in what they can: the backup's
+    layout is what was wanted since, and what does not fit is not missing.
     """
     images: dict[Layout, bytearray] = {}  # the latest is the last
     is_based = backup is not None
@@ -125,7 +71,17 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int, unsure: 
     layout = parse_header(backup).archives if backup is not None else None
     count = 0
     read = None
-    for header, group in _groups(unsure, max_size):
+    past = 0
+    earlier: dict[Layout, bytearray] = {}
+    for header, group in _groups(found.earlier, max_size):
+        if header.archives == layout:
+            _lay_group(whole, header.archives, group, is_filling=True)
+        else:
+            _lay_latest(earlier, header, group)
+            past = group[-1].read
+    for other in reversed(earlier.values()):
+        heal_in(whole, other, past)
+    for header, group in _groups(found.unsure, max_size):
         if header.archives == layout:
             _lay_group(whole, header.archives, group, is_filling=True)
         else:
@@ -134,7 +90,7 @@ def lay(backup: bytes | None, records: Iterable[Record], max_size: int, unsure: 
         read = group[-1].read
     if layout is not None:
         images[layout] = whole
-    for header, group in _groups(records, max_size):
+    for header, group in _groups(found.later, max_size):
         _lay_latest(images, header, group)
         is_based = is_based or group[0].is_whole
         count += len(group)
@@ -175,13 +131,11 @@ def _lay_latest(images: dict[Layout, bytearray], header: Header, group: list[Rec
 def _lay_group(image: bytearray, archives: Layout, group: list[Record], is_filling: bool = False) -> None:
     for number, archive in enumerate(archives):
         rings = [each.rings[number] for each in group]
-        if is_filling:
-            lay_rings(image, archive, rings, is_filling=True)
-        elif group[0].is_whole:
+        if group[0].is_whole:
             for ring, each in zip(rings, group, strict=True):
-                lay_rings(image, archive, [ring], each.read)
+                lay_rings(image, archive, [ring], each.read + (HOUR if is_filling else 0), is_filling)
         else:
-            lay_rings(image, archive, rings)
+            lay_rings(image, archive, rings, is_filling=is_filling)
 
 
 def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
@@ -204,7 +158,7 @@ def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) ->
         # An empty file: where two images have the same time, the later one's value comes first.
         made = bytearray(other[:end]).ljust(len(other), b"\0")
         made[:4], made[8:12] = latest[:4], latest[8:12]  # aggregation, xFilesFactor
-        if all(heal_in(made, image, now) for image in (latest, *others)):
+        if all(heal_in(made, image, moment) for moment in (read, now) for image in (latest, *others)):
             return bytes(made)
     return None
 
@@ -212,7 +166,8 @@ def _in_earlier_layout(latest: bytearray, others: list[bytearray], read: int) ->
 def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int = 0, is_filling: bool = False) -> None:
     """Lay what records have of one archive over the image, in their order, rules 1 and 2.
 
-    A stamp no later than `kept` stays against an earlier one; where they are only `is_filling`, against its own, too.
+    A stamp no later than `kept` stays against an earlier one.  Where they are only `is_filling`, any does, also against
+    its own, and against what was ahead at `kept`.
     """
     offset, step, points = archive
     slots = np.frombuffer(image, SLOT, points, offset)
@@ -229,8 +184,11 @@ def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int =
         places = (times - base) // step % points
         if kept or is_filling:
             there = slots["t"][places]
-            wins = there < times if is_filling else (there <= times) | (there > kept)
+            if is_filling:
+                wins = (there < times) & ((there == 0) | (times <= (kept or np.inf)))
+            else:
+                wins = (there <= times) | (there > kept)
             times, values, places = times[wins], values[wins], places[wins]
         slots["t"][places], slots["v"][places] = times, values  # where one comes twice, the last stays
-    if is_empty and base and not slots["t"][0]:
+    if is_empty and base and not slots["t"][0] and (slots["t"].any() or not is_filling):
         slots[0] = (base, 0.0)

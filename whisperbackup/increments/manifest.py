@@ -64,6 +64,7 @@ class Origin:
     boot: str = ""
     uptime: int = 0
     files: int = 0
+    mounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Manifest(Origin):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Origin):
-    """One backup run; `last_stamp` is the latest stamp that it gave to a backup, as Unix time.
+    """One backup run; `first_stamp` and `last_stamp` are of those that it gave to backups, as Unix time; 0: none.
 
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
@@ -107,12 +108,23 @@ class Run(Origin):
     is_complete: bool
     is_partial: bool = False
     metrics: tuple[str, ...] = ()
+    first_stamp: int = 0
     last_stamp: int = 0
     after_increment: str = ""
     unconfirmed: tuple[str, ...] | None = ()
     steady_since: int = 0
     pause: int = 0
     counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def earliest(self) -> int:
+        """The earliest moment that a backup of it can be stamped with."""
+        return min(self.begin, self.end, self.first_stamp or self.begin)
+
+    @property
+    def was_set_back(self) -> bool:
+        """Whether the clock was set back while it went on."""
+        return self.earliest < self.begin
 
     @cached_property
     def names(self) -> Names:
@@ -153,7 +165,7 @@ def read_manifest(content: bytes) -> Manifest:
     """The manifest that `content` is.  Raises CorruptIncrement."""
     values = _load(content, "manifest")
     values["parts"] = tuple([_part(part) for part in _list(values, "parts")])
-    values["exclude"] = _strings(values, "exclude")
+    values["exclude"], values["mounts"] = _strings(values, "exclude"), _strings(values, "mounts")
     if values.get("owed") is not None:
         values["owed"] = _counts(values, "owed")
     values["counters"] = _counts(values, "counters")
@@ -176,7 +188,7 @@ def read_manifest(content: bytes) -> Manifest:
 def read_run(content: bytes) -> Run:
     """The run that `content` tells of.  Raises CorruptIncrement."""
     values = _load(content, "run")
-    values["exclude"] = _strings(values, "exclude")
+    values["exclude"], values["mounts"] = _strings(values, "exclude"), _strings(values, "mounts")
     values["metrics"] = _strings(values, "metrics")
     if values.get("unconfirmed") is not None:
         values["unconfirmed"] = _strings(values, "unconfirmed")

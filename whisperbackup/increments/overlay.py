@@ -39,10 +39,6 @@ class Overlay(NamedTuple):
         """What a worker needs to judge records."""
         return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs)
 
-    def runs_of(self, increment: Manifest) -> Iterator[Run]:
-        """The backup runs of the same node and tree."""
-        return (run for run in self.runs if (run.node, run.prefix) == (increment.node, increment.prefix))
-
 
 NO_OVERLAY = Overlay((), ())
 
@@ -57,7 +53,7 @@ class Unread(NamedTuple):
 def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage: OnDamage) -> Overlay:
     """The increments of the store that began at or before `until`.  Raises StorageError."""
     found = history.look_at_all(driver, storage_path)
-    if not found.complete:
+    if not found.stamps:
         return NO_OVERLAY
 
     def read(key: str, parse: Callable[[bytes], T]) -> T | Unread:
@@ -75,13 +71,36 @@ def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage
         return _checked(stamp, run_key(stamp), read(run_key(stamp), read_run))
 
     with ThreadPoolExecutor(driver.threads) as pool:
-        manifests = list(pool.map(manifest_of, found.complete))
+        manifests = list(pool.map(manifest_of, found.stamps))
         runs = list(pool.map(run_of, found.runs))
+    unlisted = {increment_key(stamp) for stamp in set(found.stamps).difference(found.complete)}
     for each in (*manifests, *runs):
-        if isinstance(each, Unread):
+        # What is not listed was not written, or the listing lags behind (Swift).
+        if isinstance(each, Unread) and not (each.key in unlisted and each.reason == DELETED):
             on_damage(*each)
-    increments = [one for one in manifests if isinstance(one, Manifest) and (until is None or one.begin <= until)]
-    return Overlay(tuple(increments), tuple(run for run in runs if isinstance(run, Run)))
+    known_runs = tuple(run for run in runs if isinstance(run, Run))
+    known = [one for one in manifests if isinstance(one, Manifest)]
+    increments = [one for one in known if until is None or one.begin <= until]
+    _name_gaps(increments, {*found.complete, *found.runs, *(one.stamp for one in known)}, known_runs, on_damage)
+    return Overlay(tuple(increments), known_runs)
+
+
+def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[Run], on_damage: OnDamage) -> None:
+    """Name increments that others began at, and that were deleted before a backup run had their points."""
+    backed_up: dict[tuple[str, str], str] = {}  # by node and prefix: up to which increment
+    for run in runs:
+        if run.is_complete and not run.is_partial:
+            origin = run.node, run.prefix
+            backed_up[origin] = max(backed_up.get(origin, ""), run.after_increment)
+    oldest: dict[tuple[str, str], str] = {}
+    for one in increments:
+        origin = one.node, one.prefix
+        start = max(oldest.setdefault(origin, one.stamp), backed_up.get(origin, ""))
+        if start < one.reference < one.stamp and one.reference not in there:
+            on_damage(
+                f"the increment of {one.reference}",
+                f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost",
+            )
 
 
 def _checked(stamp: str, key: str, found: K | Unread) -> K | Unread:

@@ -79,7 +79,7 @@ class _Reading:
                 raise OSError("it is not a regular file")
             fd = os.open(path, FLAGS)
             try:
-                is_whole = born is not None and born >= (since + self.limits.lag) * SECOND and self._may_be_whole(size)
+                is_whole = born is not None and born >= self.limits.new_from(key) * SECOND and self._may_be_whole(size)
                 if self.throttle.is_nice:
                     with self.throttle.normal_priority():
                         return self._read(fd, since, size, written, is_whole)

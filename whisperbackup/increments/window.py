@@ -7,7 +7,8 @@ that was not mounted are made good by the next run.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from whisperbackup.increments.manifest import Manifest, Origin, Run
 from whisperbackup.increments.names import ancestors
@@ -27,24 +28,43 @@ class Now:
 
 @dataclass(frozen=True)
 class Window:
-    """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier."""
+    """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier.
+
+    `owed_lag` is the lag that these moments were computed with.  `mounts` are folders where a file system was
+    mounted in the last days; of those that are `expected` to be, no backup run has done without.
+    """
 
     since: int
     reference: str
     reference_files: int
     lag: int
     owed: Mapping[str, int] = field(default_factory=dict)
+    owed_lag: int = 0
+    mounts: frozenset[str] = frozenset()
+    expected: frozenset[str] = frozenset()
 
-    def is_new(self, key: str, born: int) -> bool:
-        """Whether a file born then cannot have been read before: its points are taken whole, whatever their times.
+    def new_from(self, key: str) -> int:
+        """A file born then or later cannot have been read before: its points are taken whole, whatever their times.
 
         It was born after the reference began; earlier ones are in the reference, or owed.
         """
-        return born >= self.since_of(key) + self.lag
+        begin = self.since + self.lag
+        return min(begin, earliest(self.owed, key, begin - self.owed_lag) + self.owed_lag)
 
     def since_of(self, key: str) -> int:
         """Where the window of the metric with this key begins."""
         return earliest(self.owed, key, self.since) if self.owed else self.since
+
+    def after(self, run: Run, node: str, prefix: str, exclude: Iterable[str]) -> Window:
+        """This window where `run` is the newest backup run that ended: what it did without is not expected any more."""
+        if run.stamp <= self.reference or not counts(run, node, prefix, set(exclude)):
+            return self
+        files = min(self.reference_files, run.files)
+        return replace(self, reference_files=files, expected=self.expected.intersection(run.mounts))
+
+    def away(self, mounted: Collection[str], begin: int) -> list[str]:
+        """Where a file system was mounted within a week of `begin` and is not now."""
+        return sorted(key for key in self.mounts.difference(mounted) if self.since_of(key) >= begin - MAX_AGE)
 
 
 def choose(
@@ -76,10 +96,10 @@ def choose(
         # A run that came later and is passed over had another clock: files written under it have times of its own.
         later = [o.begin for o in (*mine, *runs) if o.stamp > newest.stamp and (o.node, o.prefix) == (node, prefix)]
         since = min([_begin(newest, now), *later]) - lag
-        owed = {key: min(moment, since) for key, moment in (newest.owed or {}).items()}
-        return Window(since, newest.stamp, newest.files, lag, owed)
+        mounts = frozenset(newest.mounts)
+        return Window(since, newest.stamp, newest.files, lag, newest.owed or {}, newest.lag, mounts, mounts)
     counting = sorted(
-        (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time),
+        (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time and not _leapt(run, now)),
         key=lambda run: run.stamp,
         reverse=True,
     )
@@ -88,7 +108,9 @@ def choose(
             since = _begin(run, now) - lag
             older = counting[place + 1 :]
             owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
-            return Window(since, run.stamp, run.files, lag, owed)
+            recent = [each for each in counting if each.begin >= now.time - MAX_AGE]
+            mounts = frozenset(key for each in recent for key in each.mounts)
+            return Window(since, run.stamp, run.files, lag, owed, lag, mounts, frozenset(run.mounts))
     return None
 
 
@@ -107,8 +129,15 @@ def _step(origin: Origin, now: Now) -> int:
     if not now.boot or not origin.boot:
         return 0
     if origin.boot != now.boot:
-        return max(origin.begin - (now.time - now.uptime), 0)
+        return _leapt(origin, now)
     return abs((now.time - now.uptime) - (origin.begin - origin.uptime))
+
+
+def _leapt(origin: Origin, now: Now) -> int:
+    """By how many seconds the clock of a run before this boot was ahead, at least; 0 where that is not known."""
+    if not now.boot or origin.boot in ("", now.boot):
+        return 0
+    return max(origin.begin - (now.time - now.uptime), 0)
 
 
 def _begin(origin: Origin, now: Now) -> int:
@@ -128,28 +157,37 @@ def earliest(owed: Mapping[str, int], key: str, since: int) -> int:
     return min([since, owed.get(key, since), *[owed[folder] for folder in ancestors(key) if folder in owed]])
 
 
+class Owed(NamedTuple):
+    """What a run owes the next one (`window` as in Window.owed; None: too much to name), and what it had to forget."""
+
+    window: dict[str, int] | None
+    forgotten: int = 0
+
+
 def still_owed(
     window: Window, failed: Iterable[str], unseen: Iterable[str], served: Collection[str], begin: int
-) -> dict[str, int] | None:
+) -> Owed:
     """What a run with this window owes the next one: keys that `failed`, and beginnings of keys that were `unseen`.
 
     What was owed below an unseen folder stays owed, and so does for a week what was owed and is not `served`, as
-    nothing of it was there: its disk may not be mounted.  None if it is too much to name.
+    nothing of it was there: its disk may not be mounted.
     """
     folders = set(unseen)
     owed: dict[str, int] = {}
     for key in failed:
         owed[key] = window.since_of(key)
         if len(owed) > MAX_OWED:
-            return None
+            return Owed(None)
     for folder in folders:
         below = [moment for key, moment in window.owed.items() if key.startswith(folder)]
         owed[folder] = min([window.since_of(folder), *below])
     if len(owed) > MAX_OWED:
-        return None
+        return Owed(None)
     absent = {
-        key: moment
+        key: min(moment, window.since)
         for key, moment in window.owed.items()
         if moment >= begin - MAX_AGE and key not in served and key not in owed
     }
-    return owed | absent if len(owed) + len(absent) <= MAX_OWED else owed
+    if len(owed) + len(absent) > MAX_OWED:
+        return Owed(owed, len(absent))
+    return Owed(owed | absent)

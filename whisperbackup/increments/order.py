@@ -1,0 +1,110 @@
+"""Which records of a metric are later than one of its backups, and which are earlier.
+
+What was complete in the store when the other began is earlier, whatever the clocks were.  Only of a backup run and an
+increment at the same time, or where a run left no record, it is told by the clock: a backup's stamp is the moment of
+its reading, unless it had to be later than an older one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from whisperbackup.increments.manifest import Manifest, Run
+from whisperbackup.increments.record import Record
+from whisperbackup.repository.stamps import seconds
+
+
+class Order(enum.Enum):
+    """How a record is to a backup."""
+
+    EARLIER = "earlier"
+    UNKNOWN = "unknown"
+    LATER = "later"
+
+
+class Sorted(NamedTuple):
+    """Records of a metric, in the order of their increments, by how they are to its backup."""
+
+    later: tuple[Record, ...] = ()
+    unsure: tuple[Record, ...] = ()
+    earlier: tuple[Record, ...] = ()
+
+    @classmethod
+    def by(cls, orders: Iterable[Order], records: Iterable[Record]) -> Sorted:
+        """These records, of each of which the order is given."""
+        found: dict[Order, list[Record]] = {order: [] for order in Order}
+        for order, record in zip(orders, records, strict=True):
+            found[order].append(record)
+        return cls(*(tuple(found[order]) for order in (Order.LATER, Order.UNKNOWN, Order.EARLIER)))
+
+
+def orders(
+    records: Sequence[tuple[Record, Manifest]], stamp: str, runs: Sequence[Run], newest_until: float = -1
+) -> list[Order]:
+    """How each of a metric's records is to its backup `stamp` (empty: there is none).
+
+    The records come with their increments, and in the order of these, in which they were read.  So what comes after a
+    later one is later, and what comes before an earlier one is earlier.  Until `newest_until` there was no newer
+    backup: what runs that ended by then found in the file was the same.
+    """
+    if not stamp:
+        return [Order.LATER] * len(records)
+    moment = seconds(stamp)
+    possible: dict[tuple[str, str], list[Run | None]] = {}
+    found = []
+    for record, increment in records:
+        origin = increment.node, increment.prefix
+        if origin not in possible:
+            of_origin = [run for run in runs if (run.node, run.prefix) == origin]
+            possible[origin] = _witnesses(moment, record.key, of_origin, newest_until)
+        told = {_order_by(record, increment, moment, run) for run in possible[origin]}
+        found.append(told.pop() if len(told) == 1 else Order.UNKNOWN)
+    first = found.index(Order.LATER) if Order.LATER in found else len(found)
+    rest = len(found) - found[::-1].index(Order.EARLIER) if Order.EARLIER in found else 0
+    begin, end = min(first, rest), max(first, rest)
+    return [Order.EARLIER] * begin + [Order.UNKNOWN] * (end - begin) + [Order.LATER] * (len(found) - end)
+
+
+def _witnesses(moment: int, key: str, runs: Iterable[Run], newest_until: float) -> list[Run | None]:
+    """The runs of which one last found that the file held what its backup of this moment has; None: one without record.
+
+    While there is no newer backup, that is the last run that confirms the metric and came to its end.  Else it is the
+    run that made the backup: more than one is possible where the clock was set, since no backup is stamped earlier than
+    the one before, and a run under a fast clock leaves its stamps to those after it.  A run that did not end has not
+    told which stamps it gave.
+    """
+    able = [run for run in runs if run.selects(key) and not run.doubts(key)]
+    inside = [run for run in able if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp)]
+    ended = max((run for run in able if run.is_complete and run.end <= newest_until), key=_stamp, default=None)
+    last = ""
+    found: list[Run | None] = [*inside]
+    if ended is not None and (inside or moment <= ended.end):
+        found = [ended]
+        last = ended.stamp
+    else:
+        last = max((run.stamp for run in inside if moment <= run.end), default="")
+    killed = [run for run in able if not run.is_complete and run.begin <= moment and run.stamp > last]
+    return [*found, *killed] or [None]
+
+
+def _stamp(run: Run) -> str:
+    return run.stamp
+
+
+def _order_by(record: Record, increment: Manifest, moment: int, witness: Run | None) -> Order:
+    if witness is not None:
+        if increment.stamp <= witness.after_increment:
+            return Order.EARLIER
+        if witness.stamp <= increment.after_run:
+            return Order.LATER
+        if witness.was_set_back:
+            return Order.UNKNOWN
+    if record.version >= moment:
+        return Order.LATER
+    if witness is None or not witness.is_complete:
+        return Order.UNKNOWN  # the clock may have been set back since
+    if moment <= witness.end or record.version < witness.begin:
+        return Order.EARLIER
+    return Order.LATER if record.version >= witness.end else Order.UNKNOWN
