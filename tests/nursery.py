@@ -28,6 +28,9 @@ from typing import NoReturn
 EARLY = ("PYTHON", "LD_", "LC_", "LANG")
 """So begin variables that take effect before a program's first line; a run that has others is not from here."""
 
+ENVIRONMENT = dict(os.environ)
+"""Before any test changed it."""
+
 CLIENTS = (
     *(f"whisperbackup.storage.{driver}" for driver in ("gcs", "s3", "s3pages", "s3wire", "swift", "wire")),
     *("boto3", "botocore.session", "s3transfer", "google.cloud.storage", "swiftclient", "keystoneauth1"),
@@ -39,8 +42,7 @@ class Nursery:
 
     def __init__(self, *, clients: bool) -> None:
         self._address = f"\0nursery-{os.getpid()}-{clients}"  # of Linux: it has no file
-        self._clients = clients  # which another path may have in another version
-        self._early = _early(os.environ)
+        self._clients = clients
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(64)
@@ -48,7 +50,7 @@ class Nursery:
                 [sys.executable, __file__, str(listener.fileno()), *(CLIENTS if clients else [])],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,  # it ends with the tests, whichever of their threads began it
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+                env=ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"},
             )
 
     def close(self) -> None:
@@ -58,7 +60,8 @@ class Nursery:
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether a run with this environment would be the same from here."""
-        return _early(environment) == self._early and not (self._clients and environment.get("PYTHONPATH"))
+        has_clients = not self._clients or environment.get("PYTHONPATH") == ENVIRONMENT.get("PYTHONPATH")
+        return has_clients and _early(environment) == _early(ENVIRONMENT)
 
     def run(self, words: list[str], environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
         """Run the program with these words behind its name, to its end."""
