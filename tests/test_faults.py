@@ -330,8 +330,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if folder.is_mount():  # a test may have ended that
-            subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], stderr=subprocess.DEVNULL)  # a test may have done that itself
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def orders(
 
     The records come with their increments, and in the order of these, in which they were read.  So what comes after a
     later one is later, and what comes before an earlier one is earlier.  Until `newest_until` there was no newer
-    backup: what runs that ended by then found in the file was the same.
+    backup: what runs that ended by then found in the file was the same.  `runs` ascend.
     """
     if not stamp:
         return [Order.LATER] * len(records)
@@ -67,7 +67,7 @@ def orders(
     return [Order.EARLIER] * begin + [Order.UNKNOWN] * (end - begin) + [Order.LATER] * (len(found) - end)
 
 
-def _witnesses(moment: int, key: str, runs: Iterable[Run], newest_until: float) -> list[Run | None]:
+def _witnesses(moment: int, key: str, runs: Sequence[Run], newest_until: float) -> list[Run | None]:
     """The runs of which one last found that the file held what its backup of this moment has; None: one without record.
 
     While there is no newer backup, that is the last run that confirms the metric and came to its end.  Else it is the
@@ -75,22 +75,24 @@ def _witnesses(moment: int, key: str, runs: Iterable[Run], newest_until: float) 
     the one before, and a run under a fast clock leaves its stamps to those after it.  A run that did not end has not
     told which stamps it gave.
     """
-    able = [run for run in runs if run.selects(key) and not run.doubts(key)]
-    inside = [run for run in able if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp)]
-    ended = max((run for run in able if run.is_complete and run.end <= newest_until), key=_stamp, default=None)
-    last = ""
+    # The cheap comparisons come first: there can be hundreds of runs for each of a million metrics.
+    inside = [
+        run
+        for run in runs
+        if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp) and run.confirms(key)
+    ]
+    ended = next(
+        (run for run in reversed(runs) if run.is_complete and run.end <= newest_until and run.confirms(key)), None
+    )
     found: list[Run | None] = [*inside]
     if ended is not None and (inside or moment <= ended.end):
-        found = [ended]
-        last = ended.stamp
+        found, last = [ended], ended.stamp
     else:
         last = max((run.stamp for run in inside if moment <= run.end), default="")
-    killed = [run for run in able if not run.is_complete and run.begin <= moment and run.stamp > last]
-    return [*found, *killed] or [None]
-
-
-def _stamp(run: Run) -> str:
-    return run.stamp
+    found += [
+        run for run in runs if not run.is_complete and run.stamp > last and run.begin <= moment and run.confirms(key)
+    ]
+    return found or [None]
 
 
 def _order_by(record: Record, increment: Manifest, moment: int, witness: Run | None) -> Order:
