@@ -362,9 +362,14 @@ class World:
             records = [(record.decode(content), made[number]) for number, content in shares.get(key, [])]
             orders = order.orders(records, stamp, list(self.runs.values()), math.inf)
             found = order.Sorted.by(orders, [each for each, _ in records])
-            file.is_filled = bool(found.unsure) or (bool(found.earlier) and file.was_recreated)
             file.is_blurred = file.was_ahead and (bool(found.earlier) or any(each.is_whole for each in found.later))
-            images[key] = image.lay(file.backups.get(stamp), found, 10**7)
+            laid = image.lay(file.backups.get(stamp), found, 10**7)
+            file.is_filled = bool(found.unsure) or bool(laid and laid.earlier)
+            for earlier in laid.earlier if laid else ():
+                content = bytearray(laid.content)
+                image.heal_in(content, bytearray(earlier), self.now)
+                laid = laid._replace(content=bytes(content))
+            images[key] = laid
         return images
 
     def compare(self) -> list[str]:

@@ -344,6 +344,22 @@ def test_what_a_backup_run_did_without_is_not_missed(stored: Program) -> None:
     assert made(stored)[-1].reference == made(stored)[-2].stamp
 
 
+def test_half_of_the_files_that_a_backup_run_did_without_are_owed(stored: Program) -> None:
+    add_point(stored.prefix / "a/one.wsp")
+    (stored.prefix / "a").rename(stored.home / "away")
+    settle()
+    stored("increment", "disk", status=3)
+    stored("backup", "disk")
+    settle()
+    stored("increment", "disk")
+    assert "a." in (made(stored)[-1].owed or ())
+    (stored.home / "away").rename(stored.prefix / "a")
+    settle()
+    stored("increment", "disk")
+    assert made(stored)[-1].owed == {}
+    assert images(driver_of(stored)) == live(stored)
+
+
 @pytest.fixture
 def disk_below(program: Program) -> Iterator[Program]:
     """A tree with a disk mounted below it; half of the metrics are there."""
@@ -358,39 +374,80 @@ def disk_below(program: Program) -> Iterator[Program]:
         yield program
 
 
+AWAY = "my disk.*: the file system with these metrics is not mounted any more"
+
+
 def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: Program) -> None:
     stored, folder = disk_below, disk_below.prefix / "my disk"
     add_point(folder / "one.wsp", 77.0)
     settle()
     subprocess.run(["umount", folder], check=True)
-    assert "ERROR: my disk.*: no file system is mounted there any more" in stored("increment", "disk", status=3)
+    assert AWAY in stored("increment", "disk", status=3)
     stored.write("my disk.one")  # carbon makes it anew, in the empty folder
     stored.write("my disk.three")
     settle()
-    assert "ERROR: my disk.*" in stored("increment", "disk", status=3)
+    assert AWAY in stored("increment", "disk", status=3)
     stored("backup", "disk")
-    assert "WARNING: my disk.*" in stored("increment", "disk")
-    assert list(made(stored)[-1].owed or ()) == list(made(stored)[-1].mounts) == ["my disk."]
+    for _ in range(2):
+        settle()
+        assert "my disk" not in stored("increment", "disk", "--lag", 0)
+    last = made(stored)[-1]
+    assert (list(last.owed or ()), last.mounts, last.away) == (["my disk."], (), ("my disk.",))
+    assert last.records == 0, "the new files' points come once"
     shutil.rmtree(folder)
     folder.mkdir()
     subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
     settle()
     assert "my disk" not in stored("increment", "disk")
-    assert made(stored)[-1].owed == {}
+    last = made(stored)[-1]
+    assert (last.owed, last.mounts, last.away) == ({}, ("my disk.",), ())
     image = stored.home / "image.wsp"
     image.write_bytes(images(driver_of(stored))["my disk.one"])
     assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
+
+
+def test_a_tree_that_is_a_disk_is_missed_too(program: Program) -> None:
+    (program.home / "disk").mkdir()
+    for _ in mounted(program.prefix, "--bind", str(program.home / "disk")):
+        for metric in ("a.one", "b.two"):
+            program.write(metric)
+        settle()
+        program("backup", "disk")
+        settle()
+        add_point(program.prefix / "a/one.wsp", 77.0)
+        settle()
+        subprocess.run(["umount", program.prefix], check=True)
+        for metric in ("a.one", "b.two"):
+            program.write(metric)
+        assert "*: the file system with these metrics is not mounted" in program("increment", "disk", status=3)
+        subprocess.run(["mount", "--bind", program.home / "disk", program.prefix], check=True)
+        settle()
+        program("increment", "disk")
+        assert made(program)[-1].owed == {}
+        image = program.home / "image.wsp"
+        image.write_bytes(images(driver_of(program))["a.one"])
+        assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
 
 
 def test_a_disk_that_is_gone_for_a_week_is_not_waited_for(disk_below: Program) -> None:
     subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
     driver = driver_of(disk_below)
     (only,) = made(disk_below)
-    long_ago = json.loads(only.to_json()) | {"owed": {"my disk.": int(time.time()) - 8 * 86400}}
-    driver.put(increment_key(only.stamp), json.dumps(long_ago).encode())
+    old = {"mounts": [], "away": ["my disk."], "owed": {"my disk.": int(time.time()) - 8 * 86400}}
+    driver.put(increment_key(only.stamp), json.dumps(json.loads(only.to_json()) | old).encode())
     settle()
     assert "my disk" not in disk_below("increment", "disk")
-    assert made(disk_below)[-1].mounts == ()
+    last = made(disk_below)[-1]
+    assert (last.mounts, last.away, last.owed) == ((), (), {})
+
+
+def test_file_systems_without_metrics_are_not_missed(disk_below: Program) -> None:
+    (disk_below.prefix / "my disk/empty").mkdir()
+    for _ in mounted(disk_below.prefix / "my disk/empty", "-t", "tmpfs", "none"):
+        settle()
+        disk_below("increment", "disk")
+        disk_below("backup", "disk")
+        assert made(disk_below)[-1].mounts == runs(disk_below)[-1].mounts == ("my disk.",)
 
 
 def test_a_clock_that_is_set_during_a_run_is_named() -> None:

@@ -676,12 +676,12 @@ def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_cloc
     between = increment_at(NOW + 10)
     assert order_of(simple("m/")._replace(version=NOW + 30), between, backup, [run]) is LATER
     assert order_of(simple("m/")._replace(version=NOW + 29), between, backup, [run]) is EARLIER
+    assert order_of(new, early, backup, [replace(run, node="a new name")]) is EARLIER
     for other in (
         replace(run, unconfirmed=("m/",)),
         replace(run, end=NOW + 29),
         replace(run, is_partial=True, metrics=("x.*",)),
         replace(run, exclude=("m*",)),
-        replace(run, node="another"),
     ):
         assert order_of(new, early, backup, [other]) is LATER
         assert order_of(old, late, backup, [other]) is UNKNOWN
@@ -708,7 +708,8 @@ def test_where_stamps_follow_a_fast_clock_only_what_all_possible_runs_agree_on_i
         ([killed], between, NOW - 1, UNKNOWN),  # the clock may have been set back
         ([killed], between, NOW + HOUR - 2, UNKNOWN),
         ([killed], between, NOW + HOUR - 1, LATER),
-        ([killed_before, run], early, NOW - HOUR, UNKNOWN),
+        ([killed_before, run], early, NOW - HOUR, EARLIER),  # that one gave no stamp after the next began
+        ([killed_before, replace(run, unconfirmed=("m/",))], early, NOW - HOUR, UNKNOWN),
         ([set_back], between, NOW + 2 * HOUR, UNKNOWN),
         ([set_back], increment_at(NOW + 10, after_run=set_back.stamp), NOW - HOUR, LATER),
     ):
@@ -731,6 +732,7 @@ def test_the_last_run_that_found_nothing_new_tells_the_order() -> None:
 
     assert order_now([maker, last]) is order_now([maker, last, killed]) is EARLIER
     assert order_now([maker, last], -1) is order_now([maker, last], NOW) is LATER  # then there may be a newer backup
+    assert order_now([replace(maker, end=maker.begin + 8), last], NOW - DAY) is LATER  # that one ended before
     assert order_now([maker, replace(last, unconfirmed=("m/",))]) is LATER
     assert order_now([maker, replace(last, is_complete=False)]) is LATER
     assert order_now([replace(last, begin=NOW - 4 * DAY, end=NOW - 4 * DAY + 60)]) is LATER  # by the clock

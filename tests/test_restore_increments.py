@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -167,6 +167,32 @@ def test_a_metric_that_was_made_anew_before_its_first_backup_has_what_increments
         add_point(path_of(node, "a.one"))
         settle()
         node("increment", "disk")
+
+
+def test_a_date_within_a_backup_run_and_one_whose_newest_backup_is_gone(program: Program) -> None:
+    """What later runs found in a file is no proof for the backup that a date chooses."""
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk", "-r", 5)
+    states = []
+    for value in (7.0, 8.0, 9.0):
+        settle()
+        add_point(path, value)  # of one minute, mostly
+        settle()
+        program("increment", "disk")
+        settle()
+        program("backup", "disk", "-r", 5)
+        states.append((program.stamps("a.one")[-1], path.read_bytes()))
+    for stamp, content in states:
+        lose(program)
+        program("restore", "disk", "-c", stamp)  # its run had not ended then
+        assert path.read_bytes() == content
+    for suffix in ("sha1", "wsp.gz"):
+        (program.store / "a.one" / f"{states[1][0]}.{suffix}").unlink()  # as retention by calendar may do
+    before = stamp_of(datetime.fromisoformat(states[2][0]) - timedelta(seconds=1))
+    lose(program)
+    program("restore", "disk", "-c", before)
+    assert 9.0 in whisper.fetch(str(path), int(time.time()) - 600)[1]
 
 
 def test_an_increment_that_was_deleted_is_named_until_a_backup_has_its_points(node: Program) -> None:

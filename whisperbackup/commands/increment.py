@@ -21,7 +21,7 @@ from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, incremen
 from whisperbackup.increments.names import ancestors
 from whisperbackup.increments.part import PART_NUMBERS, PackedFrame, parts_of
 from whisperbackup.increments.shelf import Shelf
-from whisperbackup.increments.window import Now, Window, still_owed
+from whisperbackup.increments.window import MAX_AGE, Now, Window, still_owed
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -29,7 +29,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.pool import Pool
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import mounts_below
+from whisperbackup.tree.mounts import Used, mounts_below
 from whisperbackup.tree.walk import LocalFile, check_tree, walk
 from whisperbackup.whisper.throttle import Throttle
 
@@ -80,6 +80,7 @@ def run(options: Options, stats: RunStats) -> int:
         with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
             check_clock(now, options.lag, stats)
+            mounts, away = work.mounts()
             made = Manifest(
                 stamp=stamp,
                 node=whose.node,
@@ -96,7 +97,8 @@ def run(options: Options, stats: RunStats) -> int:
                 reference=window.reference,
                 reference_files=window.reference_files,
                 after_run=last.stamp if last else "",
-                mounts=work.mounts(),
+                mounts=mounts,
+                away=away,
                 records=work.count(Count.RECORDS),
                 all_records=work.count(Count.RECORDS),
                 points=work.count(Count.POINTS),
@@ -128,7 +130,9 @@ class _Work:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
         self.begin = begin
         self.files = 0
-        self._mounted = mounts_below(options.prefix)
+        mounted = mounts_below(options.prefix)
+        self._used = Used(mounted)
+        self._there = window.without((window.mounts | window.away) - mounted)
         self._failed: list[str] = []
         self._unseen: list[str] = []
         self._served: set[str] = set()  # of what earlier runs owe
@@ -157,21 +161,20 @@ class _Work:
         self._report_lateness()
         return tuple(parts)
 
-    def mounts(self) -> tuple[str, ...]:
-        """Where file systems are mounted, and where they were and may be again: what is below there is still owed."""
-        mounted = self._mounted & mounts_below(self.options.prefix)
-        away = [key for key in self.window.away(mounted, self.begin) if self.options.selection.may_hold(key)]
-        for key in away:
-            reason = (
-                "no file system is mounted there any more; if it is again within a week, the next increment has its "
-                "points; if it is gone for good, run backup"
+    def mounts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where file systems are mounted or should be; where a backup run has done without them in the last week."""
+        mounted = self._used.found & mounts_below(self.options.prefix)
+        selection, week = self.options.selection, self.begin - MAX_AGE
+        missed = {key for key in self.window.mounts - mounted if not key or selection.may_hold(key)}
+        away = {key for key in self.window.away - mounted if self.window.since_of(key) >= week}
+        for key in sorted(missed):
+            self.stats.fail(
+                f"{key}*",
+                "the file system with these metrics is not mounted any more; if it is again within a week, the next "
+                "increment has its points; if it is gone for good, run backup",
             )
-            if key in self.window.expected:
-                self.stats.fail(f"{key}*", reason)
-            else:
-                logger.warning("%s*: %s", key, reason)
-        self._unseen += away
-        return tuple(sorted({*mounted, *away}))
+        self._unseen += missed | away
+        return tuple(sorted(mounted | missed)), tuple(sorted(away))
 
     def _key(self, name: str) -> str:
         return self.options.storage_path + increment_key(self.stamp, name)
@@ -209,7 +212,7 @@ class _Work:
 
     def _batches(self, files: Iterator[LocalFile], numbers: Iterator[int], size: int) -> Iterator[Batch]:
         """Batches of neighbouring files; each may take its share whole of what one round of `size` batches may."""
-        window = self.window
+        window = self._there
         while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
             owed: dict[str, tuple[int, int]] = {}
             if window.owed:
@@ -223,6 +226,7 @@ class _Work:
         for item in walk(self.options.prefix, self.options.selection):
             if isinstance(item, LocalFile):
                 self.files += 1
+                self._used.see(item.key)
                 yield item
             elif item.is_unseen:
                 self._unseen.append(item.key)

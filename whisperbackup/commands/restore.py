@@ -85,17 +85,22 @@ def run(options: Options, stats: RunStats) -> int:
         if later and not is_behind:
             is_behind = True
             logger.warning(BEHIND, metric.name)
-        return [RestoreMetric(metric.name, tuple(candidates), shares)]
+        is_newest = bool(candidates) and candidates[0].stamp == metric.last_stamp
+        return [RestoreMetric(metric.name, tuple(candidates), shares, is_newest)]
 
     return work_on_backups(options, stats, jobs, reads_records=True)
 
 
 class RestoreMetric(NamedTuple):
-    """Restore one metric from `candidates`, the newest first, and `shares`, its records of increments."""
+    """Restore one metric from `candidates`, the newest first, and `shares`, its records of increments.
+
+    `is_newest`: the store has nothing later of it than the first candidate.
+    """
 
     name: str
     candidates: tuple[Backup, ...]
     shares: tuple[Share, ...] = ()
+    is_newest: bool = False
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
@@ -226,10 +231,16 @@ class RestoreMetric(NamedTuple):
                 return self._place_compressed(context, path, made, backup, found, errors)
         elif found != Sorted():
             made = self._laid(content, found, context, errors) or made
-        if not restored:
-            return self._place(context, path, made, source, errors)
-        images = [(made.content, source), *((other, OTHER) for other in made.others)]
-        return self._filled(context, path, Placed("already whole"), images, errors, restored.planned)
+        planned: tuple[Write, ...] = ()
+        if restored:
+            images = [(made.content, source), *((other, OTHER) for other in made.others)]
+            planned = restored.planned
+            placed: Placed | None = self._filled(context, path, Placed("already whole"), images, errors, planned)
+        else:
+            placed = self._place(context, path, made, source, errors)
+        if placed is None or not made.earlier:
+            return placed
+        return self._filled(context, path, placed, [(earlier, "") for earlier in made.earlier], [], planned)
 
     def _place_compressed(
         self, context: Context, path: bytes, made: Image, backup: Backup, found: Sorted, errors: list[str]
@@ -309,7 +320,7 @@ class RestoreMetric(NamedTuple):
                 errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
                 laid.add(number)
         newest_until = -1.0
-        if self.candidates and stamp == self.candidates[0].stamp:
+        if self.is_newest and stamp == self.candidates[0].stamp:
             newest_until = seconds(context.options.date) if context.options.date else math.inf
         found = orders(records, stamp, overlay.runs, newest_until)
         laid.update(number for number, order in zip(numbers, found, strict=True) if order is not Order.EARLIER)

@@ -23,7 +23,7 @@ from whisperbackup.repository.stamps import next_stamp, seconds
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import mounts_below
+from whisperbackup.tree.mounts import Used, mounts_below
 from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class RunRecord:
         self._unsure: list[str] = []
         self._foreign: list[str] = []
         self._files = 0
+        self._mounts = Used(mounts_below(options.prefix))
         self._first_stamp = self._last_stamp = ""
         self.hours: set[str] = set()
         """The hours, as stamps begin, of all backups in the store."""
@@ -62,7 +63,6 @@ class RunRecord:
             is_complete=False,
             is_partial=options.selection.wanted is not None,
             metrics=options.metrics,
-            mounts=tuple(sorted(mounts_below(options.prefix))),
             after_increment=found.newest,
             steady_since=steady.since,
             pause=steady.pause,
@@ -101,6 +101,7 @@ class RunRecord:
                     self.hours.add(backup.stamp[:13])
             if isinstance(local, LocalFile):
                 self._files += 1
+                self._mounts.see(local.key)
                 self._missing.leave(local.key)
             elif isinstance(local, Skipped) and local.is_unseen:
                 if metric is None:
@@ -142,6 +143,7 @@ class RunRecord:
             self._run,
             end=_now() + 1,
             files=self._files,
+            mounts=tuple(sorted(self._mounts.found)),
             status=3 if stats.failed else 0,
             is_complete=True,
             first_stamp=seconds(self._first_stamp) if self._first_stamp else 0,

@@ -10,8 +10,8 @@ Records are laid in the order of the increments.  Of an archive's points:
    not tell it, the first run's first time is slot 0.
 3. The image has the latest record's header (aggregation, xFilesFactor).
 4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
-5. A record that is or may be earlier than the backup only fills in what the backup has not: that was lost when the
-   file was made anew.
+5. A record that may be earlier than the backup only fills in what the backup has not.  Earlier ones make images of
+   their own, from which restore fills if they have much more: then the file was made anew before the backup.
 6. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
    the latest record, the latest of them first (docs/design.md, "Healing").  If that has no room for some of their
    points, and one of the other layouts has room for all, everything is healed into that one.
@@ -43,7 +43,8 @@ class Image(NamedTuple):
     window began is in it, and whoever restores it must be told.  `read`: when the latest record was read, None if none
     was laid.  `others`: images of the metric's other layouts.  What of them fitted at `read` is in `content`, but not
     the rest, nor what was ahead of the clock then; and `content` may keep points for a shorter time than they do.  So
-    restore fills from them, too.
+    restore fills from them, too, and from those of `earlier` records, of which it names nothing: what was wanted since
+    is the backup's layout.
     """
 
     content: bytes
@@ -51,6 +52,7 @@ class Image(NamedTuple):
     read: int | None
     records: int
     others: tuple[bytes, ...] = ()
+    earlier: tuple[bytes, ...] = ()
 
 
 def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
@@ -58,8 +60,7 @@ def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
 
     None if there is neither.  Raises CorruptFile for a broken backup, CorruptIncrement for a record that declares a
     file of more than `max_size` bytes.  A compressed backup is the image whatever records there are: it cannot take
-    them, and whoever restores it must say so.  Earlier records of another layout fill in what they can: the backup's
-    layout is what was wanted since, and what does not fit is not missing.
+    them, and whoever restores it must say so.
     """
     images: dict[Layout, bytearray] = {}  # the latest is the last
     is_based = backup is not None
@@ -71,16 +72,10 @@ def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
     layout = parse_header(backup).archives if backup is not None else None
     count = 0
     read = None
-    past = 0
-    earlier: dict[Layout, bytearray] = {}
+    older: dict[Layout, bytearray] = {}
     for header, group in _groups(found.earlier, max_size):
-        if header.archives == layout:
-            _lay_group(whole, header.archives, group, is_filling=True)
-        else:
-            _lay_latest(earlier, header, group)
-            past = group[-1].read
-    for other in reversed(earlier.values()):
-        heal_in(whole, other, past)
+        _lay_latest(older, header, group)
+    earlier = tuple(bytes(each) for each in reversed(older.values()) if _has_much_more(each, whole))
     for header, group in _groups(found.unsure, max_size):
         if header.archives == layout:
             _lay_group(whole, header.archives, group, is_filling=True)
@@ -99,14 +94,25 @@ def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
         return None
     *others, latest = images.values()
     if not others:
-        return Image(bytes(latest), is_based, read, count)
+        return Image(bytes(latest), is_based, read, count, (), earlier)
     others.reverse()
     assert read is not None
     made = bytearray(latest)
     crowded = [other for other in others if not heal_in(made, other, read)]
     if crowded and (roomy := _in_earlier_layout(latest, others, read)) is not None:
-        return Image(roomy, is_based, read, count, tuple(map(bytes, (latest, *others))))
-    return Image(bytes(made), is_based, read, count, tuple(map(bytes, others)))
+        return Image(roomy, is_based, read, count, tuple(map(bytes, (latest, *others))), earlier)
+    return Image(bytes(made), is_based, read, count, tuple(map(bytes, others)), earlier)
+
+
+def _has_much_more(image: bytearray, other: bytearray) -> bool:
+    """Whether an image has points for as many times, which `other` lacks, as `other` has; of their finest archives."""
+    (first, step, points), *_ = parse_header(bytes(image)).archives
+    (other_first, other_step, other_points), *_ = parse_header(bytes(other)).archives
+    common = max(step, other_step)
+    times = np.frombuffer(image, SLOT, points, first)["t"] // common
+    has = np.unique(np.frombuffer(other, SLOT, other_points, other_first)["t"] // common)
+    lacks = np.setdiff1d(times, has)
+    return len(lacks) >= max(int(np.count_nonzero(has)), 1)
 
 
 def _groups(records: Iterable[Record], max_size: int) -> Iterator[tuple[Header, list[Record]]]:

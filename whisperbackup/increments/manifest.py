@@ -74,7 +74,9 @@ class Manifest(Origin):
     `since` is where its window begins; `reference` the stamp of the increment or run that this was taken from, and
     `reference_files` how many files that one saw.  `after_run` is the stamp of the newest backup run that had come to
     its end when this one began.  `owed` has keys, or beginnings of keys that end in ".", that could not be read, and
-    since when; None if there were too many.  `all_records` are the records that it had before retention took some out.
+    since when; None if there were too many.  `mounts` has also those that are not mounted any more, until a backup run
+    has done without; then they are `away`, for a week.  `all_records` are the records that it had before retention took
+    some out.
     """
 
     since: int
@@ -86,6 +88,7 @@ class Manifest(Origin):
     all_records: int = 0
     points: int = 0
     owed: dict[str, int] | None = field(default_factory=dict)
+    away: tuple[str, ...] = ()
     counters: dict[str, int] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
@@ -165,6 +168,7 @@ def read_manifest(content: bytes) -> Manifest:
     """The manifest that `content` is.  Raises CorruptIncrement."""
     values = _load(content, "manifest")
     values["parts"] = tuple([_part(part) for part in _list(values, "parts")])
+    values["away"] = _strings(values, "away")
     values["exclude"], values["mounts"] = _strings(values, "exclude"), _strings(values, "mounts")
     if values.get("owed") is not None:
         values["owed"] = _counts(values, "owed")

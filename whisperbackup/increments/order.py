@@ -46,20 +46,17 @@ def orders(
     """How each of a metric's records is to its backup `stamp` (empty: there is none).
 
     The records come with their increments, and in the order of these, in which they were read.  So what comes after a
-    later one is later, and what comes before an earlier one is earlier.  Until `newest_until` there was no newer
-    backup: what runs that ended by then found in the file was the same.  `runs` ascend.
+    later one is later, and what comes before an earlier one is earlier.  `runs` are all of the store, ascending, of
+    whatever node: one that did not see the metric does not confirm it.  Until `newest_until` there was no newer backup:
+    what runs that ended by then found in the file was the same.
     """
-    if not stamp:
+    if not stamp or not records:
         return [Order.LATER] * len(records)
     moment = seconds(stamp)
-    possible: dict[tuple[str, str], list[Run | None]] = {}
+    witnesses = _witnesses(moment, records[0][0].key, runs, newest_until)
     found = []
     for record, increment in records:
-        origin = increment.node, increment.prefix
-        if origin not in possible:
-            of_origin = [run for run in runs if (run.node, run.prefix) == origin]
-            possible[origin] = _witnesses(moment, record.key, of_origin, newest_until)
-        told = {_order_by(record, increment, moment, run) for run in possible[origin]}
+        told = {_order_by(record, increment, moment, witness) for witness in witnesses}
         found.append(told.pop() if len(told) == 1 else Order.UNKNOWN)
     first = found.index(Order.LATER) if Order.LATER in found else len(found)
     rest = len(found) - found[::-1].index(Order.EARLIER) if Order.EARLIER in found else 0
@@ -73,7 +70,7 @@ def _witnesses(moment: int, key: str, runs: Sequence[Run], newest_until: float) 
     While there is no newer backup, that is the last run that confirms the metric and came to its end.  Else it is the
     run that made the backup: more than one is possible where the clock was set, since no backup is stamped earlier than
     the one before, and a run under a fast clock leaves its stamps to those after it.  A run that did not end has not
-    told which stamps it gave.
+    told which stamps it gave, but made none after the next one had begun.
     """
     # The cheap comparisons come first: there can be hundreds of runs for each of a million metrics.
     inside = [
@@ -81,14 +78,13 @@ def _witnesses(moment: int, key: str, runs: Sequence[Run], newest_until: float) 
         for run in runs
         if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp) and run.confirms(key)
     ]
+    last = max((run.stamp for run in runs if run.is_complete and run.begin <= moment), default="")
     ended = next(
         (run for run in reversed(runs) if run.is_complete and run.end <= newest_until and run.confirms(key)), None
     )
     found: list[Run | None] = [*inside]
-    if ended is not None and (inside or moment <= ended.end):
-        found, last = [ended], ended.stamp
-    else:
-        last = max((run.stamp for run in inside if moment <= run.end), default="")
+    if ended is not None and (ended.stamp >= inside[-1].stamp if inside else moment <= ended.end):
+        found, last = [ended], max(last, ended.stamp)
     found += [
         run for run in runs if not run.is_complete and run.stamp > last and run.begin <= moment and run.confirms(key)
     ]

@@ -92,10 +92,8 @@ def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[R
         if run.is_complete and not run.is_partial:
             origin = run.node, run.prefix
             backed_up[origin] = max(backed_up.get(origin, ""), run.after_increment)
-    oldest: dict[tuple[str, str], str] = {}
     for one in increments:
-        origin = one.node, one.prefix
-        start = max(oldest.setdefault(origin, one.stamp), backed_up.get(origin, ""))
+        start = backed_up.get((one.node, one.prefix), "")
         if start < one.reference < one.stamp and one.reference not in there:
             on_damage(
                 f"the increment of {one.reference}",

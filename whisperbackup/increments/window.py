@@ -30,8 +30,8 @@ class Now:
 class Window:
     """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier.
 
-    `owed_lag` is the lag that these moments were computed with.  `mounts` are folders where a file system was
-    mounted in the last days; of those that are `expected` to be, no backup run has done without.
+    `owed_lag` is the lag that these moments were computed with.  `mounts` are folders where a file system should be
+    mounted; a backup run has done without those that are `away`.
     """
 
     since: int
@@ -41,7 +41,7 @@ class Window:
     owed: Mapping[str, int] = field(default_factory=dict)
     owed_lag: int = 0
     mounts: frozenset[str] = frozenset()
-    expected: frozenset[str] = frozenset()
+    away: frozenset[str] = frozenset()
 
     def new_from(self, key: str) -> int:
         """A file born then or later cannot have been read before: its points are taken whole, whatever their times.
@@ -56,15 +56,22 @@ class Window:
         return earliest(self.owed, key, self.since) if self.owed else self.since
 
     def after(self, run: Run, node: str, prefix: str, exclude: Iterable[str]) -> Window:
-        """This window where `run` is the newest backup run that ended: what it did without is not expected any more."""
-        if run.stamp <= self.reference or not counts(run, node, prefix, set(exclude)):
-            return self
-        files = min(self.reference_files, run.files)
-        return replace(self, reference_files=files, expected=self.expected.intersection(run.mounts))
+        """This window where `run` is the newest backup run that ended.
 
-    def away(self, mounted: Collection[str], begin: int) -> list[str]:
-        """Where a file system was mounted within a week of `begin` and is not now."""
-        return sorted(key for key in self.mounts.difference(mounted) if self.since_of(key) >= begin - MAX_AGE)
+        Where it found less than half of the files, that is no reason to fail any more, but what it missed is owed.
+        """
+        if run.stamp <= self.reference or not counts(run, node, prefix, set(exclude)) or run.unconfirmed is None:
+            return self
+        given_up = self.mounts.difference(run.mounts)
+        window = replace(self, mounts=self.mounts - given_up, away=self.away | given_up)
+        if 2 * run.files < self.reference_files:
+            missed = dict.fromkeys(run.unconfirmed, self.since)
+            window = replace(window, reference_files=run.files, owed=missed | dict(self.owed))
+        return window
+
+    def without(self, folders: Collection[str]) -> Window:
+        """This window for the files that are in these folders while what is owed there is not."""
+        return replace(self, owed={key: moment for key, moment in self.owed.items() if key not in folders})
 
 
 def choose(
@@ -96,8 +103,10 @@ def choose(
         # A run that came later and is passed over had another clock: files written under it have times of its own.
         later = [o.begin for o in (*mine, *runs) if o.stamp > newest.stamp and (o.node, o.prefix) == (node, prefix)]
         since = min([_begin(newest, now), *later]) - lag
-        mounts = frozenset(newest.mounts)
-        return Window(since, newest.stamp, newest.files, lag, newest.owed or {}, newest.lag, mounts, mounts)
+        return Window(
+            since, newest.stamp, newest.files, lag, newest.owed or {}, newest.lag,
+            frozenset(newest.mounts), frozenset(newest.away),
+        )  # fmt: skip
     counting = sorted(
         (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time and not _leapt(run, now)),
         key=lambda run: run.stamp,
@@ -109,8 +118,8 @@ def choose(
             older = counting[place + 1 :]
             owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
             recent = [each for each in counting if each.begin >= now.time - MAX_AGE]
-            mounts = frozenset(key for each in recent for key in each.mounts)
-            return Window(since, run.stamp, run.files, lag, owed, lag, mounts, frozenset(run.mounts))
+            away = frozenset(key for each in recent for key in each.mounts if key not in run.mounts)
+            return Window(since, run.stamp, run.files, lag, owed, lag, frozenset(run.mounts), away)
     return None
 
 

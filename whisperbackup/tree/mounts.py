@@ -1,9 +1,10 @@
-"""The file systems that are mounted below the prefix: a disk that is not there must not look like metrics that went."""
+"""What is mounted at or below the prefix: a disk that is not there must not look like metrics that are gone."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from whisperbackup.tree.names import encode
 
@@ -12,7 +13,10 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")  # space, tab, newline and backslash are w
 
 
 def mounts_below(prefix: bytes) -> set[str]:
-    """The beginnings of their metrics' keys (`disk2.`); empty where the kernel does not tell.  (Source: proc(5).)"""
+    """The beginnings of their metrics' keys: `disk2.`, and the empty one if the prefix itself is a mount point.
+
+    Empty where the kernel does not tell.  (Source: proc(5).)
+    """
     root = os.path.realpath(prefix).rstrip(b"/") + b"/"
     try:
         with open(MOUNTS, "rb") as file:
@@ -21,7 +25,22 @@ def mounts_below(prefix: bytes) -> set[str]:
         return set()
     paths = [_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), point) for point in points]
     return {
-        "".join(f"{encode(name)}." for name in path.removeprefix(root).split(b"/"))
-        for path in paths
+        "".join(f"{encode(name)}." for name in path.removeprefix(root).split(b"/") if name)
+        for path in (path.rstrip(b"/") + b"/" for path in paths)
         if path.startswith(root)
     }
+
+
+class Used:
+    """Which of the mounted file systems have metrics: others (a snapshot, an empty disk) are none of ours."""
+
+    def __init__(self, mounted: Iterable[str]) -> None:
+        self._left = sorted(mounted, reverse=True)
+        self.found: set[str] = set()
+
+    def see(self, key: str) -> None:
+        """Note a metric; their keys ascend."""
+        while self._left and key >= self._left[-1]:
+            mount = self._left.pop()
+            if key.startswith(mount):
+                self.found.add(mount)
