@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 FILES_IN_BATCH = 256
 BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
+PARTIAL_RUNS = 5  # after the last complete one, that are read; more need another backup of the whole tree
 HOUR = 3600
 
 ReaderPool = Pool[Throttle, Taken]
@@ -68,9 +69,10 @@ def run(options: Options, stats: RunStats) -> int:
         stamp = found.next_stamp()
         # A run in progress may read a file after this one does.
         runs = history.runs_of(driver, options.storage_path, reversed(found.runs))
-        last = next((one for one in runs if one.is_complete), None)
+        ended = (one for one in runs if one.is_complete)
+        last = next(ended, None)
         if last is not None:
-            window = window.after(last, *whose)
+            window = window.after(itertools.chain([last], itertools.islice(ended, PARTIAL_RUNS)), *whose)
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
@@ -172,6 +174,12 @@ class _Work:
                 f"{key}*",
                 "the file system with these metrics is not mounted any more; if it is again within a week, the next "
                 "increment has its points; if it is gone for good, run backup",
+            )
+        for key in sorted(self.window.away & mounted):
+            self.stats.fail(
+                f"{key}*",
+                "the file system with these metrics is mounted again, but the newest backups are of what was there "
+                "without it: run backup",
             )
         self._unseen += missed | away
         return tuple(sorted(mounted | missed)), tuple(sorted(away))

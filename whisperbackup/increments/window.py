@@ -55,12 +55,14 @@ class Window:
         """Where the window of the metric with this key begins."""
         return earliest(self.owed, key, self.since) if self.owed else self.since
 
-    def after(self, run: Run, node: str, prefix: str, exclude: Iterable[str]) -> Window:
-        """This window where `run` is the newest backup run that ended.
+    def after(self, runs: Iterable[Run], node: str, prefix: str, exclude: Iterable[str]) -> Window:
+        """This window where these are the newest backup runs that ended, the newest first.
 
-        Where it found less than half of the files, that is no reason to fail any more, but what it missed is owed.
+        Where the one that counts found less than half of the files, that is no reason to fail any more, but what it
+        missed is owed.
         """
-        if run.stamp <= self.reference or not counts(run, node, prefix, set(exclude)) or run.unconfirmed is None:
+        run = next((run for run in runs if counts(run, node, prefix, set(exclude))), None)
+        if run is None or run.stamp <= self.reference or run.unconfirmed is None:
             return self
         given_up = self.mounts.difference(run.mounts)
         window = replace(self, mounts=self.mounts - given_up, away=self.away | given_up)
