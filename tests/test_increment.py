@@ -402,17 +402,59 @@ def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: P
     settle()
     assert "my disk.*: the file system with these metrics is mounted again" in stored("increment", "disk", status=3)
     last = made(stored)[-1]
-    assert (last.owed, last.mounts, last.away) == ({}, ("my disk.",), ())
+    assert (last.owed, last.mounts, last.away) == ({}, ("my disk.",), ("my disk.",))
     settle()
-    assert "my disk" not in stored("increment", "disk")
+    assert "is mounted again" in stored("increment", "disk", status=3)
     image = stored.home / "image.wsp"
     image.write_bytes(images(driver_of(stored))["my disk.one"])
     assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
 
 
-def test_a_tree_that_is_a_disk_is_missed_too(program: Program) -> None:
+@pytest.mark.parametrize("how", ["stopped", "for a part"])
+def test_a_disk_that_was_away_during_any_backup_is_named_until_one_has_its_files(disk_below: Program, how: str) -> None:
+    stored, folder = disk_below, disk_below.prefix / "my disk"
+    subprocess.run(["umount", folder], check=True)
+    stored("increment", "disk", status=3)
+    stored.write("my disk.one")
+    settle()
+    if how == "stopped":
+        record = json.loads(runs(stored)[-1].to_json()) | {"is_complete": False, "stamp": history.stamp_at(time.time())}
+        driver_of(stored).put(f".runs/{record['stamp']}.json", json.dumps(record).encode())
+    else:
+        stored("backup", "disk", "-m", "my disk.*")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
+    for _ in range(2):
+        settle()
+        assert "my disk.*: the file system with these metrics is mounted again" in stored("increment", "disk", status=3)
+    stored("backup", "disk")
+    settle()
+    stored("increment", "disk")
+    assert images(driver_of(stored)) == live(stored)
+
+
+def test_a_backup_that_an_increment_overlaps_ends_the_waiting_for_a_disk_too(disk_below: Program) -> None:
+    subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
+    disk_below("increment", "disk", status=3)
+    disk_below("backup", "disk")
+    driver, newest = driver_of(disk_below), runs(disk_below)[-1]
+    (disk_below.store / ".runs" / f"{newest.stamp}.json").unlink()  # as if it had begun before that increment
+    before = history.stamp_at(datetime.fromisoformat(made(disk_below)[-1].stamp).timestamp() - 1)
+    assert before > runs(disk_below)[-1].stamp
+    driver.put(f".runs/{before}.json", replace(newest, stamp=before).to_json())
+    settle()
+    assert "my disk" not in disk_below("increment", "disk")
+
+
+@pytest.mark.parametrize("point", ["", "tree", "tree/whisper"])
+def test_a_tree_on_a_disk_is_missed_too(program: Program, point: str) -> None:
+    """The disk is mounted at the prefix, or above it."""
     (program.home / "disk").mkdir()
-    for _ in mounted(program.prefix, "--bind", str(program.home / "disk")):
+    at = program.prefix
+    program.prefix = at / point
+    for _ in mounted(at, "--bind", str(program.home / "disk")):
+        program.prefix.mkdir(parents=True, exist_ok=True)
         for metric in ("a.one", "b.two"):
             program.write(metric)
         settle()
@@ -420,11 +462,12 @@ def test_a_tree_that_is_a_disk_is_missed_too(program: Program) -> None:
         settle()
         add_point(program.prefix / "a/one.wsp", 77.0)
         settle()
-        subprocess.run(["umount", program.prefix], check=True)
+        subprocess.run(["umount", at], check=True)
+        program.prefix.mkdir(parents=True, exist_ok=True)
         for metric in ("a.one", "b.two"):
             program.write(metric)
         assert "*: the file system with these metrics is not mounted" in program("increment", "disk", status=3)
-        subprocess.run(["mount", "--bind", program.home / "disk", program.prefix], check=True)
+        subprocess.run(["mount", "--bind", program.home / "disk", at], check=True)
         settle()
         program("increment", "disk")
         assert made(program)[-1].owed == {}

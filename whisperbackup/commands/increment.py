@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from whisperbackup import __version__
 from whisperbackup.commands.known_store import check_store, open_for_increment, state_of
@@ -38,6 +38,14 @@ logger = logging.getLogger(__name__)
 FILES_IN_BATCH = 256
 BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
+MISSED = (
+    "the file system with these metrics is not mounted any more; if it is again within a week, the next increment has "
+    "its points; if it is gone for good, run backup"
+)
+RETURNED = (
+    "the file system with these metrics is mounted again, but the newest backups may be of what was there without it: "
+    "run backup"
+)
 PARTIAL_RUNS = 5  # after the last complete one, that are read; more need another backup of the whole tree
 HOUR = 3600
 
@@ -82,7 +90,7 @@ def run(options: Options, stats: RunStats) -> int:
         with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
             check_clock(now, options.lag, stats)
-            mounts, away = work.mounts()
+            mounts, away = work.mounts(found.runs)
             made = Manifest(
                 stamp=stamp,
                 node=whose.node,
@@ -163,26 +171,26 @@ class _Work:
         self._report_lateness()
         return tuple(parts)
 
-    def mounts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Where file systems are mounted or should be; where a backup run has done without them in the last week."""
+    def mounts(self, runs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where file systems are mounted or should be; where backups are of what was there without them.
+
+        `runs` are the stamps of all backup runs, ascending.
+        """
+        window = self.window
         mounted = self._used.found & mounts_below(self.options.prefix)
-        selection, week = self.options.selection, self.begin - MAX_AGE
-        missed = {key for key in self.window.mounts - mounted if not key or selection.may_hold(key)}
-        away = {key for key in self.window.away - mounted if self.window.since_of(key) >= week}
-        for key in sorted(missed):
-            self.stats.fail(
-                f"{key}*",
-                "the file system with these metrics is not mounted any more; if it is again within a week, the next "
-                "increment has its points; if it is gone for good, run backup",
-            )
-        for key in sorted(self.window.away & mounted):
-            self.stats.fail(
-                f"{key}*",
-                "the file system with these metrics is mounted again, but the newest backups are of what was there "
-                "without it: run backup",
-            )
+        missed = {key for key in window.mounts - mounted if not key or self.options.selection.may_hold(key)}
+        away = {key for key in window.away - mounted if window.since_of(key) >= self.begin - MAX_AGE}
+        newest_run = runs[-1] if runs else ""
+        returned = mounted & window.away
+        for key in mounted & window.owed.keys():
+            reference = window.owed[key] + window.owed_lag + 1  # the last run that had it had begun by then
+            if newest_run > history.stamp_at(reference):
+                returned.add(key)
+        for keys, reason in ((missed, MISSED), (returned, RETURNED)):
+            for key in sorted(keys):
+                self.stats.fail(f"{key}*", reason)
         self._unseen += missed | away
-        return tuple(sorted(mounted | missed)), tuple(sorted(away))
+        return tuple(sorted(mounted | missed)), tuple(sorted(away | returned))
 
     def _key(self, name: str) -> str:
         return self.options.storage_path + increment_key(self.stamp, name)

@@ -238,8 +238,11 @@ class RestoreMetric(NamedTuple):
             placed: Placed | None = self._filled(context, path, Placed("already whole"), images, errors, planned)
         else:
             placed = self._place(context, path, made, source, errors)
-        if placed is None or not made.earlier:
+        if not made.earlier:
             return placed
+        if placed is None:  # --from and --until name a time of which only they have points
+            first, *rest = made.earlier
+            return self._place(context, path, made._replace(content=first, others=tuple(rest)), "", [])
         return self._filled(context, path, placed, [(earlier, "") for earlier in made.earlier], [], planned)
 
     def _place_compressed(

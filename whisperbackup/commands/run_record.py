@@ -143,7 +143,7 @@ class RunRecord:
             self._run,
             end=_now() + 1,
             files=self._files,
-            mounts=tuple(sorted(self._mounts.found)),
+            mounts=tuple(sorted(self._mounts.found & mounts_below(self._options.prefix))),
             status=3 if stats.failed else 0,
             is_complete=True,
             first_stamp=seconds(self._first_stamp) if self._first_stamp else 0,

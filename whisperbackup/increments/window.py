@@ -31,7 +31,8 @@ class Window:
     """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier.
 
     `owed_lag` is the lag that these moments were computed with.  `mounts` are folders where a file system should be
-    mounted; a backup run has done without those that are `away`.
+    mounted; the newest backups are of files that were there without it where it was `away`.  `known_run` is the newest
+    backup run that all this knows of.
     """
 
     since: int
@@ -42,6 +43,7 @@ class Window:
     owed_lag: int = 0
     mounts: frozenset[str] = frozenset()
     away: frozenset[str] = frozenset()
+    known_run: str = ""
 
     def new_from(self, key: str) -> int:
         """A file born then or later cannot have been read before: its points are taken whole, whatever their times.
@@ -62,11 +64,11 @@ class Window:
         missed is owed.
         """
         run = next((run for run in runs if counts(run, node, prefix, set(exclude))), None)
-        if run is None or run.stamp <= self.reference or run.unconfirmed is None:
+        if run is None or run.stamp <= self.known_run:
             return self
         given_up = self.mounts.difference(run.mounts)
-        window = replace(self, mounts=self.mounts - given_up, away=self.away | given_up)
-        if 2 * run.files < self.reference_files:
+        window = replace(self, mounts=self.mounts - given_up, away=(self.away | given_up).difference(run.mounts))
+        if 2 * run.files < self.reference_files and run.unconfirmed is not None:
             missed = dict.fromkeys(run.unconfirmed, self.since)
             window = replace(window, reference_files=run.files, owed=missed | dict(self.owed))
         return window
@@ -107,7 +109,7 @@ def choose(
         since = min([_begin(newest, now), *later]) - lag
         return Window(
             since, newest.stamp, newest.files, lag, newest.owed or {}, newest.lag,
-            frozenset(newest.mounts), frozenset(newest.away),
+            frozenset(newest.mounts), frozenset(newest.away), newest.after_run,
         )  # fmt: skip
     counting = sorted(
         (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time and not _leapt(run, now)),
@@ -121,7 +123,7 @@ def choose(
             owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
             recent = [each for each in counting if each.begin >= now.time - MAX_AGE]
             away = frozenset(key for each in recent for key in each.mounts if key not in run.mounts)
-            return Window(since, run.stamp, run.files, lag, owed, lag, frozenset(run.mounts), away)
+            return Window(since, run.stamp, run.files, lag, owed, lag, frozenset(run.mounts), away, run.stamp)
     return None
 
 

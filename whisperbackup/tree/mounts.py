@@ -1,4 +1,4 @@
-"""What is mounted at or below the prefix: a disk that is not there must not look like metrics that are gone."""
+"""What is mounted at the prefix, above or below it: a disk that is not there must not look like metrics that went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")  # space, tab, newline and backslash are w
 
 
 def mounts_below(prefix: bytes) -> set[str]:
-    """The beginnings of their metrics' keys: `disk2.`, and the empty one if the prefix itself is a mount point.
+    """The beginnings of their metrics' keys: `disk2.`, and the empty one if the prefix is not on the root file system.
 
     Empty where the kernel does not tell.  (Source: proc(5).)
     """
@@ -24,11 +24,13 @@ def mounts_below(prefix: bytes) -> set[str]:
     except OSError:
         return set()
     paths = [_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), point) for point in points]
-    return {
-        "".join(f"{encode(name)}." for name in path.removeprefix(root).split(b"/") if name)
-        for path in (path.rstrip(b"/") + b"/" for path in paths)
-        if path.startswith(root)
+    folders = [path.rstrip(b"/") + b"/" for path in paths]
+    below = {
+        "".join(f"{encode(name)}." for name in folder.removeprefix(root).split(b"/") if name)
+        for folder in folders
+        if folder.startswith(root)
     }
+    return below | {"" for folder in folders if folder != b"/" and root.startswith(folder)}
 
 
 class Used:
