@@ -477,7 +477,8 @@ def test_a_tree_on_a_disk_is_missed_too(program: Program, point: str) -> None:
 
 
 def test_a_disk_that_is_gone_for_a_week_is_not_waited_for(disk_below: Program) -> None:
-    subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
+    folder = disk_below.prefix / "my disk"
+    subprocess.run(["umount", folder], check=True)
     driver = driver_of(disk_below)
     (only,) = made(disk_below)
     old = {"mounts": [], "away": ["my disk."], "owed": {"my disk.": int(time.time()) - 8 * 86400}}
@@ -485,7 +486,10 @@ def test_a_disk_that_is_gone_for_a_week_is_not_waited_for(disk_below: Program) -
     settle()
     assert "my disk" not in disk_below("increment", "disk")
     last = made(disk_below)[-1]
-    assert (last.mounts, last.away, last.owed) == ((), (), {})
+    assert (last.mounts, last.away, last.owed) == ((), ("my disk.",), {})
+    subprocess.run(["mount", "--bind", disk_below.home / "disk", folder], check=True)
+    settle()
+    assert "is mounted again" in disk_below("increment", "disk", status=3)
 
 
 def test_file_systems_without_metrics_are_not_missed(disk_below: Program) -> None:
@@ -495,6 +499,11 @@ def test_file_systems_without_metrics_are_not_missed(disk_below: Program) -> Non
         disk_below("increment", "disk")
         disk_below("backup", "disk")
         assert made(disk_below)[-1].mounts == runs(disk_below)[-1].mounts == ("my disk.",)
+    settle()
+    for metric in ("one", "two"):
+        (disk_below.prefix / f"my disk/{metric}.wsp").unlink()
+    assert AWAY not in disk_below("increment", "disk", "--exclude", "b.*")
+    assert AWAY not in disk_below("increment", "disk"), "its metrics are gone, not the disk"
 
 
 def test_a_clock_that_is_set_during_a_run_is_named() -> None:

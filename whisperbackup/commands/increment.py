@@ -140,9 +140,9 @@ class _Work:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
         self.begin = begin
         self.files = 0
-        mounted = mounts_below(options.prefix)
-        self._used = Used(mounted)
-        self._there = window.without((window.mounts | window.away) - mounted)
+        self._mounted = mounts_below(options.prefix)
+        self._used = Used(self._mounted)
+        self._there = window.without((window.mounts | window.away) - self._mounted)
         self._failed: list[str] = []
         self._unseen: list[str] = []
         self._served: set[str] = set()  # of what earlier runs owe
@@ -177,9 +177,10 @@ class _Work:
         `runs` are the stamps of all backup runs, ascending.
         """
         window = self.window
-        mounted = self._used.found & mounts_below(self.options.prefix)
-        missed = {key for key in window.mounts - mounted if not key or self.options.selection.may_hold(key)}
-        away = {key for key in window.away - mounted if window.since_of(key) >= self.begin - MAX_AGE}
+        there = self._mounted & mounts_below(self.options.prefix)
+        mounted = self._used.found & there
+        missed = {key for key in window.mounts - there if not key or self.options.selection.may_hold(key)}
+        away = window.away - there
         newest_run = runs[-1] if runs else ""
         returned = mounted & window.away
         for key in mounted & window.owed.keys():
@@ -189,7 +190,8 @@ class _Work:
         for keys, reason in ((missed, MISSED), (returned, RETURNED)):
             for key in sorted(keys):
                 self.stats.fail(f"{key}*", reason)
-        self._unseen += missed | away
+        self._unseen += missed
+        self._unseen += [key for key in away if window.since_of(key) >= self.begin - MAX_AGE]
         return tuple(sorted(mounted | missed)), tuple(sorted(away | returned))
 
     def _key(self, name: str) -> str:
