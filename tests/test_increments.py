@@ -677,8 +677,8 @@ def test_what_was_in_the_store_when_the_other_began_is_earlier_whatever_the_cloc
     assert order_of(simple("m/")._replace(version=NOW + 30), between, backup, [run]) is LATER
     assert order_of(simple("m/")._replace(version=NOW + 29), between, backup, [run]) is EARLIER
     assert order_of(new, early, backup, [replace(run, node="a new name")]) is EARLIER
+    assert order_of(new, early, backup, [replace(run, unconfirmed=("m/",))]) is EARLIER  # who else made that backup?
     for other in (
-        replace(run, unconfirmed=("m/",)),
         replace(run, end=NOW + 29),
         replace(run, is_partial=True, metrics=("x.*",)),
         replace(run, exclude=("m*",)),
@@ -709,7 +709,7 @@ def test_where_stamps_follow_a_fast_clock_only_what_all_possible_runs_agree_on_i
         ([killed], between, NOW + HOUR - 2, UNKNOWN),
         ([killed], between, NOW + HOUR - 1, LATER),
         ([killed_before, run], early, NOW - HOUR, EARLIER),  # that one gave no stamp after the next began
-        ([killed_before, replace(run, unconfirmed=("m/",))], early, NOW - HOUR, UNKNOWN),
+        ([killed_before, replace(run, unconfirmed=("m/",))], early, NOW - HOUR, EARLIER),
         ([set_back], between, NOW + 2 * HOUR, UNKNOWN),
         ([set_back], increment_at(NOW + 10, after_run=set_back.stamp), NOW - HOUR, LATER),
     ):

@@ -145,9 +145,13 @@ class Run(Origin):
         except BadGlob:
             return select(("*",))
 
+    def selects(self, key: str) -> bool:
+        """Whether it looked at the metric with this key at all, or would have."""
+        return key[:-1] in self._selection
+
     def confirms(self, key: str) -> bool:
         """Whether the store had what the file held when it looked at it; for one that did not end, if it did look."""
-        return key[:-1] in self._selection and not self.doubts(key)
+        return self.selects(key) and not self.doubts(key)
 
     def to_json(self) -> bytes:
         """What is stored."""

@@ -76,8 +76,10 @@ def _witnesses(moment: int, key: str, runs: Sequence[Run], newest_until: float) 
     inside = [
         run
         for run in runs
-        if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp) and run.confirms(key)
+        if run.is_complete and run.earliest <= moment <= max(run.end, run.last_stamp) and run.selects(key)
     ]
+    # One made it, even if it names the metric: retention's guard may have kept an older backup, too.
+    inside = [run for run in inside if not run.doubts(key)] or inside
     last = max((run.stamp for run in runs if run.is_complete and run.begin <= moment), default="")
     ended = next(
         (run for run in reversed(runs) if run.is_complete and run.end <= newest_until and run.confirms(key)), None
