@@ -55,7 +55,6 @@ class File:
     backups: dict[str, bytes] = field(default_factory=dict)
     expected: tuple[int, bytes] | None = None
     recreated: bool = False  # since its newest backup
-    was_recreated: bool = False  # ever
     was_ahead: bool = False  # a sender was, by hours
     has_earlier: bool = False  # records that are earlier than its newest backup
     is_blurred: bool = False  # by such a file's whole or earlier records: which of two stamps came first is not known
@@ -110,7 +109,7 @@ class World:
         new = File(path, layout, self.clock, self.clock)
         if known:
             new.backups, new.expected, new.recreated = known.backups, known.expected, True
-            new.was_recreated, new.was_ahead = True, known.was_ahead
+            new.was_ahead = known.was_ahead
             new.is_unsure = known.is_unsure
             new.before = known.before + ([known.expected[1]] if known.expected and not known.is_unsure else [])
             new.layouts = known.layouts + (layout != known.layout)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -169,8 +169,8 @@ def test_a_metric_that_was_made_anew_before_its_first_backup_has_what_increments
         node("increment", "disk")
 
 
-def test_a_date_within_a_backup_run_and_one_whose_newest_backup_is_gone(program: Program) -> None:
-    """What later runs found in a file is no proof for the backup that a date chooses."""
+def test_a_date_within_a_backup_run(program: Program) -> None:
+    """What the runs before found in a file is no proof for the backup that the date chooses."""
     path = program.write("a.one")
     settle()
     program("backup", "disk", "-r", 5)
@@ -187,12 +187,32 @@ def test_a_date_within_a_backup_run_and_one_whose_newest_backup_is_gone(program:
         lose(program)
         program("restore", "disk", "-c", stamp)  # its run had not ended then
         assert path.read_bytes() == content
+
+
+def test_a_date_before_which_the_newest_backup_was_thinned_out(program: Program) -> None:
+    """The run that made that backup confirmed the metric, but not with the older backup that is left."""
+    path, now = program.write("a.one"), int(time.time())
+    settle()
+    program("backup", "disk", "-r", 5)
+    settle()
+    whisper.update(str(path), 77.0, now - 300)  # another value in its slot
+    program("increment", "disk")
+    settle()
+    program("backup", "disk", "-r", 5)
+    thinned = program.stamps("a.one")[-1]
+    settle()
+    add_point(path, 88.0)
+    program("increment", "disk", "--lag", 0)
+    settle()
+    date, content = stamp_of(datetime.now(UTC)), path.read_bytes()
+    settle()
+    add_point(path, 99.0)
+    program("backup", "disk", "-r", 5)
     for suffix in ("sha1", "wsp.gz"):
-        (program.store / "a.one" / f"{states[1][0]}.{suffix}").unlink()  # as retention by calendar may do
-    before = stamp_of(datetime.fromisoformat(states[2][0]) - timedelta(seconds=1))
+        (program.store / "a.one" / f"{thinned}.{suffix}").unlink()
     lose(program)
-    program("restore", "disk", "-c", before)
-    assert 9.0 in whisper.fetch(str(path), int(time.time()) - 600)[1]
+    program("restore", "disk", "-c", date)
+    assert path.read_bytes() == content
 
 
 def test_an_increment_that_was_deleted_is_named_until_a_backup_has_its_points(node: Program) -> None:

@@ -29,7 +29,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.pool import Pool
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import Used, mounts_below
+from whisperbackup.tree.mounts import Used, mounted
 from whisperbackup.tree.walk import LocalFile, check_tree, walk
 from whisperbackup.whisper.throttle import Throttle
 
@@ -140,7 +140,7 @@ class _Work:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
         self.begin = begin
         self.files = 0
-        self._mounted = mounts_below(options.prefix)
+        self._mounted = mounted(options.prefix)
         self._used = Used(self._mounted)
         self._there = window.without((window.mounts | window.away) - self._mounted)
         self._failed: list[str] = []
@@ -177,13 +177,13 @@ class _Work:
         `runs` are the stamps of all backup runs, ascending.
         """
         window = self.window
-        there = self._mounted & mounts_below(self.options.prefix)
-        mounted = self._used.found & there
+        there = self._mounted & mounted(self.options.prefix)
+        used = self._used.found & there
         missed = {key for key in window.mounts - there if not key or self.options.selection.may_hold(key)}
         away = window.away - there
         newest_run = runs[-1] if runs else ""
-        returned = mounted & window.away
-        for key in mounted & window.owed.keys():
+        returned = used & window.away
+        for key in used & window.owed.keys():
             reference = window.owed[key] + window.owed_lag + 1  # the last run that had it had begun by then
             if newest_run > history.stamp_at(reference):
                 returned.add(key)
@@ -192,7 +192,7 @@ class _Work:
                 self.stats.fail(f"{key}*", reason)
         self._unseen += missed
         self._unseen += [key for key in away if window.since_of(key) >= self.begin - MAX_AGE]
-        return tuple(sorted(mounted | missed)), tuple(sorted(away | returned))
+        return tuple(sorted(used | missed)), tuple(sorted(away | returned))
 
     def _key(self, name: str) -> str:
         return self.options.storage_path + increment_key(self.stamp, name)
@@ -235,7 +235,9 @@ class _Work:
             owed: dict[str, tuple[int, int]] = {}
             if window.owed:
                 self._served.update(name for key, _ in chunk for name in (key, *ancestors(key)) if name in window.owed)
-                owed = {key: (window.since_of(key), window.new_from(key)) for key, _ in chunk}
+                usual = window.since, window.since + window.lag
+                all_owed = {key: (window.since_of(key), window.new_from(key)) for key, _ in chunk}
+                owed = {key: limits for key, limits in all_owed.items() if limits != usual}
             limits = Limits(window.since, window.lag, owed)
             yield Batch(next(numbers), chunk, limits, self._whole // size)
 

@@ -23,7 +23,7 @@ from whisperbackup.repository.stamps import next_stamp, seconds
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import Used, mounts_below
+from whisperbackup.tree.mounts import Used, mounted
 from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RunRecord:
         self._unsure: list[str] = []
         self._foreign: list[str] = []
         self._files = 0
-        self._mounts = Used(mounts_below(options.prefix))
+        self._mounts = Used(mounted(options.prefix))
         self._first_stamp = self._last_stamp = ""
         self.hours: set[str] = set()
         """The hours, as stamps begin, of all backups in the store."""
@@ -143,7 +143,7 @@ class RunRecord:
             self._run,
             end=_now() + 1,
             files=self._files,
-            mounts=tuple(sorted(self._mounts.found & mounts_below(self._options.prefix))),
+            mounts=tuple(sorted(self._mounts.found & mounted(self._options.prefix))),
             status=3 if stats.failed else 0,
             is_complete=True,
             first_stamp=seconds(self._first_stamp) if self._first_stamp else 0,

@@ -75,8 +75,8 @@ class Manifest(Origin):
     `reference_files` how many files that one saw.  `after_run` is the stamp of the newest backup run that had come to
     its end when this one began.  `owed` has keys, or beginnings of keys that end in ".", that could not be read, and
     since when; None if there were too many.  `mounts` has also those that are not mounted any more, until a backup run
-    has done without; then they are `away`, for a week.  `all_records` are the records that it had before retention took
-    some out.
+    has done without; then they are `away`, until one has them again.  `all_records` are the records that it had before
+    retention took some out.
     """
 
     since: int

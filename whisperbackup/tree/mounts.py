@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from whisperbackup.tree.names import encode
 
@@ -12,25 +13,38 @@ MOUNTS = "/proc/self/mountinfo"
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # space, tab, newline and backslash are written so
 
 
-def mounts_below(prefix: bytes) -> set[str]:
-    """The beginnings of their metrics' keys: `disk2.`, and the empty one if the prefix is not on the root file system.
+class _Mount(NamedTuple):
+    parent: bytes
+    device: bytes
+    folder: bytes  # ends in a slash
 
-    Empty where the kernel does not tell.  (Source: proc(5).)
+
+def mounted(prefix: bytes) -> set[str]:
+    """Where other file systems are: beginnings of metrics' keys (`disk2.`; "" if the prefix is not on that of `/`).
+
+    A folder that is mounted anew from its own file system, as systemd does for a service, is none.  Empty where the
+    kernel does not tell.  (Source: proc(5).)
     """
-    root = os.path.realpath(prefix).rstrip(b"/") + b"/"
     try:
         with open(MOUNTS, "rb") as file:
-            points = [line.split(b" ")[4] for line in file]
+            lines = [line.split(b" ", 5) for line in file]
     except OSError:
         return set()
-    paths = [_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), point) for point in points]
-    folders = [path.rstrip(b"/") + b"/" for path in paths]
-    below = {
-        "".join(f"{encode(name)}." for name in folder.removeprefix(root).split(b"/") if name)
-        for folder in folders
-        if folder.startswith(root)
+    mounts = {
+        number: _Mount(parent, device, _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), point).rstrip(b"/") + b"/")
+        for number, parent, device, _, point, _ in lines
     }
-    return below | {"" for folder in folders if folder != b"/" and root.startswith(folder)}
+    root = os.path.realpath(prefix).rstrip(b"/") + b"/"
+    found = set()
+    for mount in mounts.values():
+        above = mounts.get(mount.parent)
+        is_other = above is None or above.device != mount.device
+        if is_other and mount.folder.startswith(root) and mount.folder != root:
+            found.add("".join(f"{encode(name)}." for name in mount.folder.removeprefix(root)[:-1].split(b"/")))
+    around = {mount.folder: mount.device for mount in mounts.values() if root.startswith(mount.folder)}
+    if around and around[max(around, key=len)] != around.get(b"/"):
+        found.add("")
+    return found
 
 
 class Used:
