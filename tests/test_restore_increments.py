@@ -177,9 +177,9 @@ def test_a_date_within_a_backup_run(program: Program) -> None:
     states = []
     for value in (7.0, 8.0, 9.0):
         settle()
-        add_point(path, value)  # of one minute, mostly
-        settle()
+        add_point(path, value)
         program("increment", "disk")
+        add_point(path, 100 + value)  # in the same slot, nearly always
         settle()
         program("backup", "disk", "-r", 5)
         states.append((program.stamps("a.one")[-1], path.read_bytes()))
