@@ -73,13 +73,18 @@ LONG = re.compile(r"test_(stores|model|fill|readme|prune|suite)\.py::")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests whose parameter is a server's name, and begin with what takes longest."""
+    """Mark tests whose parameter is a server's name, and begin with what takes longest.
+
+    Keystone takes ten seconds of CPU time to start, and all it changes is where Swift's tokens come from.
+    """
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         stores = NETWORK.intersection(value for value in parameters if isinstance(value, str))
         fixtures = set(getattr(item, "fixturenames", ()))
         if stores or "carbon" in fixtures:
             item.add_marker(pytest.mark.servers)
+        if any(store.startswith("swift-v3") for store in stores):
+            item.add_marker(pytest.mark.soak)
     items.sort(key=place)
 
 

@@ -188,7 +188,7 @@ def test_a_stop_in_between_loses_neither_content_nor_order(nightly: Program, tmp
 def test_months_under_a_wrong_clock_are_kept_as_the_months_that_they_were(nightly: Program) -> None:
     path = nightly.prefix / "a/b.wsp"
     for night in range(4):
-        age(nightly, 30)
+        age(nightly, 31)  # two that are 30 days apart may be of one month
         add_point(path, 20.0 + night)
         nightly("backup", "disk", "-r", "9")
     for stamp in reversed(nightly.stamps("a.b")[4:]):

@@ -43,7 +43,6 @@ from whisperbackup.storage.readonly import ReadOnly
 
 APPLICATION = "swift-v3-application"
 """Keystone again with another way to get a token, which is all that is tried with it."""
-V3 = ("swift-v3", APPLICATION)
 CONFORMING = [name for name in servers.STORES if name != APPLICATION]
 NETWORK = [name for name in CONFORMING if name not in servers.LOCAL]
 AWKWARD = [
@@ -128,10 +127,10 @@ def driver(store: Store, bucket: str) -> Iterator[Driver]:
 
 @pytest.fixture(scope="module")
 def full(store: Store, new_name: Callable[[Store], str]) -> Iterator[tuple[Driver, dict[str, bytes]]]:
-    """A bucket of awkward keys and more than two pages of plain ones, which tests only read."""
+    """A bucket of awkward keys and more than a page of plain ones, more than two of short pages; tests only read it."""
     driver = open_store(store, new_name(store), create=True)
     contents = {key: f"content of {key}".encode() for key in AWKWARD}
-    contents |= {f"servers.web{n}.cpu/x": b"%d" % n for n in range(2 * (store.page or 100) + 50)}
+    contents |= {f"servers.web{n}.cpu/x": b"%d" % n for n in range(min(2 * store.page, 1000) + 50)}
     put_all(driver, contents)
     yield driver, contents
     driver.close()
@@ -474,7 +473,7 @@ def test_refused_and_cut_requests_are_made_again(network_store: Store, new_name:
         assert proxy.troubles > 5
 
 
-@pytest.mark.parametrize("name", ["swift-v1", *(pytest.param(name, marks=pytest.mark.soak) for name in V3)])
+@pytest.mark.parametrize("name", ["swift-v1", "swift-v3", APPLICATION])
 def test_a_token_that_expires_is_renewed(name: str, new_name: Callable[[Store], str]) -> None:
     with servers.swift_proxy_alone(name) as store:
         renew_tokens(store, new_name(store))
@@ -571,6 +570,7 @@ def test_credentials_that_are_not_there_are_asked_for(
 
 
 @pytest.mark.servers
+@pytest.mark.soak  # like all that need Keystone
 def test_a_region_without_an_object_store_is_named() -> None:
     with pytest.raises(StorageError, match="OS_REGION_NAME"):
         list(open_store(servers.store("swift-v3"), "bucket", OS_REGION_NAME="nowhere").list(""))
@@ -695,17 +695,18 @@ def test_s3_reports_the_keys_that_could_not_be_deleted() -> None:
 # --- Stores that are gone -----------------------------------------------------------------------------------------
 
 GONE = ("silent", "closed", "without TLS")
-VAIN = [(gone, name) for gone in GONE for name in NETWORK]
 
 
 @pytest.fixture(scope="module")
-def vain_calls() -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
+def vain_calls(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[tuple[float, str]]]]:
     """Calls to stores that do not answer; each takes its time to give up, all together no more than one."""
-    with TroubleProxy(1) as silent, ThreadPoolExecutor(len(VAIN)) as pool:
+    waiting = [item for item in request.session.items if "vain_calls" in getattr(item, "fixturenames", ())]
+    cases = [(item.callspec.params["gone"], item.callspec.params["name"]) for item in waiting]
+    with TroubleProxy(1) as silent, ThreadPoolExecutor(len(cases)) as pool:
         silent.silent = True
         closed = servers.free_port()
         drivers = {}
-        for gone, name in VAIN:
+        for gone, name in cases:
             store = servers.store(name)
             match gone:
                 case "silent":
@@ -733,7 +734,8 @@ def complaint(driver: Driver) -> tuple[float, str]:
     return time.monotonic() - began, str(caught.value)
 
 
-@pytest.mark.parametrize(("gone", "name"), VAIN)
+@pytest.mark.parametrize("name", NETWORK)
+@pytest.mark.parametrize("gone", GONE)
 def test_a_call_to_a_store_that_is_gone_ends_in_about_a_minute(
     gone: str, name: str, vain_calls: dict[tuple[str, str], Future[tuple[float, str]]]
 ) -> None:

@@ -70,7 +70,7 @@ def stored(program: Program, store: Store, with_runs: bool = False) -> dict[str,
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.soak) if kind in ("swift-v3", "s3-swift") else kind for kind in KINDS],
+    [pytest.param(kind, marks=pytest.mark.soak) if kind == "s3-swift" else kind for kind in KINDS],
 )
 def test_the_whole_life_of_a_tree(small_tree: Program, kind: str) -> None:
     program, store = small_tree, servers.store(kind)
@@ -126,12 +126,11 @@ def plant(program: Program, count: int) -> None:
         shutil.copy(first, first.with_name(f"m{number}.wsp"))
 
 
-@pytest.mark.parametrize(
-    ("proxied", "count"), [("s3-rclone", 1100), ("gcs", 1100), ("swift-v1", 300)], indirect=["proxied"]
-)
-def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy], count: int) -> None:
+@pytest.mark.parametrize("proxied", NETWORK, indirect=True)
+def test_requests_are_few(program: Program, proxied: tuple[Store, TroubleProxy]) -> None:
     store, proxy = proxied
     run = connect(program, store)
+    count = 300
     plant(program, count)
     run("backup")
     proxy.requests.clear()
