@@ -174,6 +174,27 @@ def test_a_service_that_refuses_conditions_is_written_to_without(tmp_path: Path,
         assert whole_backups(driver) == {"m": {sha1(content)}, "n": {sha1(content)}}
 
 
+@pytest.mark.parametrize("kind", ["s3-rclone", "s3-swift", "swift-v1"])
+def test_who_promises_one_writer_pays_no_listings(tmp_path: Path, kind: str) -> None:
+    """Where a service has no conditional puts, or none that hold for two at the same time."""
+    store = servers.store(kind)
+    content = whisper_file(1)
+    lists = {}
+    for writers in ("many", "one"):
+        with TroubleProxy(store.port) as proxy:
+            words = [*store.through(proxy.port).arguments, f"writers={writers}"]
+            driver = open_store(store.through(proxy.port), new_bucket(store, tmp_path), True, words)
+            backups.store(driver, "first/", STAMP, "gz", gzip.compress(content), sha1(content).decode())
+            proxy.requests.clear()
+            for metric in ("m/", "n/", "o/"):
+                backups.store(driver, metric, STAMP, "gz", gzip.compress(content), sha1(content).decode())
+            assert proxy.requests["PUT"] == 6
+            lists[writers] = proxy.requests["LIST"]
+            assert whole_backups(driver).keys() == {"first", "m", "n", "o"}
+    assert lists["many"] >= 3
+    assert lists["one"] == 0
+
+
 class Between(disk.Disk):
     """A store that can only replace, as a third party's; another run's objects come right after one of ours."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
@@ -261,10 +261,17 @@ Raises UsageError for arguments that the driver does not know.
 """
 
 
-def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) -> dict[str, str]:
+WRITERS = {"writers": ("one", "many")}
+"""A storage argument.  `one`: the operator promises that no two runs write below a storage path at the same time, so
+what stands in for conditional puts where a service has none, a look before and after each backup, is left out."""
+
+
+def keyword_arguments(
+    words: list[str], bare: str | None, known: Iterable[str], choices: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, str]:
     """`words` of the form `name=value` as a dict; one word without `=` is the value of the name `bare`.
 
-    Raises UsageError for a name that is not in `known`, and for a name given twice.
+    Raises UsageError for a name that is not in `known`, one given twice, and a value that is not in its `choices`.
     """
     names = sorted(known)
     values: dict[str, str] = {}
@@ -278,6 +285,9 @@ def keyword_arguments(words: list[str], bare: str | None, known: Iterable[str]) 
         if name in values:
             raise UsageError(f"storage argument '{name}' is given twice; give it once")
         values[name] = value
+    for chosen, among in (choices or {}).items():
+        if chosen in values and values[chosen] not in among:
+            raise UsageError(f"storage argument '{chosen}={values[chosen]}' is invalid: use {', '.join(among)}")
     return values
 
 

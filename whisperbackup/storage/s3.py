@@ -29,6 +29,7 @@ from botocore.handlers import add_expect_header
 from whisperbackup.storage import base, deadline, ranges, s3pages, s3wire, wire
 from whisperbackup.storage.base import (
     LOCKED,
+    WRITERS,
     AccessDenied,
     Exists,
     NotDeleted,
@@ -45,8 +46,8 @@ from whisperbackup.storage.base import (
     silence,
 )
 
-ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key", "addressing")
-CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto")}
+ARGUMENTS = ("region", "endpoint", "profile", "storage_class", "sse", "kms_key", "addressing", "writers")
+CHOICES = {"sse": ("AES256", "aws:kms"), "addressing": ("path", "virtual", "auto"), **WRITERS}
 STORED_AS = {"storage_class": "StorageClass", "sse": "ServerSideEncryption", "kms_key": "SSEKMSKeyId"}
 SSE = "x-amz-server-side-encryption"
 HEADERS = {
@@ -104,10 +105,7 @@ REMEDIES: dict[str, tuple[type[StorageError], str]] = {
 
 def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     """A driver for `bucket`; opening makes a request only with `create`."""
-    given = keyword_arguments(arguments, "region", ARGUMENTS)
-    for name, allowed in CHOICES.items():
-        if name in given and given[name] not in allowed:
-            raise UsageError(f"storage argument '{name}={given[name]}' is invalid: use {', '.join(allowed)}")
+    given = keyword_arguments(arguments, "region", ARGUMENTS, CHOICES)
     if not BUCKET.fullmatch(bucket) and not bucket.startswith("arn:"):
         raise UsageError(
             f"bucket '{bucket}': a bucket's name has 3 to 63 characters of a-z, 0-9, . and -; "
@@ -138,7 +136,8 @@ def open(bucket: str, create: bool, arguments: list[str]) -> S3:
     # This handler makes every put wait a round trip before it sends the body, which only helps with large bodies.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     stored_as = {field: given[name] for name, field in STORED_AS.items() if name in given}
-    driver = S3(client, bucket, stored_as, functools.partial(s3wire.connect, session, client, bucket))
+    connect = functools.partial(s3wire.connect, session, client, bucket)
+    driver = S3(client, bucket, stored_as, connect, given.get("writers") == "one")
     if create:
         driver.create_if_absent(region)
     return driver
@@ -203,12 +202,18 @@ class S3:
     is_ranged = True
 
     def __init__(
-        self, client: Any, bucket: str, stored_as: dict[str, str], connect: Callable[[], s3wire.S3Wire | None]
+        self,
+        client: Any,
+        bucket: str,
+        stored_as: dict[str, str],
+        connect: Callable[[], s3wire.S3Wire | None],
+        has_one_writer: bool,
     ) -> None:
         self._client = client
         self._connect = connect
         self._bucket = bucket
         self._stored_as = stored_as
+        self._has_one_writer = has_one_writer
         self._keeps_conditions: bool | None = None  # not known yet
         self._learning = threading.Lock()
         self._is_swift = False
@@ -341,11 +346,15 @@ class S3:
                     self._keeps_conditions = self._refuses(*objects[-1])
                     return False
         if not self._keeps_conditions:
-            return look_and_put(self, objects)
+            if not self._has_one_writer:
+                return look_and_put(self, objects)
+            for key, body in objects:
+                self._put(key, body)
+            return True
         for key, body in objects:
             if not self._create(key, body) and not holds(self, key, body):
                 raise Exists(key)
-        return not self._is_swift
+        return self._has_one_writer or not self._is_swift
 
     def _refuses(self, key: str, body: bytes) -> bool:
         """Whether the service refuses to create an existing object.

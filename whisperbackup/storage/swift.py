@@ -31,6 +31,7 @@ from swiftclient.authv1 import PasswordPlugin
 from whisperbackup.storage import deadline, ranges, wire
 from whisperbackup.storage.base import (
     FIRST,
+    WRITERS,
     AccessDenied,
     Exists,
     NotDeleted,
@@ -68,13 +69,13 @@ COUNT = "x-container-object-count"
 
 def open(bucket: str, create: bool, arguments: list[str]) -> Swift:
     """A driver for the container `bucket`; opening makes a request only with `create`."""
-    keyword_arguments(arguments, None, ())
+    given = keyword_arguments(arguments, None, WRITERS, WRITERS)
     if "/" in bucket:
         raise UsageError(f"bucket '{bucket}': a container's name contains no slash; set a path with --storage-path")
     # These libraries log the headers of each request, with the beginning of the token.
     silence("swiftclient", "keystoneauth", "keystoneclient", "requests", "urllib3", "stevedore")
     deadline.install()
-    driver = Swift(_connector(), bucket)
+    driver = Swift(_connector(), bucket, given.get("writers") == "one")
     if create:
         driver.create_if_absent()
     return driver
@@ -225,9 +226,10 @@ class Swift:
     threads = 8
     is_ranged = True
 
-    def __init__(self, connect: Callable[[], TimedConnection], bucket: str) -> None:
+    def __init__(self, connect: Callable[[], TimedConnection], bucket: str, has_one_writer: bool) -> None:
         self._connect = connect
         self._bucket = bucket
+        self._has_one_writer = has_one_writer
         self._idle: list[TimedConnection] = []
         self._place: tuple[Wire, str] | None = None  # the account's, and a token that was good
         self._bulk_limit: int | None = None
@@ -307,7 +309,7 @@ class Swift:
                     raise
                 if not holds(self, key, body):
                     raise Exists(key) from None
-        return False  # a cluster accepts both of two simultaneous puts, and keeps the later one
+        return self._has_one_writer  # a cluster accepts both of two simultaneous puts, and keeps the later one
 
     def _put(self, key: str, body: bytes, condition: dict[str, str]) -> None:
         # swiftclient can rewind a file for a retry.  With the length Swift rejects a truncated body.  TLS and the SHA-1
