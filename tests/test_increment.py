@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,8 +39,9 @@ from whisperbackup.repository.catalog import Catalog
 from whisperbackup.runtime import clock, defaults
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree import mounts
+from whisperbackup.tree import places
 from whisperbackup.tree.selection import select
+from whisperbackup.tree.walk import walk
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_a_locked_or_unreadable_file_is_named_and_owed_until_it_is_read(stored: 
         folder.chmod(0o755)
     assert run.returncode == 3, said
     (first,) = made(stored)
-    assert first.owed == {"a.": first.since}
+    assert first.owed == {"a.": first.since + first.lag}
     time.sleep(2)
     settle()
     stored("increment", "disk", "--lag", "0")
@@ -284,7 +285,7 @@ def test_a_file_that_was_cut_short_is_owed_until_a_restore_has_mended_it(stored:
     settle()
     assert "a.one: not a whisper file" in stored("increment", "disk", status=3)
     first, second = made(stored)
-    assert second.owed == {"a.one/": first.begin - first.lag}
+    assert second.owed == {"a.one/": first.begin}
     stored("restore", "disk", "-m", "a.one")
     settle()
     stored("increment", "disk", "--lag", "0")
@@ -384,12 +385,13 @@ def disk_below(program: Program, own_disk: Path) -> Iterator[Program]:
         yield program
 
 
-def below(folders: Sequence[str]) -> tuple[str, ...]:
-    """Without the tree itself, which may be on any file system."""
-    return tuple(folder for folder in folders if folder)
+def below(found: Iterable[places.Place]) -> list[str]:
+    """The places' keys, without the tree itself."""
+    return [place.key for place in found if place.key]
 
 
-AWAY = "my disk.*: the file system with these metrics is not mounted any more"
+AWAY = "my disk.*: the folder with these metrics is gone"
+BACK = "my disk.*: no new backup is of this folder"
 
 
 def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: Program) -> None:
@@ -407,17 +409,18 @@ def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: P
         settle()
         assert "my disk" not in stored("increment", "disk", "--lag", 0)
     last = made(stored)[-1]
-    assert (list(last.owed or ()), below(last.mounts), last.away) == (["my disk."], (), ("my disk.",))
+    waiting = below(place for place, _ in last.waiting)
+    assert (waiting, below(last.places), below(last.away)) == (["my disk."], [], ["my disk."])
     assert last.records == 0, "the new files' points come once"
     shutil.rmtree(folder)
     folder.mkdir()
     subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
     settle()
-    assert "my disk.*: the file system with these metrics is mounted again" in stored("increment", "disk", status=3)
+    assert BACK in stored("increment", "disk", status=3)
     last = made(stored)[-1]
-    assert (last.owed, below(last.mounts), last.away) == ({}, ("my disk.",), ("my disk.",))
+    assert (last.owed, last.waiting, below(last.places), below(last.away)) == ({}, (), ["my disk."], ["my disk."])
     settle()
-    assert "is mounted again" in stored("increment", "disk", status=3)
+    assert BACK in stored("increment", "disk", status=3)
     image = stored.home / "image.wsp"
     image.write_bytes(images(driver_of(stored))["my disk.one"])
     assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
@@ -440,11 +443,47 @@ def test_a_disk_that_was_away_during_any_backup_is_named_until_one_has_its_files
     subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
     for _ in range(2):
         settle()
-        assert "my disk.*: the file system with these metrics is mounted again" in stored("increment", "disk", status=3)
+        assert BACK in stored("increment", "disk", status=3)
     stored("backup", "disk")
     settle()
     stored("increment", "disk")
     assert images(driver_of(stored)) == live(stored)
+
+
+def test_another_disk_in_the_place_of_one_is_not_that_one(disk_below: Program) -> None:
+    stored, folder = disk_below, disk_below.prefix / "my disk"
+    add_point(folder / "one.wsp", 77.0)
+    settle()
+    subprocess.run(["umount", folder], check=True)
+    for _ in mounted(folder, "-t", "tmpfs", "none"):
+        assert AWAY in stored("increment", "disk", status=3), "it is empty"
+        stored.write("my disk.one")
+        settle()
+        assert AWAY in stored("increment", "disk", status=3)
+    subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
+    settle()
+    stored("increment", "disk")
+    image = stored.home / "image.wsp"
+    image.write_bytes(images(driver_of(stored))["my disk.one"])
+    assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
+
+
+def test_a_disk_that_is_new_is_named_until_a_backup_has_it_and_missed_from_then_on(disk_below: Program) -> None:
+    """A backup for a part is none; its files may have any times."""
+    stored, folder = disk_below, disk_below.prefix / "new"
+    for _ in mounted(folder, "-t", "tmpfs", "none"):
+        path = stored.write("new.one")
+        os.utime(path, (1, 1))
+        settle()
+        assert "new.*: no new backup is of this folder" in stored("increment", "disk", status=3)
+        stored("backup", "disk", "-m", "new.*")
+        settle()
+        assert "new.*" in stored("increment", "disk", status=3)
+        stored("backup", "disk")
+        settle()
+        stored("increment", "disk")
+    settle()
+    assert "new.*: the folder with these metrics is gone" in stored("increment", "disk", status=3)
 
 
 def test_a_backup_that_an_increment_overlaps_ends_the_waiting_for_a_disk_too(disk_below: Program) -> None:
@@ -464,8 +503,6 @@ def test_a_backup_that_an_increment_overlaps_ends_the_waiting_for_a_disk_too(dis
 def test_a_tree_on_a_disk_is_missed_too(program: Program, own_disk: Path, point: str) -> None:
     """The disk is mounted at the prefix, or above it."""
     at = program.prefix
-    if mounts.mounted(os.fsencode(at)):
-        pytest.skip("the temporary folder is not on the root file system")
     program.prefix = at / point
     for _ in mounted(at, "--bind", str(own_disk)):
         program.prefix.mkdir(parents=True, exist_ok=True)
@@ -480,11 +517,11 @@ def test_a_tree_on_a_disk_is_missed_too(program: Program, own_disk: Path, point:
         program.prefix.mkdir(parents=True, exist_ok=True)
         for metric in ("a.one", "b.two"):
             program.write(metric)
-        assert "*: the file system with these metrics is not mounted" in program("increment", "disk", status=3)
+        assert "*: the folder with these metrics is gone, or another" in program("increment", "disk", status=3)
         subprocess.run(["mount", "--bind", own_disk, at], check=True)
         settle()
         program("increment", "disk")
-        assert made(program)[-1].owed == {}
+        assert made(program)[-1].waiting == ()
         image = program.home / "image.wsp"
         image.write_bytes(images(driver_of(program))["a.one"])
         assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
@@ -495,24 +532,33 @@ def test_a_disk_that_is_gone_for_a_week_is_not_waited_for(disk_below: Program) -
     subprocess.run(["umount", folder], check=True)
     driver = driver_of(disk_below)
     (only,) = made(disk_below)
-    old = {"mounts": [], "away": ["my disk."], "owed": {"my disk.": int(time.time()) - 8 * 86400}}
+    (disk,) = [place for place in only.places if place.key]
+    others = [place for place in only.places if place != disk]
+    old = {"places": others, "away": [disk], "waiting": [[disk, int(time.time()) - 8 * 86400]]}
     driver.put(increment_key(only.stamp), json.dumps(json.loads(only.to_json()) | old).encode())
     settle()
     assert "my disk" not in disk_below("increment", "disk")
     last = made(disk_below)[-1]
-    assert (below(last.mounts), last.away, last.owed) == ((), ("my disk.",), {})
+    assert (below(last.places), last.away, last.waiting) == ([], (disk,), ())
     subprocess.run(["mount", "--bind", disk_below.home / "disk", folder], check=True)
     settle()
-    assert "is mounted again" in disk_below("increment", "disk", status=3)
+    assert BACK in disk_below("increment", "disk", status=3)
 
 
-def test_a_folder_that_a_service_has_mounted_anew_is_no_other_file_system(program: Program) -> None:
+def test_a_folder_that_a_service_has_mounted_anew_is_the_same(program: Program) -> None:
     """systemd does that for ReadWritePaths and the like: a run from a shell does not have it."""
-    before = mounts.mounted(os.fsencode(program.prefix))
-    (program.prefix / "a").mkdir()
+    program.write("a.one")
+    before = walked(program)
     for _ in mounted(program.prefix, "--bind", str(program.prefix)):
         for _ in mounted(program.prefix / "a", "--bind", str(program.prefix / "a")):
-            assert mounts.mounted(os.fsencode(program.prefix)) == before
+            assert walked(program) == before
+
+
+def walked(program: Program) -> set[places.Place]:
+    seen = places.Places()
+    list(walk(os.fsencode(program.prefix), select(["*"]), places=seen))
+    assert seen.used == seen.found == places.there(os.fsencode(program.prefix), seen.used)
+    return seen.used
 
 
 def test_file_systems_without_metrics_are_not_missed(disk_below: Program) -> None:
@@ -521,7 +567,7 @@ def test_file_systems_without_metrics_are_not_missed(disk_below: Program) -> Non
         settle()
         disk_below("increment", "disk")
         disk_below("backup", "disk")
-        assert below(made(disk_below)[-1].mounts) == below(runs(disk_below)[-1].mounts) == ("my disk.",)
+        assert below(made(disk_below)[-1].places) == below(runs(disk_below)[-1].places) == ["my disk."]
     settle()
     for metric in ("one", "two"):
         (disk_below.prefix / f"my disk/{metric}.wsp").unlink()
@@ -607,11 +653,16 @@ import os, time
 from pathlib import Path
 from whisperbackup.storage import disk
 class Driver(disk.Disk):
-    def get(self, key):
+    def hold(self, key):
         if key.startswith(os.environ["HOLDS"]):
             Path(os.environ["SIGN"]).touch()
             time.sleep(float(os.environ["SECONDS"]))
+    def get(self, key):
+        self.hold(key)
         return super().get(key)
+    def put(self, key, body):
+        self.hold(key)
+        super().put(key, body)
 def open(bucket, create, arguments):
     disk.open(bucket, create, arguments)
     return Driver(os.fsencode(bucket))
@@ -635,7 +686,7 @@ def test_what_is_written_after_a_backup_read_the_file_comes_from_the_increment_b
     add_point(path, 1.0)
     settle()  # it is read once
     install_driver(stored, monkeypatch, HOLDING)
-    increment = hold("increment", ".runs/", 2)  # it has listed the store, and not read the file; it gets two records
+    increment = hold("increment", ".runs/", 4)  # it has listed the store, and not read the file
     backup = hold("backup", "a.one/", 8)  # it has read the file, and not stored it
     whisper.update(str(path), 77.0, int(time.time()) - 300)
     for run in (increment, backup):
@@ -653,11 +704,9 @@ def test_an_increment_that_another_one_overtakes_ends_with_1(stored: Program, mo
     """What it read later would lie below what the other one read earlier."""
     install_driver(stored, monkeypatch, HOLDING)
     sign = stored.home / "sign"
-    stored.environment |= {"HOLDS": ".runs/", "SECONDS": "2", "SIGN": str(sign)}
+    stored.environment |= {"HOLDS": ".increments/", "SECONDS": "4", "SIGN": str(sign)}
     slow = stored.start("increment", "shelf", "--nolock")
-    for _ in range(2):  # when it reads a record for the second time, it has its stamp
-        wait_for(sign.exists)
-        sign.unlink()
+    wait_for(sign.exists)  # it stores its part
     settle()
     stored.environment["SECONDS"] = "0"
     stored("increment", "shelf", "--nolock")
@@ -1108,7 +1157,7 @@ def open(bucket, create, arguments):
 """
 
 
-def test_an_increment_costs_the_requests_of_its_parts_and_five(
+def test_an_increment_costs_the_requests_of_its_parts_and_four(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_driver(program, monkeypatch, COUNTING)
@@ -1121,7 +1170,7 @@ def test_an_increment_costs_the_requests_of_its_parts_and_five(
     requests.unlink()
     settle()
     assert "1 parts" in program("increment", "shelf")
-    assert sorted(requests.read_text().split()) == ["get", "get", "list", "list", "put", "put"]
+    assert sorted(requests.read_text().split()) == ["get", "list", "list", "put", "put"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.storage.base import StoredObject
 from whisperbackup.storage.noop import Noop
+from whisperbackup.tree.places import Place, Places
 from whisperbackup.whisper.format import ShortFile, parse_header
 
 NOW = 1_800_000_000
@@ -623,18 +624,18 @@ def test_a_clock_that_was_set_is_noticed_while_the_kernel_runs() -> None:
 
 
 def test_what_is_owed_has_a_window_of_its_own() -> None:
-    chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": 5, "c.": 7})], [])
+    chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": 5005, "c.": 7005})], [])
     assert chosen is not None
-    assert [chosen.since_of(key) for key in ("a.b/", "c.d.e/", "x/", "c/")] == [5, 7, chosen.since, chosen.since]
+    assert [chosen.since_of(key) for key in ("a.b/", "c.d.e/", "x/", "c/")] == [4105, 6105, chosen.since, chosen.since]
 
     def still_owed(failed: Iterable[str], unseen: Iterable[str], served: Sequence[str]) -> dict[str, int] | None:
         return window.still_owed(chosen, failed, unseen, served, 9).window
 
     both = ["a.b/", "c."]
-    assert still_owed(["a.b/", "x/"], [], both) == {"a.b/": 5, "x/": chosen.since}
-    assert still_owed(["c.d/"], [], both) == {"c.d/": 7}
-    assert still_owed([], ["a."], both) == {"a.": 5}
-    assert still_owed([], [""], both) == {"": 5}
+    assert still_owed(["a.b/", "x/"], [], both) == {"a.b/": 5005, "x/": chosen.begin}
+    assert still_owed(["c.d/"], [], both) == {"c.d/": 7005}
+    assert still_owed([], ["a."], both) == {"a.": 5005}
+    assert still_owed([], [""], both) == {"": 5005}
     assert still_owed([], [], both) == {}
     assert still_owed((f"m{n}/" for n in range(20_000)), [], both) is None
 
@@ -642,23 +643,19 @@ def test_what_is_owed_has_a_window_of_its_own() -> None:
 def test_what_is_owed_and_not_there_stays_owed_for_a_week() -> None:
     chosen = choose([increment_at(NOW - HOUR, owed={"a.b/": NOW - 9, "c.": NOW - 8 * DAY, "d.": NOW - DAY})], [])
     assert chosen is not None
-    assert window.still_owed(chosen, [], [], ["d."], NOW).window == {"a.b/": chosen.since}
-    assert window.still_owed(chosen, [], [], [], NOW).window == {"a.b/": chosen.since, "d.": NOW - DAY}
+    assert window.still_owed(chosen, [], [], ["d."], NOW).window == {"a.b/": chosen.begin}
+    assert window.still_owed(chosen, [], [], [], NOW).window == {"a.b/": chosen.begin, "d.": NOW - DAY}
     assert window.still_owed(chosen, [], [], [], NOW + 8 * DAY).window == {}
     many = [f"m{n}/" for n in range(10_000)]
-    assert window.still_owed(chosen, many, [], [], NOW) == (dict.fromkeys(many, chosen.since), 2)
+    assert window.still_owed(chosen, many, [], [], NOW) == (dict.fromkeys(many, chosen.begin), 2)
 
 
 def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
     """A resized file holds old points, too: its birth tells, not what it holds."""
-    chosen = choose([increment_at(NOW - HOUR, owed={"a/": NOW - 2 * HOUR - 900})], [])
-    assert chosen is not None
-    assert chosen.new_from("x/") == NOW - HOUR
-    assert chosen.new_from("a/") == NOW - 2 * HOUR
     chosen = choose([increment_at(NOW - HOUR, lag=0, owed={"a/": NOW - 2 * HOUR})], [])
     assert chosen is not None
-    assert (chosen.new_from("a/"), chosen.since_of("a/")) == (NOW - 2 * HOUR, NOW - 2 * HOUR)
-    assert (chosen.new_from("x/"), chosen.since_of("x/")) == (NOW - HOUR, NOW - HOUR - 900)
+    assert (chosen.begin_of("a/"), chosen.since_of("a/")) == (NOW - 2 * HOUR, NOW - 2 * HOUR - 900)
+    assert (chosen.begin_of("x/"), chosen.since_of("x/")) == (NOW - HOUR, NOW - HOUR - 900)
 
 
 def order_of(found: Record, increment: manifest.Manifest, backup: str, runs: list[manifest.Run]) -> order.Order:
@@ -789,7 +786,126 @@ def test_what_the_reference_run_did_not_confirm_is_owed_from_one_that_did() -> N
     older, newer = run_at(NOW - 7200, unconfirmed=("x/",)), run_at(NOW - HOUR, unconfirmed=("a/", "f.", "x/"))
     chosen = choose([], [older, newer])
     assert chosen is not None
-    assert dict(chosen.owed) == {"a/": NOW - 7200 - 900, "f.": NOW - 7200 - 900, "x/": 0}
+    assert dict(chosen.owed) == {"a/": NOW - 7200, "f.": NOW - 7200, "x/": 0}
+
+
+# Places
+
+TREE, DISK, OTHER, EMPTY = Place("", "1-1"), Place("d.", "2-1"), Place("d.", "2-2"), Place("e.", "2-3")
+
+
+def seen(*used: Place, bare: Iterable[Place] = ()) -> Places:
+    places = Places()
+    places.used, places.found = set(used), {*used, *bare}
+    return places
+
+
+def look(
+    chosen: window.Window,
+    places: Places,
+    still: Collection[Place] | None = None,
+    unseen: Collection[str] = (),
+    runs: Sequence[manifest.Run] = (),
+) -> tuple[set[Place], set[Place], dict[Place, int], set[str], set[str]]:
+    found = window.look_at_places(chosen, places, places.used if still is None else still, unseen, runs, NOW)
+    return set(found.places), set(found.away), found.waiting, set(found.missed), set(found.returned)
+
+
+def chosen_from(*runs: manifest.Run, **more: object) -> window.Window:
+    """From an increment an hour ago, with a backup run before it and these after that."""
+    values = {"places": (TREE, DISK), "known_run": stamp(NOW - DAY), **more}
+    chosen = choose([increment_at(NOW - HOUR, **values)], [])
+    assert chosen is not None
+    return chosen.after(sorted(runs, key=lambda run: run.stamp, reverse=True), "n", "/", ())
+
+
+def test_a_place_is_missed_where_another_folder_is_or_was_before_the_end_of_the_walk() -> None:
+    chosen = chosen_from()
+    waiting = {DISK: NOW - HOUR}
+    assert look(chosen, seen(TREE, DISK)) == ({TREE, DISK}, set(), {}, set(), set())
+    assert look(chosen, seen(TREE)) == ({TREE, DISK}, set(), waiting, {"d."}, set())
+    assert look(chosen, seen(TREE, OTHER)) == ({TREE, DISK}, set(), waiting, {"d."}, set()), "that is not waited for"
+    assert look(chosen, seen(TREE, DISK), still={TREE}) == ({TREE, DISK}, set(), waiting, {"d."}, set())
+    assert look(chosen, seen(TREE, bare=[DISK, EMPTY])) == ({TREE}, set(), {}, set(), set()), "its metrics are gone"
+    for unseen in ("", "d.", "d.a."):
+        places, _, _, missed, _ = look(chosen, seen(TREE, bare=[DISK]), unseen=[unseen])
+        assert (places, missed) == ({TREE, DISK}, set()), "unread, so it may be missed the next time"
+
+
+def test_a_place_that_is_missed_waits_with_all_that_was_owed_below_it() -> None:
+    chosen = chosen_from(owed={"d.a/": NOW - DAY, "x/": NOW - 2 * DAY})
+    assert look(chosen, seen(TREE))[2] == {DISK: NOW - DAY}
+    chosen = chosen_from(waiting=((DISK, NOW - DAY),))
+    assert look(chosen, seen(TREE))[2] == {DISK: NOW - DAY}
+    assert look(chosen, seen(TREE, DISK))[2] == {}
+    assert chosen.where({TREE}).since_of("d.a/") == NOW - HOUR - 900
+    assert chosen.where({TREE, DISK}).since_of("d.a/") == NOW - DAY - 900
+    assert chosen.where({TREE, DISK}).since_of("x/") == NOW - HOUR - 900
+
+
+def test_a_place_that_no_backup_has_is_named_until_one_has_it() -> None:
+    assert look(chosen_from(), seen(TREE, DISK, EMPTY)) == ({TREE, DISK, EMPTY}, {EMPTY}, {}, set(), {"e."})
+    chosen = chosen_from(places=(TREE, DISK, EMPTY), away=(EMPTY,))
+    assert look(chosen, seen(TREE, DISK, EMPTY))[4] == {"e."}
+    has = run_at(NOW - HOUR // 2, places=(TREE, DISK, EMPTY))
+    chosen = chosen_from(has, places=(TREE, DISK, EMPTY), away=(EMPTY,))
+    assert (chosen.known_run, look(chosen, seen(TREE, DISK, EMPTY))[4]) == (has.stamp, set())
+    assert look(chosen_from(has), seen(TREE, DISK))[3] == {"e."}, "what it had is missed from then on"
+    assert not look(chosen_from(places=()), seen(TREE, DISK))[4], "the last version did not know"
+
+
+@pytest.mark.parametrize("later", ["whole", "for a part", "killed", "with another --exclude"])
+def test_a_backup_run_without_a_place_may_have_stored_what_was_there_instead(later: str) -> None:
+    settings = {
+        "whole": {},
+        "for a part": {"is_partial": True, "metrics": ("d.*",)},
+        "killed": {"is_complete": False},
+        "with another --exclude": {"exclude": ("x.*",)},
+    }
+    without = run_at(NOW - HOUR // 2, places=(TREE, OTHER), **settings[later])
+    chosen = chosen_from(without)
+    assert DISK in chosen.away
+    *_, missed, returned = look(chosen, seen(TREE, DISK))
+    assert (missed, returned) == (({"d."}, set()) if later == "whole" else (set(), {"d."})), "named once"
+    assert (DISK in chosen.places) == (later != "whole"), "only after a whole one it is not missed any more"
+    elsewhere = replace(without, is_complete=True, is_partial=True, metrics=("a.*",), exclude=())
+    assert not chosen_from(elsewhere).away
+    assert not chosen_from(replace(without, node="other")).away
+
+
+def test_a_backup_run_that_went_on_while_a_place_was_away_is_not_trusted() -> None:
+    going_on = run_at(NOW - 2 * HOUR, places=(TREE, DISK), is_complete=False)
+    chosen = chosen_from(going_on, waiting=((DISK, NOW - HOUR),))
+    assert look(chosen, seen(TREE, DISK), runs=[going_on])[4] == {"d."}
+    ended = replace(going_on, is_complete=True, end=NOW - 2 * HOUR + 5)
+    chosen = chosen_from(ended, waiting=((DISK, NOW - HOUR),))
+    assert not look(chosen, seen(TREE, DISK), runs=[ended])[4], "it had it, and ended before"
+    chosen = chosen_from(waiting=((DISK, NOW - HOUR),))
+    partial = replace(going_on, is_complete=True, is_partial=True, end=NOW - 60)
+    assert look(chosen, seen(TREE, DISK), runs=[partial])[4] == {"d."}
+
+
+def test_where_increments_begin_anew_they_know_what_was_away() -> None:
+    run = run_at(NOW - HOUR, places=(TREE,))
+    week_old = run_at(NOW - 2 * DAY, places=(TREE, EMPTY))
+    ahead = increment_at(NOW + HOUR, places=(TREE,), away=(DISK,))  # no reference
+    chosen = choose([ahead], [week_old, run])
+    assert chosen is not None
+    assert (chosen.reference, chosen.places, chosen.away) == (run.stamp, {TREE}, {DISK, EMPTY})
+
+
+def test_a_later_run_for_a_part_does_not_hide_the_whole_one_before_it() -> None:
+    """It began later and ended first."""
+    whole_one = run_at(NOW - HOUR // 2, places=(TREE,))
+    part = run_at(NOW - HOUR // 4, is_partial=True, metrics=("a.*",), places=(TREE,))
+    chosen = chosen_from(whole_one, part, after_run=part.stamp)
+    assert (chosen.known_run, chosen.places) == (whole_one.stamp, {TREE})
+
+
+def test_more_deleted_metrics_than_can_be_named_end_with_a_backup_that_had_no_failure() -> None:
+    run = run_at(NOW - HOUR // 2, files=30, unconfirmed=None)
+    assert chosen_from(run).reference_files == 30
+    assert chosen_from(replace(run, status=3)).reference_files == 100
 
 
 # Retention

@@ -32,6 +32,7 @@ from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State,
 from whisperbackup.repository.steady import Steady
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
+from whisperbackup.tree.places import Places
 from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import Generation
 from whisperbackup.whisper import format, reader
@@ -46,12 +47,13 @@ def run(options: Options, stats: RunStats) -> int:
         check_tree(options.prefix)
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
-            catalog, pairs = tree_and_store(options, driver, state)
+            places = Places()
+            catalog, pairs = tree_and_store(options, driver, state, places)
             deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
             filled = MARKED if is_marked(driver) else FILLED
-            record = RunRecord(options, driver, stats)
+            record = RunRecord(options, driver, stats, places)
             purge = Purge(purge_rules(options), stats, record.steady)
 
             def on_outcome(outcome: Outcome) -> None:

@@ -10,18 +10,18 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from whisperbackup import __version__
 from whisperbackup.commands.known_store import check_store, open_for_increment, state_of
 from whisperbackup.errors import CannotRun
 from whisperbackup.increments import history
 from whisperbackup.increments.batch import LATENESS_STEP, Batch, Limits, Taken, all_failed
-from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, increment_key
+from whisperbackup.increments.manifest import MANIFEST, Manifest, Part, Run, increment_key
 from whisperbackup.increments.names import ancestors
 from whisperbackup.increments.part import PART_NUMBERS, PackedFrame, parts_of
 from whisperbackup.increments.shelf import Shelf
-from whisperbackup.increments.window import MAX_AGE, Now, Window, still_owed
+from whisperbackup.increments.window import Looked, Now, Window, look_at_places, still_owed
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
@@ -29,7 +29,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.pool import Pool
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import Used, mounted
+from whisperbackup.tree.places import Places, there
 from whisperbackup.tree.walk import LocalFile, check_tree, walk
 from whisperbackup.whisper.throttle import Throttle
 
@@ -39,14 +39,11 @@ FILES_IN_BATCH = 256
 BATCHES_IN_ROUND = 6  # for each process; a round ends before the next one begins, so that no result waits for long
 MAX_WHOLE = 1000  # files taken whole, if one percent is not more
 MISSED = (
-    "the file system with these metrics is not mounted any more; if it is again within a week, the next increment has "
-    "its points; if it is gone for good, run backup"
+    "the folder with these metrics is gone, or another is in its place: is a disk not mounted? If it is back within a "
+    "week, the next increment has its points; if this is meant, run backup"
 )
-RETURNED = (
-    "the file system with these metrics is mounted again, but the newest backups may be of what was there without it: "
-    "run backup"
-)
-PARTIAL_RUNS = 5  # after the last complete one, that are read; more need another backup of the whole tree
+RETURNED = "no new backup is of this folder, which was not there or is new: run backup"
+MAX_RUNS = 100  # records of backup runs that are read; more without a backup of the whole tree are not looked at
 HOUR = 3600
 
 ReaderPool = Pool[Throttle, Taken]
@@ -65,7 +62,7 @@ def run(options: Options, stats: RunStats) -> int:
             now = Now(int(time.time()), clock.boot_id(), clock.uptime())
         window, found = history.find_window(driver, options.storage_path, found, now, whose, options.lag)
         if options.driver == "noop":
-            window = Window(now.time - HOUR - options.lag, "", 0, options.lag)
+            window = Window(now.time - HOUR, "", 0, options.lag)
         if not found.complete:
             check_store(driver, options, state)
         if window is None:
@@ -75,12 +72,11 @@ def run(options: Options, stats: RunStats) -> int:
                 "other --exclude"
             )
         stamp = found.next_stamp()
+        later = [run for run in reversed(found.runs) if run > window.known_run][:MAX_RUNS]
+        runs = list(history.runs_of(driver, options.storage_path, later))
         # A run in progress may read a file after this one does.
-        runs = history.runs_of(driver, options.storage_path, reversed(found.runs))
-        ended = (one for one in runs if one.is_complete)
-        last = next(ended, None)
-        if last is not None:
-            window = window.after(itertools.chain([last], itertools.islice(ended, PARTIAL_RUNS)), *whose)
+        last = next((run.stamp for run in runs if run.is_complete), window.known_run)
+        window = window.after(runs, *whose)
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
@@ -90,7 +86,7 @@ def run(options: Options, stats: RunStats) -> int:
         with reporting(stats, options.quiet, lambda: files or state.count()):
             parts = work.store_parts()
             check_clock(now, options.lag, stats)
-            mounts, away = work.mounts(found.runs)
+            looked = work.look_at_places(runs)
             made = Manifest(
                 stamp=stamp,
                 node=whose.node,
@@ -106,9 +102,11 @@ def run(options: Options, stats: RunStats) -> int:
                 lag=options.lag,
                 reference=window.reference,
                 reference_files=window.reference_files,
-                after_run=last.stamp if last else "",
-                mounts=mounts,
-                away=away,
+                after_run=last,
+                known_run=window.known_run,
+                places=tuple(sorted(looked.places)),
+                away=tuple(sorted(looked.away)),
+                waiting=tuple(sorted(looked.waiting.items())),
                 records=work.count(Count.RECORDS),
                 all_records=work.count(Count.RECORDS),
                 points=work.count(Count.POINTS),
@@ -140,9 +138,7 @@ class _Work:
         self.options, self.stats, self.driver, self.stamp, self.window = options, stats, driver, stamp, window
         self.begin = begin
         self.files = 0
-        self._mounted = mounted(options.prefix)
-        self._used = Used(self._mounted)
-        self._there = window.without((window.mounts | window.away) - self._mounted)
+        self._places = Places()
         self._failed: list[str] = []
         self._unseen: list[str] = []
         self._served: set[str] = set()  # of what earlier runs owe
@@ -171,28 +167,14 @@ class _Work:
         self._report_lateness()
         return tuple(parts)
 
-    def mounts(self, runs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Where file systems are mounted or should be; where backups are of what was there without them.
-
-        `runs` are the stamps of all backup runs, ascending.
-        """
-        window = self.window
-        there = self._mounted & mounted(self.options.prefix)
-        used = self._used.found & there
-        missed = {key for key in window.mounts - there if not key or self.options.selection.may_hold(key)}
-        away = window.away - there
-        newest_run = runs[-1] if runs else ""
-        returned = used & window.away
-        for key in used & window.owed.keys():
-            reference = window.owed[key] + window.owed_lag + 1  # the last run that had it had begun by then
-            if newest_run > history.stamp_at(reference):
-                returned.add(key)
-        for keys, reason in ((missed, MISSED), (returned, RETURNED)):
+    def look_at_places(self, runs: Iterable[Run]) -> Looked:
+        """Whether the files were where they should be, after the walk; `runs` are the backup runs since `known_run`."""
+        still = there(self.options.prefix, self._places.used)
+        looked = look_at_places(self.window, self._places, still, self._unseen, runs, self.begin)
+        for keys, reason in ((looked.missed, MISSED), (looked.returned, RETURNED)):
             for key in sorted(keys):
                 self.stats.fail(f"{key}*", reason)
-        self._unseen += missed
-        self._unseen += [key for key in away if window.since_of(key) >= self.begin - MAX_AGE]
-        return tuple(sorted(used | missed)), tuple(sorted(away | returned))
+        return looked
 
     def _key(self, name: str) -> str:
         return self.options.storage_path + increment_key(self.stamp, name)
@@ -230,23 +212,24 @@ class _Work:
 
     def _batches(self, files: Iterator[LocalFile], numbers: Iterator[int], size: int) -> Iterator[Batch]:
         """Batches of neighbouring files; each may take its share whole of what one round of `size` batches may."""
-        window = self._there
+        window = self.window
         while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
             owed: dict[str, tuple[int, int]] = {}
+            if self.window.waiting:
+                window = self.window.where(self._places.found)
             if window.owed:
                 self._served.update(name for key, _ in chunk for name in (key, *ancestors(key)) if name in window.owed)
-                usual = window.since, window.since + window.lag
-                all_owed = {key: (window.since_of(key), window.new_from(key)) for key, _ in chunk}
+                usual = window.since, window.begin
+                all_owed = {key: (window.since_of(key), window.begin_of(key)) for key, _ in chunk}
                 owed = {key: limits for key, limits in all_owed.items() if limits != usual}
             limits = Limits(window.since, window.lag, owed)
             yield Batch(next(numbers), chunk, limits, self._whole // size)
 
     def _local_files(self) -> Iterator[LocalFile]:
         """The tree's files; what the walk could not see is noted, and named."""
-        for item in walk(self.options.prefix, self.options.selection):
+        for item in walk(self.options.prefix, self.options.selection, places=self._places):
             if isinstance(item, LocalFile):
                 self.files += 1
-                self._used.see(item.key)
                 yield item
             elif item.is_unseen:
                 self._unseen.append(item.key)
@@ -304,7 +287,7 @@ class _Work:
             self.stats.fail(
                 "increment",
                 f"there are {made.files} files, the last run saw {made.reference_files}: is a disk not mounted? "
-                "The next increment does not build on this one",
+                "The next increment does not build on this one; if this is meant, run backup",
             )
         if self.options.noop or self.options.driver == "noop":
             return

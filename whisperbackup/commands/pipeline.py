@@ -25,6 +25,7 @@ from whisperbackup.repository.state import State
 from whisperbackup.runtime.signals import Stopped
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree import walk
+from whisperbackup.tree.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,11 @@ def finish_purge(pool: WorkerPool, purge: Purge, deleter: Deleter, stats: RunSta
     run_jobs(pool, deleter.flush(), stats)
 
 
-def tree_and_store(options: Options, driver: Driver, state: State) -> tuple[Catalog, Iterator[Pair]]:
+def tree_and_store(
+    options: Options, driver: Driver, state: State, places: Places | None = None
+) -> tuple[Catalog, Iterator[Pair]]:
     """The catalog, and its join with the tree, for one pass over both; `state` has keys to split the listing."""
-    local = walk.walk(options.prefix, options.selection, walk.Sidecars())
+    local = walk.walk(options.prefix, options.selection, walk.Sidecars(), places)
     catalog = Catalog(driver, options.storage_path, options.selection, state.split_keys())
     return catalog, join(local, catalog)
 

@@ -23,7 +23,7 @@ from whisperbackup.repository.stamps import next_stamp, seconds
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
-from whisperbackup.tree.mounts import Used, mounted
+from whisperbackup.tree.places import Place, Places, there
 from whisperbackup.tree.walk import LocalFile, Skipped
 
 logger = logging.getLogger(__name__)
@@ -34,18 +34,22 @@ DAY = timedelta(days=1)
 class RunRecord:
     """The record of this run; the store has it from the beginning, as that of a run which did not end."""
 
-    def __init__(self, options: Options, driver: Driver, stats: RunStats) -> None:
-        """Raises StorageError if the store cannot be listed; a record that it refuses is a failure of the run."""
+    def __init__(self, options: Options, driver: Driver, stats: RunStats, places: Places) -> None:
+        """`places` are those of the walk.
+
+        Raises StorageError if the store cannot be listed; a record that it refuses is a failure of the run.
+        """
         self._options, self._driver = options, driver
         moment = _moment()
         begin = int(moment.now.timestamp())
         found = history.look(driver, options.storage_path, begin)
-        steady = _judged(driver, options, found, moment)
+        last = _newest(driver, options, found)
+        steady = _judged(last, moment)
+        self._places = places
         self._missing = Folding(MAX_OWED)
         self._unsure: list[str] = []
         self._foreign: list[str] = []
         self._files = 0
-        self._mounts = Used(mounted(options.prefix))
         self._first_stamp = self._last_stamp = ""
         self.hours: set[str] = set()
         """The hours, as stamps begin, of all backups in the store."""
@@ -59,6 +63,7 @@ class RunRecord:
             end=begin,
             boot=moment.boot,
             uptime=moment.uptime,
+            places=tuple(sorted(there(options.prefix, last.places if last else ()))),
             status=1,
             is_complete=False,
             is_partial=options.selection.wanted is not None,
@@ -101,7 +106,6 @@ class RunRecord:
                     self.hours.add(backup.stamp[:13])
             if isinstance(local, LocalFile):
                 self._files += 1
-                self._mounts.see(local.key)
                 self._missing.leave(local.key)
             elif isinstance(local, Skipped) and local.is_unseen:
                 if metric is None:
@@ -143,7 +147,7 @@ class RunRecord:
             self._run,
             end=_now() + 1,
             files=self._files,
-            mounts=tuple(sorted(self._mounts.found & mounted(self._options.prefix))),
+            places=tuple(sorted(self._where())),
             status=3 if stats.failed else 0,
             is_complete=True,
             first_stamp=seconds(self._first_stamp) if self._first_stamp else 0,
@@ -153,11 +157,19 @@ class RunRecord:
         )
         return self._put(run, stats) or self._run
 
+    def _where(self) -> set[Place]:
+        """Where its files were; of a run for a part of the tree, also where it did not look."""
+        if not self._run.is_partial:
+            return self._places.used
+        seen = {place.key for place in self._places.found}
+        return self._places.found | {place for place in self._run.places if place.key not in seen}
+
 
 def look_at_clock(driver: Driver, options: Options) -> Steady:
     """Whether the clock of a run that leaves no record can be trusted.  Raises StorageError."""
     moment = _moment()
-    return _judged(driver, options, history.look(driver, options.storage_path, moment.now.timestamp()), moment)
+    found = history.look(driver, options.storage_path, moment.now.timestamp())
+    return _judged(_newest(driver, options, found), moment)
 
 
 def _moment() -> Moment:
@@ -168,8 +180,11 @@ def _now() -> int:
     return int(clock.utc_now().timestamp())
 
 
-def _judged(driver: Driver, options: Options, found: history.Found, moment: Moment) -> Steady:
-    last = next(history.runs_of(driver, options.storage_path, reversed(found.runs)), None)
+def _newest(driver: Driver, options: Options, found: history.Found) -> Run | None:
+    return next(history.runs_of(driver, options.storage_path, reversed(found.runs)), None)
+
+
+def _judged(last: Run | None, moment: Moment) -> Steady:
     return judge(Last(last.begin, last.boot, last.uptime, last.steady_since, last.pause) if last else None, moment)
 
 

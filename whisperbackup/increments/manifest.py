@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from whisperbackup.increments.names import Names
 from whisperbackup.increments.record import CorruptIncrement
+from whisperbackup.tree.places import Place
 from whisperbackup.tree.selection import BadGlob, Selection, select
 
 FORMAT = 1
@@ -51,7 +52,7 @@ class Origin:
     """What tells whose run it was and when.
 
     `boot` is the kernel's boot id and `uptime` its seconds since then when the run began: between two runs with the
-    same boot id they tell the time that passed, whatever was done to the clock.
+    same boot id they tell the time that passed, whatever was done to the clock.  `places` are where its files were.
     """
 
     stamp: str
@@ -64,7 +65,7 @@ class Origin:
     boot: str = ""
     uptime: int = 0
     files: int = 0
-    mounts: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,10 @@ class Manifest(Origin):
     `since` is where its window begins; `reference` the stamp of the increment or run that this was taken from, and
     `reference_files` how many files that one saw.  `after_run` is the stamp of the newest backup run that had come to
     its end when this one began.  `owed` has keys, or beginnings of keys that end in ".", that could not be read, and
-    since when; None if there were too many.  `mounts` has also those that are not mounted any more, until a backup run
-    has done without; then they are `away`, until one has them again.  `all_records` are the records that it had before
-    retention took some out.
+    since when; None if there were too many.  `places` has also those that are gone, until a backup run has done
+    without.  The newest backups may not be of the files of what is `away`, until a backup run has them.  `waiting` are
+    places that are not there, with when a run began that had all of them.  `known_run` is the newest backup run that
+    all this knows of.  `all_records` are the records that it had before retention took some out.
     """
 
     since: int
@@ -88,7 +90,9 @@ class Manifest(Origin):
     all_records: int = 0
     points: int = 0
     owed: dict[str, int] | None = field(default_factory=dict)
-    away: tuple[str, ...] = ()
+    away: tuple[Place, ...] = ()
+    waiting: tuple[tuple[Place, int], ...] = ()
+    known_run: str = ""
     counters: dict[str, int] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
@@ -145,6 +149,10 @@ class Run(Origin):
         except BadGlob:
             return select(("*",))
 
+    def may_hold(self, folder: str) -> bool:
+        """Whether it looked into a folder, or would have."""
+        return not folder or self._selection.may_hold(folder)
+
     def selects(self, key: str) -> bool:
         """Whether it looked at the metric with this key at all, or would have."""
         return key[:-1] in self._selection
@@ -172,8 +180,9 @@ def read_manifest(content: bytes) -> Manifest:
     """The manifest that `content` is.  Raises CorruptIncrement."""
     values = _load(content, "manifest")
     values["parts"] = tuple([_part(part) for part in _list(values, "parts")])
-    values["away"] = _strings(values, "away")
-    values["exclude"], values["mounts"] = _strings(values, "exclude"), _strings(values, "mounts")
+    values["exclude"] = _strings(values, "exclude")
+    values["places"], values["away"] = _places(values, "places"), _places(values, "away")
+    values["waiting"] = _waiting(values)
     if values.get("owed") is not None:
         values["owed"] = _counts(values, "owed")
     values["counters"] = _counts(values, "counters")
@@ -196,7 +205,7 @@ def read_manifest(content: bytes) -> Manifest:
 def read_run(content: bytes) -> Run:
     """The run that `content` tells of.  Raises CorruptIncrement."""
     values = _load(content, "run")
-    values["exclude"], values["mounts"] = _strings(values, "exclude"), _strings(values, "mounts")
+    values["exclude"], values["places"] = _strings(values, "exclude"), _places(values, "places")
     values["metrics"] = _strings(values, "metrics")
     if values.get("unconfirmed") is not None:
         values["unconfirmed"] = _strings(values, "unconfirmed")
@@ -232,6 +241,25 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in found):
         raise CorruptIncrement(f"'{name}' is no list of strings")
     return tuple(found)
+
+
+def _places(values: dict[str, Any], name: str) -> tuple[Place, ...]:
+    return tuple([_place(found) for found in _list(values, name)])
+
+
+def _place(found: object) -> Place:
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(text, str) for text in found):
+        raise CorruptIncrement(f"a place {found!r}")
+    return Place(*found)
+
+
+def _waiting(values: dict[str, Any]) -> tuple[tuple[Place, int], ...]:
+    waiting = []
+    for found in _list(values, "waiting"):
+        if not isinstance(found, list) or len(found) != 2 or not (_is_count(found[1]) and found[1] < ENORMOUS):
+            raise CorruptIncrement(f"'waiting' has {found!r}")
+        waiting.append((_place(found[0]), found[1]))
+    return tuple(waiting)
 
 
 def _counts(values: dict[str, Any], name: str) -> dict[str, int]:

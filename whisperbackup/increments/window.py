@@ -6,12 +6,14 @@ that was not mounted are made good by the next run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from whisperbackup.increments.manifest import Manifest, Origin, Run
 from whisperbackup.increments.names import ancestors
+from whisperbackup.tree.places import Place, Places
 
 MAX_AGE = 7 * 86400  # seconds; beyond that an increment is no reference
 MAX_OWED = 10_000
@@ -28,54 +30,72 @@ class Now:
 
 @dataclass(frozen=True)
 class Window:
-    """`since` in seconds; `owed` are keys (or beginnings of keys, ending in ".") whose window begins earlier.
+    """Points from `begin` less `lag` on are in it; `owed` are keys, and folders, for which an earlier run begins it.
 
-    `owed_lag` is the lag that these moments were computed with.  `mounts` are folders where a file system should be
-    mounted; the newest backups are of files that were there without it where it was `away`.  `known_run` is the newest
-    backup run that all this knows of.
+    `owed_lag` is the lag of the increment that owes them.  `places` are where the tree's files should be; the newest
+    backups may be of other files in the place of those that are `away`.  `waiting` are those that were not there, with
+    when a run began that had them.  `known_run` is the newest backup run of the whole tree that all this knows of.
     """
 
-    since: int
+    begin: int
     reference: str
     reference_files: int
     lag: int
     owed: Mapping[str, int] = field(default_factory=dict)
-    owed_lag: int = 0
-    mounts: frozenset[str] = frozenset()
-    away: frozenset[str] = frozenset()
+    places: frozenset[Place] = frozenset()
+    away: frozenset[Place] = frozenset()
+    waiting: Mapping[Place, int] = field(default_factory=dict)
     known_run: str = ""
+    owed_lag: int = 0
 
-    def new_from(self, key: str) -> int:
-        """A file born then or later cannot have been read before: its points are taken whole, whatever their times.
+    @property
+    def since(self) -> int:
+        """Where it begins for metrics that are not owed."""
+        return max(self.begin - self.lag, 0)
 
-        It was born after the reference began; earlier ones are in the reference, or owed.
+    def begin_of(self, key: str) -> int:
+        """When the run began that this one builds on for the metric with this key, or for a folder.
+
+        A file born then or later cannot have been read before: its points are taken whole, whatever their times.
         """
-        begin = self.since + self.lag
-        return min(begin, earliest(self.owed, key, begin - self.owed_lag) + self.owed_lag)
+        return earliest(self.owed, key, self.begin) if self.owed else self.begin
 
     def since_of(self, key: str) -> int:
         """Where the window of the metric with this key begins."""
-        return earliest(self.owed, key, self.since) if self.owed else self.since
+        begin = self.begin_of(key)
+        return max(begin - (max(self.lag, self.owed_lag) if begin < self.begin else self.lag), 0)
+
+    def where(self, found: Collection[Place]) -> Window:
+        """This window in a walk that has come through these places: what waits for them is owed."""
+        back = {place.key: moment for place, moment in self.waiting.items() if place in found}
+        return replace(self, owed={**self.owed, **{key: min(back[key], self.begin_of(key)) for key in back}})
 
     def after(self, runs: Iterable[Run], node: str, prefix: str, exclude: Iterable[str]) -> Window:
-        """This window where these are the newest backup runs that ended, the newest first.
+        """This window after the backup runs since `known_run`, the newest first; some did not end."""
+        excluded = set(exclude)
+        away = set(self.away)
+        window = self
+        for run in runs:
+            if counts(run, node, prefix, excluded):
+                window = self._built_on(run)
+                break
+            if run.node == node and run.prefix == prefix and run.places:
+                away.update(place for place in self.places if place not in run.places and run.may_hold(place.key))
+        return replace(window, away=window.away | (away - self.away))
 
-        Where the one that counts found less than half of the files, that is no reason to fail any more, but what it
-        missed is owed.
+    def _built_on(self, run: Run) -> Window:
+        """This window after a backup run of the whole tree.
+
+        Where that found less than half of the files, this is no reason to fail any more, but what it missed is owed.
         """
-        run = next((run for run in runs if counts(run, node, prefix, set(exclude))), None)
-        if run is None or run.stamp <= self.known_run:
-            return self
-        given_up = self.mounts.difference(run.mounts)
-        window = replace(self, mounts=self.mounts - given_up, away=(self.away | given_up).difference(run.mounts))
-        if 2 * run.files < self.reference_files and run.unconfirmed is not None:
-            missed = dict.fromkeys(run.unconfirmed, self.since)
+        window = replace(self, known_run=run.stamp)
+        if run.places:
+            away = (self.away | self.places).difference(run.places)
+            window = replace(window, places=frozenset(run.places), away=away)
+        if 2 * run.files < self.reference_files and (run.unconfirmed is not None or run.status == 0):
+            missed = dict.fromkeys(run.unconfirmed or (), self.begin)
             window = replace(window, reference_files=run.files, owed=missed | dict(self.owed))
         return window
-
-    def without(self, folders: Collection[str]) -> Window:
-        """This window for the files that are in these folders while what is owed there is not."""
-        return replace(self, owed={key: moment for key, moment in self.owed.items() if key not in folders})
 
 
 def choose(
@@ -106,10 +126,10 @@ def choose(
         newest = max(usable, key=lambda i: i.stamp)
         # A run that came later and is passed over had another clock: files written under it have times of its own.
         later = [o.begin for o in (*mine, *runs) if o.stamp > newest.stamp and (o.node, o.prefix) == (node, prefix)]
-        since = min([_begin(newest, now), *later]) - lag
         return Window(
-            since, newest.stamp, newest.files, lag, newest.owed or {}, newest.lag,
-            frozenset(newest.mounts), frozenset(newest.away), newest.after_run,
+            min([_begin(newest, now), *later]), newest.stamp, newest.files, lag, newest.owed or {},
+            frozenset(newest.places), frozenset(newest.away), dict(newest.waiting),
+            newest.known_run or newest.after_run, newest.lag,
         )  # fmt: skip
     counting = sorted(
         (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time and not _leapt(run, now)),
@@ -118,13 +138,23 @@ def choose(
     )
     for place, run in enumerate(counting):
         if run.unconfirmed is not None and len(run.unconfirmed) <= MAX_OWED:
-            since = _begin(run, now) - lag
+            begin = _begin(run, now)
             older = counting[place + 1 :]
-            owed = {key: max(min(_confirmed(key, older, now) - lag, since), 0) for key in run.unconfirmed}
-            recent = [each for each in counting if each.begin >= now.time - MAX_AGE]
-            away = frozenset(key for each in recent for key in each.mounts if key not in run.mounts)
-            return Window(since, run.stamp, run.files, lag, owed, lag, frozenset(run.mounts), away, run.stamp)
+            owed = {key: min(_confirmed(key, older, now), begin) for key in run.unconfirmed}
+            places = frozenset(run.places)
+            away = _away(run, counting, mine, now) if places else frozenset()
+            return Window(begin, run.stamp, run.files, lag, owed, places, away, known_run=run.stamp)
     return None
+
+
+def _away(run: Run, counting: Iterable[Run], mine: Iterable[Manifest], now: Now) -> frozenset[Place]:
+    """What backup runs and increments of the last week had, and this run had not."""
+    known = {place for each in counting if each.begin >= now.time - MAX_AGE for place in each.places}
+    last = max(mine, key=lambda one: one.stamp, default=None)
+    if last is None:
+        return frozenset(known.difference(run.places))
+    away = (known | {*last.places, *last.away}).difference(run.places)
+    return frozenset(away.union(last.away) if last.stamp > run.stamp else away)
 
 
 def counts(run: Run, node: str, prefix: str, excluded: set[str]) -> bool:
@@ -170,6 +200,54 @@ def earliest(owed: Mapping[str, int], key: str, since: int) -> int:
     return min([since, owed.get(key, since), *[owed[folder] for folder in ancestors(key) if folder in owed]])
 
 
+class Looked(NamedTuple):
+    """What became of a window's places: as in Manifest, and those to name."""
+
+    places: frozenset[Place]
+    away: frozenset[Place]
+    waiting: dict[Place, int]
+    missed: frozenset[str]
+    returned: frozenset[str]
+
+
+def look_at_places(
+    window: Window, seen: Places, still: Collection[Place], unseen: Collection[str], runs: Iterable[Run], begin: int
+) -> Looked:
+    """What a walk that has `seen` these places says of those of its window.
+
+    `still` are those that are there after it, `unseen` folders that it could not read, `runs` those of backups since
+    `known_run`.
+    """
+    changed = seen.used.difference(still)  # unmounted, or mounted, since the walk came there
+    unread = {
+        place
+        for place in window.places - seen.used
+        if any(place.key.startswith(folder) or folder.startswith(place.key) for folder in unseen)
+    }
+    missed = (window.places - seen.found - unread) | changed
+    gone = frozenset(place.key for place in missed)
+    used = {place for place in seen.used if place.key not in gone}  # not what is there instead
+    returned = used & window.away
+    if window.places:
+        returned |= used - window.places
+    # A backup run that went on while it was not there may have stored other files in its place.
+    ends = [run.end if run.is_complete else math.inf for run in runs if run.stamp > window.known_run]
+    returned |= {place for place in used if max(ends, default=0) > window.waiting.get(place, math.inf) + 1}
+    waiting = {
+        place: moment for place, moment in window.waiting.items() if place not in used and moment >= begin - MAX_AGE
+    }
+    for place in missed - waiting.keys():
+        below = [moment for key, moment in window.owed.items() if key.startswith(place.key)]
+        waiting[place] = min([window.begin_of(place.key), *below])
+    return Looked(
+        frozenset(used | missed | unread),
+        frozenset((window.away - used) | returned),
+        waiting,
+        gone,
+        frozenset(place.key for place in returned),
+    )
+
+
 class Owed(NamedTuple):
     """What a run owes the next one (`window` as in Window.owed; None: too much to name), and what it had to forget."""
 
@@ -183,21 +261,21 @@ def still_owed(
     """What a run with this window owes the next one: keys that `failed`, and beginnings of keys that were `unseen`.
 
     What was owed below an unseen folder stays owed, and so does for a week what was owed and is not `served`, as
-    nothing of it was there: its disk may not be mounted.
+    nothing of it was there: it may have been moved away.
     """
     folders = set(unseen)
     owed: dict[str, int] = {}
     for key in failed:
-        owed[key] = window.since_of(key)
+        owed[key] = window.begin_of(key)
         if len(owed) > MAX_OWED:
             return Owed(None)
     for folder in folders:
         below = [moment for key, moment in window.owed.items() if key.startswith(folder)]
-        owed[folder] = min([window.since_of(folder), *below])
+        owed[folder] = min([window.begin_of(folder), *below])
     if len(owed) > MAX_OWED:
         return Owed(None)
     absent = {
-        key: min(moment, window.since)
+        key: min(moment, window.begin)
         for key, moment in window.owed.items()
         if moment >= begin - MAX_AGE and key not in served and key not in owed
     }

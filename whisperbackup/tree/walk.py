@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from whisperbackup.errors import NoTree
 from whisperbackup.tree.names import SUFFIX, encode
+from whisperbackup.tree.places import Places
 from whisperbackup.tree.selection import Selection, select
 
 logger = logging.getLogger(__name__)
@@ -99,20 +100,22 @@ def check_tree(prefix: bytes) -> None:
         raise NoTree(f"there is no whisper file below {os.fsdecode(prefix)}; check -p, and that its disk is mounted")
 
 
-def walk(prefix: bytes, selection: Selection, sidecars: Sidecars | None = None) -> Iterator[LocalFile | Skipped]:
+def walk(
+    prefix: bytes, selection: Selection, sidecars: Sidecars | None = None, places: Places | None = None
+) -> Iterator[LocalFile | Skipped]:
     """The whisper files below `prefix` that are in `selection`, ascending by key, as the store lists them.
 
     Links are not followed (`prefix` itself may be one).  What is left out for a reason other than the selection is
     yielded as Skipped, in its place in the order.  Memory holds one folder per level.  With `sidecars`, files of late
-    points of selected metrics are counted there, and reported at the end.
+    points of selected metrics are counted there, and reported at the end; `places` notes where disks begin.
     """
     # Sorting a folder's entries by encoded name + "." (folders) or "/" (files) gives the order of the keys:
     # no encoded name holds "." or "/", so none of these sort keys begins another.
-    stack = [iter(_entries(prefix, "", selection, sidecars))]
+    stack = [iter(_entries(prefix, "", selection, sidecars, places))]
     while stack:
         for entry in stack[-1]:
             if isinstance(entry, _Folder):
-                stack.append(iter(_entries(entry.path, entry.key, selection, sidecars)))
+                stack.append(iter(_entries(entry.path, entry.key, selection, sidecars, places)))
                 break
             yield entry
         else:
@@ -130,10 +133,12 @@ _KEY = operator.itemgetter(0)  # of all three
 
 
 def _entries(
-    path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None
+    path: bytes, prefix: str, selection: Selection, sidecars: Sidecars | None, places: Places | None
 ) -> list[LocalFile | Skipped | _Folder]:
     entries: list[LocalFile | Skipped | _Folder] = []
     has_all = selection.has_all
+    if places is not None:
+        places.enter(prefix, path)
     try:
         with os.scandir(path) as scan:
             for entry in scan:
@@ -151,6 +156,8 @@ def _entries(
     except OSError as error:
         return [Skipped(prefix, path, error.strerror or str(error), True)]
     entries.sort(key=_KEY)
+    if places is not None and any(type(entry) is LocalFile for entry in entries):
+        places.use()
     return entries
 
 
