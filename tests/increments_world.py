@@ -272,7 +272,7 @@ class World:
             if chance.random() < 0.08:
                 failed.append(key)
                 continue
-            is_whole = file.born >= chosen.new_from(key) and whole < 2
+            is_whole = file.born >= chosen.begin_of(key) and whole < 2
             whole += is_whole
             taken = record_of(key, self.read(file, since, is_whole))
             found = taken._replace(version=min(file.mtime, self.clock), read=self.clock)
