@@ -1027,6 +1027,26 @@ def test_a_file_that_broke_before_its_first_backup_keeps_what_increments_have_of
     assert images(driver_of(stored))["b.born"] == content
 
 
+def test_a_metric_that_was_made_smaller_on_purpose_is_doubted_only_for_a_while(stored: Program) -> None:
+    """A disk may have died: then only increments have what the old file got after its last backup."""
+    path = stored.prefix / "b/three.wsp"
+    (large,) = (stored.store / "b.three").glob("*.gz")
+    large.write_bytes(gzip.compress(random.randbytes(60_000)))  # more than what follows is, also when compressed
+    settle()
+    path.unlink()
+    stored.write("b.three", 1)
+    stored("backup", "disk", "-r", "1")
+    assert large.exists()
+    assert runs(stored)[-1].unconfirmed == ("b.three/",)
+    old = f"{datetime.now(UTC) - timedelta(days=46):%Y-%m-%dT%H:%M:%S}+00:00"
+    for one in (stored.store / "b.three").glob(large.name.removesuffix(".wsp.gz") + "*"):
+        one.rename(one.with_name(old + one.name[len(old) :]))
+    settle()
+    stored("backup", "disk", "-r", "1")
+    assert runs(stored)[-1].unconfirmed == ()
+    assert len(list((stored.store / "b.three").glob("*.gz"))) == 2
+
+
 def test_what_a_killed_rewriting_left_goes_after_the_increment(stored: Program) -> None:
     old_increment(stored)
     (part,) = (stored.store / ".increments").rglob("*.wbi")

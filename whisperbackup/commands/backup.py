@@ -275,7 +275,7 @@ def _outcome(
         stamps = ", ".join(backup.stamp for backup in surplus.backups)
         _log(context, "%s: %s the backups of %s: retention does not keep them", name, did, stamps)
     deletes = [PendingDelete(Count.REMOVED, tuple(key + end for end in old.suffixes())) for old in surplus.backups]
-    return Outcome(name, counts, deletes=tuple(deletes), record=record)
+    return Outcome(name, counts, deletes=tuple(deletes), record=record, guarded=max(surplus.guarded, default=""))
 
 
 def _log(context: Context, text: str, *arguments: object) -> None:

@@ -19,7 +19,7 @@ from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
-from whisperbackup.repository.stamps import next_stamp, seconds
+from whisperbackup.repository.stamps import next_stamp, seconds, stamp_of
 from whisperbackup.repository.steady import Last, Moment, Steady, judge
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver
@@ -48,7 +48,11 @@ class RunRecord:
         self._places = places
         self._missing = Folding(MAX_OWED)
         self._unsure: list[str] = []
-        self._foreign: list[str] = []
+        self._minor: list[str] = []
+        days = max(options.keep_increments, options.purge_days)
+        self._made_anew = stamp_of(moment.now - days * DAY)
+        """A backup later than this that all newer ones are much smaller than may have been of another file, whose last
+        points only increments have; an earlier one was of a file that was made smaller on purpose."""
         self._files = 0
         self._first_stamp = self._last_stamp = ""
         self.hours: set[str] = set()
@@ -114,8 +118,8 @@ class RunRecord:
                 self._missing.add(metric.key)
             yield pair
 
-    def _doubt(self, name: str, is_foreign: bool = False) -> None:
-        names = self._foreign if is_foreign else self._unsure
+    def _doubt(self, name: str, is_minor: bool = False) -> None:
+        names = self._minor if is_minor else self._unsure
         if len(names) <= MAX_OWED:
             names.append(name)
 
@@ -127,8 +131,10 @@ class RunRecord:
         if outcome.stamp:
             self._first_stamp = min(self._first_stamp or outcome.stamp, outcome.stamp)
             self._last_stamp = max(self._last_stamp, outcome.stamp)
-        if outcome.errors or Count.VANISHED in counts or Count.TOO_NEW in counts or Count.GUARDED in counts:
+        if outcome.errors or Count.VANISHED in counts or Count.TOO_NEW in counts:
             self._doubt(outcome.name + "/", outcome.is_foreign)
+        elif outcome.guarded > self._made_anew:
+            self._doubt(outcome.name + "/", is_minor=True)
 
     def complete(self, stats: RunStats) -> Run:
         """Store how the run ended; if the store fails, that is a failure of the run."""
@@ -140,9 +146,10 @@ class RunRecord:
                 "more than %d metrics could not be backed up or are not in the tree: no increment builds on this run, "
                 "and none is deleted because of it", MAX_OWED,
             )  # fmt: skip
-        elif len(unconfirmed) + len(self._foreign) <= MAX_OWED:
-            # Increments may have what they held before they broke.  A tree with more of them than that has junk.
-            unconfirmed = sorted({*unconfirmed, *self._foreign})
+        elif len(unconfirmed) + len(self._minor) <= MAX_OWED:
+            # Increments may have what they held before they broke, or were made anew.  If there are more of them than
+            # that, the tree has junk, or a rule of its schemas was changed.
+            unconfirmed = sorted({*unconfirmed, *self._minor})
         run = replace(
             self._run,
             end=_now() + 1,

@@ -181,7 +181,7 @@ def _read(driver: Driver, key: str, reader: Callable[[bytes], T]) -> T | None:
     except NotFound:
         return None  # deleted since it was listed
     except CorruptIncrement as error:
-        logger.warning("%s is damaged and ignored: %s", key, error)
+        logger.warning("%s is damaged and ignored: %s; after a complete backup run, delete it", key, error)
         return None
 
 

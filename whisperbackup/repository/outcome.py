@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
     unexplained: int = 0  # objects that the store refused to delete without saying that it protects them
     stamp: str | None = None  # of the backup that this job processed, if any
     is_foreign: bool = False  # the file is no whisper file, and the metric has no backup that is one
+    guarded: str = ""  # the stamp of the newest backup that is kept since all newer ones are much smaller
 
 
 class StoreJob(Protocol):
