@@ -121,6 +121,34 @@ def test_a_metric_without_a_whole_file_is_restored_from_what_there_is_and_named(
     assert path_of(node, "a.one").exists()
 
 
+@pytest.mark.parametrize("cause", ["renamed", "its backup is damaged"])
+def test_overwrite_replaces_no_file_by_what_is_not_the_whole_of_one(program: Program, cause: str) -> None:
+    """The store has the last points of a file alone: with --overwrite, too, they are filled in."""
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk")
+    time.sleep(2.1)  # born before the window
+    if cause == "renamed":
+        path = path.rename(path.with_name("two.wsp"))
+    add_point(path, 7.0)
+    settle()
+    program("increment", "disk", "--lag", 0)
+    if cause != "renamed":
+        (backup,) = program.store.glob("a.one/*.gz")
+        backup.write_bytes(b"damaged")
+    held = path.read_bytes()
+    add_point(path, 8.0)  # it may be in another slot
+    live = path.read_bytes()
+    for options, changed in ((["-n"], "would be replaced"), ([], "replaced,")):
+        said = program("restore", "disk", "--overwrite", "-m", f"a.{path.stem}", *options, status=3)
+        assert "restored from what there is, which replaces no file" in said
+        assert f"1 {changed}" not in said
+        assert path.read_bytes() == live
+    path.unlink()
+    assert "1 created" in program("restore", "disk", "--overwrite", "-m", f"a.{path.stem}", status=3)
+    assert len(path.read_bytes()) == len(held)
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
 def test_a_damaged_part_is_named_and_the_rest_is_used(node: Program, damage: str) -> None:
     held = lose(node)

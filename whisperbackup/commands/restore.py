@@ -278,7 +278,7 @@ class RestoreMetric(NamedTuple):
         for number, (content, where) in enumerate(images, 1):
             chosen = _in_span(content, context)
             if chosen is not None:
-                placed = placer.place(path, chosen)
+                placed = placer.place(path, chosen, made.is_based)
                 _name_missing(placed, where, chosen, errors)
                 return self._filled(context, path, placed, images[number:], errors)
         return Placed("already whole") if placer.is_occupied(path) else None
@@ -341,7 +341,7 @@ class RestoreMetric(NamedTuple):
         if not made.is_based:
             errors.append(
                 "increments have points of it, but neither they nor a backup have the whole file: "
-                "it is restored from what there is"
+                "it is restored from what there is, which replaces no file"
             )
         return made
 

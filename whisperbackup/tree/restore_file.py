@@ -67,7 +67,7 @@ class _Vanished(Exception):
 class Placer:
     """Restores files below `prefix`; may be used by threads.
 
-    With `overwrite` existing files are replaced instead of healed; with `noop` nothing is changed, only
+    With `overwrite` existing files are replaced by whole ones instead of healed; with `noop` nothing is changed, only
     reported.  A live file of more than `max_file_size` bytes is an error.
     """
 
@@ -83,14 +83,14 @@ class Placer:
         """Whether there is something at `path` now."""
         return os.path.lexists(os.path.join(self.prefix, path))
 
-    def place(self, path: bytes, content: bytes) -> Placed:
+    def place(self, path: bytes, content: bytes, is_whole: bool = True) -> Placed:
         """Restore `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
 
-        Raises CannotPlace and OSError.
+        With `overwrite` it is replaced, but by nothing that is not `is_whole`.  Raises CannotPlace and OSError.
         """
 
         def place(folder: int, name: bytes) -> Placed:
-            placed = self._place(folder, name, content)
+            placed = self._place(folder, name, content, is_whole)
             if placed.how in ("created", "replaced") and cwhisper.is_compressed(content):
                 sidecar = _warn_of_sidecar(folder, name)
                 return placed._replace(warning="; ".join(filter(None, (placed.warning, sidecar))))
@@ -174,8 +174,8 @@ class Placer:
             self._tidied.add((identity.st_dev, identity.st_ino))
             remove_leftovers(folder)
 
-    def _place(self, folder: int, name: bytes, content: bytes) -> Placed:
-        if self.overwrite:
+    def _place(self, folder: int, name: bytes, content: bytes, is_whole: bool) -> Placed:
+        if self.overwrite and is_whole:
             return _replace(folder, name, content, self.noop)
         if not _exists(folder, name):
             if self.noop:
