@@ -256,6 +256,28 @@ def test_an_increment_that_was_deleted_is_named_until_a_backup_has_its_points(no
         assert "not in the store" not in node(command, "disk")
 
 
+def test_an_increment_that_was_deleted_is_named_until_backups_have_all_its_metrics(node: Program) -> None:
+    settle()
+    node("increment", "disk")
+    _, second, _ = sorted((node.store / ".increments").iterdir())
+    shutil.rmtree(second)
+    settle()
+    node("backup", "disk", "--exclude", "a.one")
+    for command in ("restore", "verify"):
+        assert "its points are lost\n" in node(command, "disk", status=3), "what was excluded is in no backup"
+    settle()
+    content = path_of(node, "a.one").read_bytes()
+    path_of(node, "a.one").write_bytes(b"broken by a disk" * 99)
+    node("backup", "disk", status=3)
+    path_of(node, "a.one").write_bytes(content)
+    for command in ("restore", "verify"):
+        assert "its points are lost, of what no backup run has stored since (a.one)" in node(command, "disk", status=3)
+    settle()
+    node("backup", "disk")
+    for command in ("restore", "verify"):
+        assert "not in the store" not in node(command, "disk")
+
+
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swift's listings lag behind."""
     held = lose(node)

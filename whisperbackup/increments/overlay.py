@@ -15,7 +15,9 @@ from typing import NamedTuple, TypeVar
 from whisperbackup.increments import history, merge, reader
 from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
 from whisperbackup.increments.merge import Share
+from whisperbackup.increments.names import Names, is_folder
 from whisperbackup.increments.record import CorruptIncrement, moment_of
+from whisperbackup.increments.window import counts
 from whisperbackup.repository.catalog import Metric
 from whisperbackup.storage.base import Driver, NotFound, get_range
 from whisperbackup.tree.selection import Selection
@@ -86,19 +88,29 @@ def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage
 
 
 def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[Run], on_damage: OnDamage) -> None:
-    """Name increments that others began at, and that were deleted before a backup run had their points."""
-    backed_up: dict[tuple[str, str], str] = {}  # by node and prefix: up to which increment
-    for run in runs:
-        if run.is_complete and not run.is_partial:
-            origin = run.node, run.prefix
-            backed_up[origin] = max(backed_up.get(origin, ""), run.after_increment)
+    """Name increments that others began at, and that were deleted before backup runs had all their points."""
     for one in increments:
-        start = backed_up.get((one.node, one.prefix), "")
-        if start < one.reference < one.stamp and one.reference not in there:
+        if not one.reference < one.stamp or one.reference in there:
+            continue
+        lost = _not_backed_up(one, runs)
+        if lost.entries:
+            first, *others = sorted(f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries)
+            more = f" and {len(others)} more" if others else ""
             on_damage(
                 f"the increment of {one.reference}",
-                f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost",
+                f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost"
+                + (f", of what no backup run has stored since ({first}{more})" if first != "*" else ""),
             )
+
+
+def _not_backed_up(one: Manifest, runs: Iterable[Run]) -> Names:
+    """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all."""
+    lost = Names([""])
+    for run in runs:
+        is_later = one.reference <= run.after_increment and run.unconfirmed is not None
+        if is_later and counts(run, one.node, one.prefix, set(one.exclude)):
+            lost &= run.names
+    return lost
 
 
 def _checked(stamp: str, key: str, found: K | Unread) -> K | Unread:
