@@ -1130,6 +1130,27 @@ def test_records_of_runs_go_with_the_last_backup_that_they_tell_of(stored: Progr
     assert moved(run.stamp, 61) not in gone
 
 
+def test_the_record_of_a_run_stays_while_an_increment_is_there_that_begins_at_it(stored: Program) -> None:
+    """The host was renamed, so the increment stays; between the two a part was backed up."""
+    (run,) = runs(stored)
+    settle()
+    stored("backup", "disk", "-m", "a.*")
+    old_increment(stored)
+    driver = driver_of(stored)
+    for key, _ in history.look_at_all(driver, "").objects:
+        if key.endswith("json"):
+            driver.put(key, json.dumps(json.loads(driver.get(key)) | {"node": "old"}).encode())
+    (increment,) = made(stored)
+    assert increment.reference < increment.after_run
+    for day in range(35, 1, -1):
+        values = json.loads(run.to_json()) | {"stamp": moved(run.stamp, day / 10), "end": run.begin - day * 8640}
+        driver.put(f".runs/{values['stamp']}.json", json.dumps(values | {"begin": values["end"]}).encode())
+    settle()
+    stored("backup", "disk")  # all backups are of today
+    assert made(stored) == [increment]
+    assert "0 failed" in stored("verify", "disk")
+
+
 @pytest.mark.servers
 def test_an_increment_costs_few_requests_in_a_service(program: Program) -> None:
     store = servers.store("s3-rclone")

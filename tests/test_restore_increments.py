@@ -278,6 +278,15 @@ def test_an_increment_that_was_deleted_is_named_until_backups_have_all_its_metri
         assert "not in the store" not in node(command, "disk")
 
 
+def test_the_record_of_a_run_that_is_gone_is_no_lost_increment(node: Program) -> None:
+    held = lose(node)
+    (record,) = (node.store / ".runs").iterdir()
+    record.unlink()
+    for command in ("restore", "verify"):
+        assert "0 failed" in node(command, "disk")
+    assert contents(node.prefix) == held
+
+
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swift's listings lag behind."""
     held = lose(node)

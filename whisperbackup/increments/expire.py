@@ -229,7 +229,8 @@ class _Expiry:
         """Delete the records of runs of which no backup is left, and that no increment needs."""
         remaining = [stamp for stamp in self.found.complete if stamp not in self.deleted]
         limit = min([history.stamp_at(self.now - MAX_AGE), *remaining[:1]])
-        old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit]
+        needed = {one.reference for one in self.old if one.stamp not in self.deleted}  # or restore would miss it
+        old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit and stamp not in needed]
         gone = []
         for run in history.runs_of(self.driver, self.rules.storage_path, old):
             moments = range(run.earliest // HOUR * HOUR, max(run.end, run.last_stamp) + HOUR, HOUR)

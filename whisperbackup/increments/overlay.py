@@ -90,7 +90,8 @@ def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage
 def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[Run], on_damage: OnDamage) -> None:
     """Name increments that others began at, and that were deleted before backup runs had all their points."""
     for one in increments:
-        if not one.reference < one.stamp or one.reference in there:
+        # One that is the newest run is a run: it may have no record any more, and its points are in backups.
+        if not one.reference < one.stamp or one.reference in (*there, one.after_run):
             continue
         lost = _not_backed_up(one, runs)
         if lost.entries:
