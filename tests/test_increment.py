@@ -1056,6 +1056,19 @@ def test_what_a_killed_rewriting_left_goes_after_the_increment(stored: Program) 
     assert not (stored.store / ".increments").exists()
 
 
+def test_an_increment_that_retention_deleted_is_not_missed_where_a_metric_always_fails(stored: Program) -> None:
+    for days in (1, 6.5):
+        settle()
+        add_point(stored.prefix / "a/one.wsp")
+        stored("increment", "disk", "--lag", 0)
+        age(stored, days)
+    (stored.prefix / "b/three.wsp").write_bytes(b"broken by a disk" * 99)
+    assert "1 increments removed" in stored("backup", "disk", status=3)
+    (left,) = made(stored)
+    assert left.reference not in ("", left.after_run)
+    assert "0 failed" in stored("verify", "disk")
+
+
 def test_what_nothing_confirms_for_long_goes_and_is_named(stored: Program) -> None:
     old_increment(stored)
     (stored.prefix / "b/three.wsp").unlink()

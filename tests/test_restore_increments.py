@@ -268,10 +268,12 @@ def test_an_increment_that_was_deleted_is_named_until_backups_have_all_its_metri
     settle()
     content = path_of(node, "a.one").read_bytes()
     path_of(node, "a.one").write_bytes(b"broken by a disk" * 99)
+    path_of(node, "c.new").unlink()  # what is missing is no failure
     node("backup", "disk", status=3)
     path_of(node, "a.one").write_bytes(content)
     for command in ("restore", "verify"):
-        assert "its points are lost, of what no backup run has stored since (a.one)" in node(command, "disk", status=3)
+        said = node(command, "disk", status=3)
+        assert "its points are lost, of what no backup run has stored since (a.one and 1 more)" in said
     settle()
     node("backup", "disk")
     for command in ("restore", "verify"):
@@ -285,6 +287,64 @@ def test_the_record_of_a_run_that_is_gone_is_no_lost_increment(node: Program) ->
     for command in ("restore", "verify"):
         assert "0 failed" in node(command, "disk")
     assert contents(node.prefix) == held
+
+
+@pytest.mark.parametrize("is_backed_up", [False, True])
+@pytest.mark.parametrize("place", ["in the middle", "the last"])
+def test_an_increment_that_was_deleted_is_named_also_where_a_date_needs_it(
+    program: Program, place: str, is_backed_up: bool
+) -> None:
+    """What began or ended after the date makes nothing good."""
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk")
+    for number in range(3 if place == "the last" else 4):
+        if number == 3 - (place == "the last"):
+            settle()
+            date = stamp_of(datetime.now(UTC))
+        settle()
+        add_point(path, 7.0 + number)
+        program("increment", "disk")
+    _, lost, *_ = sorted((program.store / ".increments").iterdir())
+    shutil.rmtree(lost)
+    if is_backed_up:
+        settle()
+        program("backup", "disk")
+    for command in ("restore", "verify"):
+        assert f"the increment of {lost.name}: it is not in the store" in program(command, "disk", "-c", date, status=3)
+
+
+@pytest.mark.parametrize("has_older", [False, True])
+def test_a_date_for_which_not_all_increments_are_kept_gives_what_the_backup_saw(
+    program: Program, has_older: bool
+) -> None:
+    """The backup between two increments is thinned out, and the first of these was deleted since it had its points."""
+    paths = [program.write("a.one"), program.write("b.two")]
+    states = []
+    for number, command in enumerate(("backup", "increment", "backup", "increment", "backup", "increment")):
+        settle()
+        for path in paths:
+            add_point(path, 7.0 + number)
+        program(command, "disk", *(["-r", 5] if command == "backup" else ["--lag", 0]))
+        states.append([path.read_bytes() for path in paths])
+    settle()
+    date = stamp_of(datetime.now(UTC))
+    settle()
+    for path in paths:
+        add_point(path, 70.0)
+    program("backup", "disk", "-r", 5)
+    older, gone, _ = sorted((program.store / ".increments").iterdir())
+    for increment in [gone] if has_older else [older, gone]:
+        shutil.rmtree(increment)
+    thinned = program.stamps("a.one")[2]
+    for suffix in ("sha1", "wsp.gz"):
+        (program.store / "a.one" / f"{thinned}.{suffix}").unlink()
+    for options in (["-n"], []):
+        lose(program)
+        said = program("restore", "disk", "-c", date, *options)
+        assert "1 metrics are as their backup saw them" in said
+    assert paths[0].read_bytes() == states[2][0]
+    assert paths[1].read_bytes() == states[5][1]
 
 
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,9 +157,16 @@ def work_on_backups(
             used = overlay if reads_records else NO_OVERLAY
             reading = Reading(used, driver, options.storage_path, options.selection, until, stats.fail)
             found = restorable(seen(reading.beside(catalog)), options.date, stats, look_up_now, reading.has_records)
-            of_metrics = (job for metric, backups in found for job in jobs(metric, backups, reading.take(metric.name)))
+            of_metrics = (
+                job for metric, backups in found for job in jobs(metric, backups, reading.take(metric, backups))
+            )
             run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
             catalog.report_foreign()
+            if reading.left_alone:
+                logger.warning(
+                    "%d metrics are as their backup saw them: not all increments between that and %s are kept any more",
+                    reading.left_alone, options.date,
+                )  # fmt: skip
         if not saw_any:
             raise nothing_matches(options, driver)
     return stats.finish()

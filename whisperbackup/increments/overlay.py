@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -17,13 +17,16 @@ from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.names import Names, is_folder
 from whisperbackup.increments.record import CorruptIncrement, moment_of
-from whisperbackup.increments.window import counts
-from whisperbackup.repository.catalog import Metric
+from whisperbackup.increments.window import MAX_AGE, counts
+from whisperbackup.repository.catalog import Backup, Metric
+from whisperbackup.repository.stamps import seconds
 from whisperbackup.storage.base import Driver, NotFound, get_range
 from whisperbackup.tree.selection import Selection
 
 T = TypeVar("T")
 K = TypeVar("K", Manifest, Run)
+
+Whose = tuple[str, str, tuple[str, ...]]
 
 OnDamage = Callable[[str, str], None]
 """Hears of what cannot be read: its name, and why."""
@@ -32,17 +35,30 @@ DELETED = "it was deleted during this run: run it again"
 
 
 class Overlay(NamedTuple):
-    """Increments in their order (those that began by a date, if one is given), and the records of backup runs."""
+    """Increments in their order (those that began by a date, if one is given), and the records of backup runs.
+
+    `begins` tells since when each tree's increments have all that was written.
+    """
 
     increments: tuple[Manifest, ...]
     runs: tuple[Run, ...]
+    begins: Mapping[Whose, int]
 
     def without_frames(self) -> Overlay:
         """What a worker needs to judge records."""
-        return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs)
+        return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs, {})
+
+    def has_gap(self, shares: Iterable[Share], stamp: str) -> bool:
+        """Whether some increment between the backup of `stamp` and these later records is not kept any more."""
+        later = [one for one in (self.increments[share.number] for share in shares) if one.stamp > stamp]
+        return any(seconds(stamp) < self.begins.get(_whose(one), 0) for one in later)
 
 
-NO_OVERLAY = Overlay((), ())
+def _whose(one: Manifest) -> Whose:
+    return one.node, one.prefix, one.exclude
+
+
+NO_OVERLAY = Overlay((), (), {})
 
 
 class Unread(NamedTuple):
@@ -83,18 +99,37 @@ def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage
     known_runs = tuple(run for run in runs if isinstance(run, Run))
     known = [one for one in manifests if isinstance(one, Manifest)]
     increments = [one for one in known if until is None or one.begin <= until]
-    _name_gaps(increments, {*found.complete, *found.runs, *(one.stamp for one in known)}, known_runs, on_damage)
-    return Overlay(tuple(increments), known_runs)
+    begins = _chains(known, found, known_runs, until, on_damage)
+    return Overlay(tuple(increments), known_runs, begins)
 
 
-def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[Run], on_damage: OnDamage) -> None:
-    """Name increments that others began at, and that were deleted before backup runs had all their points."""
+def _chains(
+    increments: Iterable[Manifest],
+    found: history.Found,
+    runs: Sequence[Run],
+    until: int | None,
+    on_damage: OnDamage,
+) -> dict[Whose, int]:
+    """Since when each tree's increments up to `until` have all that was written; what is lost since then is named.
+
+    That is an increment which others began at, if backup runs that ended by `until` did not store all its metrics.  If
+    others did later, and none is older or it was a week old, retention may have deleted it: the chain begins after it.
+    """
+    old = history.stamp_at(max((run.begin for run in runs), default=0) - MAX_AGE)
+    ended = runs if until is None else [run for run in runs if run.end <= until]
+    begins: dict[Whose, int] = {}
+    there = {*found.complete, *(one.stamp for one in increments)}
     for one in increments:
-        # One that is the newest run is a run: it may have no record any more, and its points are in backups.
-        if not one.reference < one.stamp or one.reference in (*there, one.after_run):
+        if one.reference in there:
             continue
-        lost = _not_backed_up(one, runs)
-        if lost.entries:
+        # One that is the newest run is a run: it may have no record any more, and its points are in backups.
+        is_run = one.reference in ("", one.after_run, *found.runs)
+        lost = Names(()) if is_run else _not_backed_up(one, ended, old)
+        may_be_deleted = one.reference <= old or _whose(one) not in begins
+        if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, old).entries):
+            if until is None or one.begin <= until:
+                begins[_whose(one)] = one.since + one.lag
+        elif one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
             first, *others = sorted(f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries)
             more = f" and {len(others)} more" if others else ""
             on_damage(
@@ -102,15 +137,22 @@ def _name_gaps(increments: Iterable[Manifest], there: set[str], runs: Iterable[R
                 f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost"
                 + (f", of what no backup run has stored since ({first}{more})" if first != "*" else ""),
             )
+    return begins
 
 
-def _not_backed_up(one: Manifest, runs: Iterable[Run]) -> Names:
-    """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all."""
+def _not_backed_up(one: Manifest, runs: Iterable[Run], old: str) -> Names:
+    """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all.
+
+    Where nothing failed, what a run did not confirm is missing from the tree.  And an `old` increment is deleted by
+    retention if it has nothing of what was not confirmed.
+    """
     lost = Names([""])
     for run in runs:
-        is_later = one.reference <= run.after_increment and run.unconfirmed is not None
-        if is_later and counts(run, one.node, one.prefix, set(one.exclude)):
-            lost &= run.names
+        if one.reference <= run.after_increment and counts(run, one.node, one.prefix, set(one.exclude)):
+            if not run.status or one.reference <= old:
+                return Names(())
+            if run.unconfirmed is not None:
+                lost &= run.names
     return lost
 
 
@@ -134,14 +176,23 @@ class Reading:
         self._selection, self._until, self._on_damage = selection, until, on_damage
         self._waiting: dict[str, tuple[Share, ...]] = {}
         self._named: set[tuple[str, str]] = set()
+        self.left_alone = 0  # metrics whose records are not used
 
     def has_records(self, name: str) -> bool:
         """Whether the metric just yielded has any."""
         return name in self._waiting
 
-    def take(self, name: str) -> tuple[Share, ...]:
-        """The records of the metric just yielded."""
-        return self._waiting.pop(name, ())
+    def take(self, metric: Metric, candidates: list[Backup]) -> tuple[Share, ...]:
+        """The records of the metric just yielded; none where increments between its backup and them are gone.
+
+        That can be where a date chooses another than the newest backup: one between may be thinned out.
+        """
+        shares = self._waiting.pop(metric.name, ())
+        is_older = self._until is not None and candidates and candidates[0].stamp != metric.last_stamp
+        if is_older and self._overlay.has_gap(shares, candidates[0].stamp):
+            self.left_alone += 1
+            return ()
+        return shares
 
     def beside(self, catalog: Iterable[Metric]) -> Iterator[Metric]:
         """The metrics of the catalog and those that only increments have, ascending by key."""
