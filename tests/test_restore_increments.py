@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -165,6 +167,29 @@ def test_a_damaged_part_is_named_and_the_rest_is_used(node: Program, damage: str
         assert part.name in said
     assert contents(node.prefix).keys() == held.keys()
     assert contents(node.prefix)["c/new.wsp"] == held["c/new.wsp"]
+
+
+@pytest.mark.parametrize("missing", [1, "half"])
+def test_of_a_part_that_was_cut_all_whole_frames_are_used(program: Program, missing: int | str) -> None:
+    program.write("a.one")
+    program("backup", "disk")
+    for number in range(600):
+        program.write(f"b.m{number:03}")
+    settle()
+    program("increment", "disk")
+    (part,) = parts(program)
+    (_, size, _, frames), *_ = json.loads((part.parent / "manifest.json").read_bytes())["parts"]
+    assert len(frames) > 2
+    end = size - missing if isinstance(missing, int) else size // 2
+    os.truncate(part, end)
+    whole = sum(records for _, offset, length, records in frames if offset + length <= end)
+    held = lose(program)
+    said = program("restore", "disk", status=3)
+    assert "1 failed" in said
+    assert f"part {part.name}: {end} bytes at 0 instead of {size}; the rest of it is used" in said
+    restored = contents(program.prefix)
+    assert len(restored) == whole + (frames[0][0] != "a.one/")
+    assert restored.items() <= held.items()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b'{"format": 2}'])

@@ -49,14 +49,15 @@ def read(
             try:
                 begin, end = group[0].offset, group[-1].offset + group[-1].length
                 content = fetch(part.name, begin, end - begin)
-                if len(content) != end - begin:
-                    raise CorruptIncrement(
-                        f"part {part.name}: {len(content)} bytes at {begin} instead of {end - begin}"
-                    )
             except CorruptIncrement as error:
                 on_damage(error)
                 continue
+            if len(content) < end - begin:
+                lacks = f"{len(content)} bytes at {begin} instead of {end - begin}"
+                on_damage(CorruptIncrement(f"part {part.name}: {lacks}"))
             for frame in group:
+                if frame.offset + frame.length > begin + len(content):
+                    break
                 try:
                     packed = content[frame.offset - begin : frame.offset - begin + frame.length]
                     records = read_frame(frame, packed, last)
