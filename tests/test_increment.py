@@ -1015,6 +1015,44 @@ def test_an_increment_that_another_run_rewrites_is_not_called_damaged(
     assert set(records(stored)) == {"b.three"}
 
 
+@pytest.mark.parametrize("command", ["verify", "restore"])
+def test_an_increment_that_is_rewritten_while_it_is_read_is_not_called_damaged(
+    stored: Program, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_increment(stored)
+    (stored.prefix / "b/three.wsp").unlink()
+    stored("backup", "disk", "--keep-increments", 30)
+    prune = [*stored.words("prune", "--nolock"), "disk"]
+    install_driver(
+        stored,
+        monkeypatch,
+        f"""
+import os, subprocess
+from whisperbackup.storage import disk
+
+class Late(disk.Disk):
+    # A prune begins and ends just before a part is read.
+    def get(self, key):
+        if key.endswith(".wbi"):
+            subprocess.run({prune}, check=True, capture_output=True)
+        return super().get(key)
+
+    def get_range(self, key, offset, length):
+        subprocess.run({prune}, check=True, capture_output=True)
+        return super().get_range(key, offset, length)
+
+def open(bucket, create, arguments):
+    disk.open(bucket, create, arguments)
+    return Late(os.fsencode(bucket))
+""",
+    )
+    said = stored(command, "shelf", status=0 if command == "verify" else 3)
+    assert set(records(stored)) == {"b.three"}, "it was rewritten"
+    assert "is missing" not in said
+    assert ("during this run: run it again" if command == "restore" else "1 vanished") in said
+    stored(command, "disk")
+
+
 def test_a_file_that_broke_before_its_first_backup_keeps_what_increments_have_of_it(stored: Program) -> None:
     settle()
     path = stored.write("b.born")

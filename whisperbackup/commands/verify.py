@@ -93,7 +93,7 @@ class VerifyPart(NamedTuple):
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
-        """Check the part; one whose increment was deleted meanwhile counts as vanished."""
+        """Check the part; one whose increment was deleted or rewritten meanwhile counts as vanished."""
         path, part = context.options.storage_path, self.part
         counts = {Count.EXAMINED: 1}
         try:

@@ -31,7 +31,7 @@ Whose = tuple[str, str, tuple[str, ...]]
 OnDamage = Callable[[str, str], None]
 """Hears of what cannot be read: its name, and why."""
 
-DELETED = "it was deleted during this run: run it again"
+DELETED = "it was deleted or rewritten during this run: run it again"
 
 
 class Overlay(NamedTuple):
@@ -253,10 +253,12 @@ def fetch_part(driver: Driver, storage_path: str, stamp: str, name: str, offset:
 def missing(driver: Driver, storage_path: str, stamp: str, name: str) -> str:
     """What to report of a part that is not in the store."""
     try:
-        driver.get(storage_path + increment_key(stamp))
+        made = read_manifest(driver.get(storage_path + increment_key(stamp)))
     except NotFound:
         return DELETED
-    return f"part {name} is missing"
+    except CorruptIncrement as error:
+        return f"part {name} is missing, and the manifest is damaged: {error}"
+    return f"part {name} is missing" if name in [part.name for part in made.parts] else DELETED
 
 
 def parts_of(overlay: Overlay, selection: Selection) -> Iterator[tuple[str, Part, str]]:
