@@ -638,6 +638,33 @@ def test_increments_that_a_compressed_backup_cannot_take_are_named_and_the_backu
     assert path.read_bytes() == backup
 
 
+def test_records_of_a_file_that_is_too_large_are_left_out_and_named_and_the_others_are_used(program: Program) -> None:
+    path = program.write("m")
+    settle()
+    program("backup", "disk")
+    settle()
+    add_point(path, 7777.0)
+    program("increment", "disk")
+    held = path.read_bytes()
+    path.unlink()
+    whisper.create(str(path), [(1, 100_000)])
+    for value in (8888.0, 9999.0):
+        settle()
+        add_point(path, value)
+        program("increment", "disk")
+    path.unlink()
+    for options in (["-n"], []):
+        said = program("restore", "disk", "--max-file-size", "1M", *options, status=3)
+        assert re.search(
+            r"ERROR: .*m: 2 records of increments are left out, the first is in that of .*: .* 1200028 bytes", said
+        )
+        assert "more than --max-file-size" in said
+    assert path.read_bytes() == held
+    path.unlink()
+    program("restore", "disk")
+    assert {8888.0, 9999.0} <= set(newest_points(path))
+
+
 def points_of(path: Path) -> list[tuple[int, float | None]]:
     """The points of the last archive that reaches back two hours."""
     (begin, end, step), values = whisper.fetch(str(path), int(time.time()) - 6900)

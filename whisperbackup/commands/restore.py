@@ -18,7 +18,7 @@ from whisperbackup.increments.image import Image
 from whisperbackup.increments.manifest import Manifest
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.order import Order, Sorted, orders
-from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of
+from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of, parse
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
@@ -312,16 +312,29 @@ class RestoreMetric(NamedTuple):
         overlay = context.overlay
         numbers: list[int] = []
         records: list[tuple[Record, Manifest]] = []
+        too_large: list[tuple[str, int]] = []
         for number, content in self.shares:
             if number in laid:
                 continue
             increment = overlay.increments[number]
             try:
-                records.append((decode(content), increment))
+                record = decode(content)
+                size = parse(record.header, record.key).file_size
+                if size > context.options.max_file_size:
+                    too_large.append((increment.stamp, size))
+                    laid.add(number)
+                    continue
+                records.append((record, increment))
                 numbers.append(number)
             except CorruptIncrement as error:
                 errors.append(f"its record in the increment of {increment.stamp} is damaged: {error}")
                 laid.add(number)
+        if too_large:
+            (first, size), *_ = too_large
+            errors.append(
+                f"{len(too_large)} records of increments are left out, the first is in that of {first}: they are of a "
+                f"file of {size} bytes, more than --max-file-size"
+            )
         newest_until = -1.0
         if self.is_newest and stamp == self.candidates[0].stamp:
             newest_until = seconds(context.options.date) if context.options.date else math.inf
