@@ -222,6 +222,31 @@ def test_a_metric_that_was_made_anew_before_its_first_backup_has_what_increments
         node("increment", "disk")
 
 
+def test_what_a_date_removed_from_live_files_stays_away_once_backup_has_run_as_restore_says(program: Program) -> None:
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk")
+    date = ["-c", program.stamps("a.one")[0]]
+    said = program("restore", "disk", *date, "--overwrite")
+    assert "run backup now" not in said, "there is no increment"
+    held = path.read_bytes()
+    settle()
+    add_point(path, 666.0)
+    program("increment", "disk")
+    settle()
+    assert "run backup now" not in program("restore", "disk", *date, "--overwrite", "-n")
+    assert "run backup now" not in program("restore", "disk", *date)
+    assert "WARNING: 1 files were set back: increments have the points" in program(
+        "restore", "disk", *date, "--overwrite"
+    )
+    assert path.read_bytes() == held
+    settle()
+    program("backup", "disk")
+    lose(program)
+    program("restore", "disk")
+    assert path.read_bytes() == held
+
+
 def test_a_date_within_a_backup_run(program: Program) -> None:
     """What the runs before found in a file is no proof for the backup that the date chooses."""
     path = program.write("a.one")

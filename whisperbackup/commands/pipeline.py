@@ -13,6 +13,7 @@ from whisperbackup.errors import Unavailable
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.overlay import NO_OVERLAY, Overlay, Reading, open_overlay
 from whisperbackup.options import Options
+from whisperbackup.report.counters import Count, key_of
 from whisperbackup.report.progress import reporting, tick
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.catalog import Backup, Catalog, Metric, look_up, newest_at
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_FAILURES = 20  # the run ends after so many; the driver has retried each
 MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # the run ends after two or more failures over so long
+SET_BACK = (
+    "%d files were set back: increments have the points that were removed, and a restore would bring them back: "
+    "run backup now"
+)
 MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody
 
 
@@ -162,6 +167,10 @@ def work_on_backups(
             )
             run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
             catalog.report_foreign()
+            replaced = stats.whole_numbers().get(key_of(Count.REPLACED), 0)
+            may_have_increments = overlay is not NO_OVERLAY or options.no_increments
+            if replaced and options.date and not options.noop and may_have_increments:
+                logger.warning(SET_BACK, replaced)
             if reading.left_alone:
                 logger.warning(
                     "%d metrics are as their backup saw them: not all increments between that and %s are kept any more",
