@@ -219,7 +219,7 @@ def test_a_metric_that_was_made_anew_before_its_first_backup_has_what_increments
         assert set(whisper.fetch(str(path), since)[1]) == {55.0, None}, "as the newest backup is"
         add_point(path_of(node, "a.one"))
         settle()
-        node("increment", "disk")
+        assert "another is in its place" in node("increment", "disk", status=3), "no backup has the new tree yet"
 
 
 def test_what_a_date_removed_from_live_files_stays_away_once_backup_has_run_as_restore_says(program: Program) -> None:

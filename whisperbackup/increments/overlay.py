@@ -123,7 +123,7 @@ def _chains(
         if one.reference in there:
             continue
         # One that is the newest run is a run: it may have no record any more, and its points are in backups.
-        is_run = one.reference in ("", one.after_run, *found.runs)
+        is_run = one.reference in ("", one.known_run, one.after_run, *found.runs)
         lost = Names(()) if is_run else _not_backed_up(one, ended, old)
         may_be_deleted = one.reference <= old or _whose(one) not in begins
         if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, old).entries):
