@@ -477,6 +477,7 @@ def test_a_disk_that_is_new_is_named_until_a_backup_has_it_and_missed_from_then_
         settle()
         assert "new.*: no new backup is of this folder" in stored("increment", "disk", status=3)
         stored("backup", "disk", "-m", "new.*")
+        assert below(runs(stored)[-1].places) == ["my disk.", "new."], "also where it did not look"
         settle()
         assert "new.*" in stored("increment", "disk", status=3)
         stored("backup", "disk")

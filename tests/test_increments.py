@@ -652,6 +652,9 @@ def test_what_is_owed_and_not_there_stays_owed_for_a_week() -> None:
 
 def test_a_file_is_new_if_the_reference_cannot_have_read_it() -> None:
     """A resized file holds old points, too: its birth tells, not what it holds."""
+    chosen = choose([increment_at(NOW - HOUR, lag=1800, owed={"a/": NOW - 2 * HOUR})], [])
+    assert chosen is not None
+    assert (chosen.since_of("a/"), chosen.since) == (NOW - 2 * HOUR - 1800, NOW - HOUR - 900), "what was promised"
     chosen = choose([increment_at(NOW - HOUR, lag=0, owed={"a/": NOW - 2 * HOUR})], [])
     assert chosen is not None
     assert (chosen.begin_of("a/"), chosen.since_of("a/")) == (NOW - 2 * HOUR, NOW - 2 * HOUR - 900)
@@ -828,8 +831,9 @@ def test_a_place_is_missed_where_another_folder_is_or_was_before_the_end_of_the_
     assert look(chosen, seen(TREE, DISK), still={TREE}) == ({TREE, DISK}, set(), waiting, {"d."}, set())
     assert look(chosen, seen(TREE, bare=[DISK, EMPTY])) == ({TREE}, set(), {}, set(), set()), "its metrics are gone"
     for unseen in ("", "d.", "d.a."):
-        places, _, _, missed, _ = look(chosen, seen(TREE, bare=[DISK]), unseen=[unseen])
-        assert (places, missed) == ({TREE, DISK}, set()), "unread, so it may be missed the next time"
+        for came in (seen(TREE, bare=[DISK]), seen(TREE)):
+            places, _, _, missed, _ = look(chosen, came, unseen=[unseen])
+            assert (places, missed) == ({TREE, DISK}, set()), "unread, so it may be missed the next time"
 
 
 def test_a_place_that_is_missed_waits_with_all_that_was_owed_below_it() -> None:
@@ -877,9 +881,9 @@ def test_a_backup_run_that_went_on_while_a_place_was_away_is_not_trusted() -> No
     going_on = run_at(NOW - 2 * HOUR, places=(TREE, DISK), is_complete=False)
     chosen = chosen_from(going_on, waiting=((DISK, NOW - HOUR),))
     assert look(chosen, seen(TREE, DISK), runs=[going_on])[4] == {"d."}
-    ended = replace(going_on, is_complete=True, end=NOW - 2 * HOUR + 5)
-    chosen = chosen_from(ended, waiting=((DISK, NOW - HOUR),))
-    assert not look(chosen, seen(TREE, DISK), runs=[ended])[4], "it had it, and ended before"
+    whole_one = replace(going_on, is_complete=True, end=NOW - 60)
+    chosen = chosen_from(whole_one, waiting=((DISK, NOW - HOUR),))
+    assert not look(chosen, seen(TREE, DISK), runs=[whole_one])[4], "it had the disk"
     chosen = chosen_from(waiting=((DISK, NOW - HOUR),))
     partial = replace(going_on, is_complete=True, is_partial=True, end=NOW - 60)
     assert look(chosen, seen(TREE, DISK), runs=[partial])[4] == {"d."}
@@ -892,6 +896,9 @@ def test_where_increments_begin_anew_they_know_what_was_away() -> None:
     chosen = choose([ahead], [week_old, run])
     assert chosen is not None
     assert (chosen.reference, chosen.places, chosen.away) == (run.stamp, {TREE}, {DISK, EMPTY})
+    chosen = choose([ahead], [replace(run, places=(TREE, DISK))])
+    assert chosen is not None
+    assert chosen.away == {DISK}, "the increment is later, and knew that it was not the disk's files"
 
 
 def test_a_later_run_for_a_part_does_not_hide_the_whole_one_before_it() -> None:
@@ -900,6 +907,7 @@ def test_a_later_run_for_a_part_does_not_hide_the_whole_one_before_it() -> None:
     part = run_at(NOW - HOUR // 4, is_partial=True, metrics=("a.*",), places=(TREE,))
     chosen = chosen_from(whole_one, part, after_run=part.stamp)
     assert (chosen.known_run, chosen.places) == (whole_one.stamp, {TREE})
+    assert chosen_from(after_run=part.stamp).known_run == stamp(NOW - DAY)
 
 
 def test_more_deleted_metrics_than_can_be_named_end_with_a_backup_that_had_no_failure() -> None:
