@@ -32,17 +32,17 @@ class Places:
 
     def enter(self, key: str, path: bytes) -> None:
         """Note a folder, before what is in it; their keys ascend."""
-        try:
-            status = os.stat(path)
-        except OSError:
-            return  # the walk cannot read it either
         around = self._around
         while around and not key.startswith(around[-1][0].key):
             around.pop()
-        if not around or around[-1][1] != status.st_dev:
-            place = Place(key, _told(path, status))
-            self.found.add(place)
-            around.append((place, status.st_dev))
+        try:
+            status = os.stat(path)
+            if not around or around[-1][1] != status.st_dev:
+                place = Place(key, _told(path, status))
+                self.found.add(place)
+                around.append((place, status.st_dev))
+        except OSError:
+            return  # the walk cannot read it either
 
     def use(self) -> None:
         """Note that there are metrics in the folder that was entered last."""
