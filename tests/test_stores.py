@@ -202,9 +202,12 @@ def test_a_store_that_goes_away_ends_the_run_and_stays_consistent(tmp_path: Path
         wait_for(lambda: proxy.requests["PUT"] + proxy.requests["POST"] >= 100)  # noqa: B023
         proxy.vanish()
         runs.append((program, direct, proxy, run, time.monotonic()))
+    ended = []
     for program, direct, proxy, run, began in runs:
         _, said = run.communicate(timeout=120)
         assert time.monotonic() - began < 120
+        ended.append((program, direct, proxy, run, said))
+    for program, direct, proxy, run, said in ended:
         assert run.returncode in (1, 3), said
         assert "Traceback" not in said
         assert not program.stamp.exists()
