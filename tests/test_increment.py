@@ -487,6 +487,13 @@ def test_a_disk_that_is_new_is_named_until_a_backup_has_it_and_missed_from_then_
     assert "new.*: the folder with these metrics is gone" in stored("increment", "disk", status=3)
 
 
+def test_a_disk_that_increments_leave_out_is_not_missed(disk_below: Program) -> None:
+    for _ in range(2):  # the first begins at the backup run, which had it
+        settle()
+        assert "my disk" not in disk_below("increment", "disk", "--exclude", "my disk.*")
+    assert below(made(disk_below)[-1].places) == []
+
+
 def test_a_backup_that_an_increment_overlaps_ends_the_waiting_for_a_disk_too(disk_below: Program) -> None:
     subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
     disk_below("increment", "disk", status=3)

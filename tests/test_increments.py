@@ -872,6 +872,11 @@ def test_a_backup_run_without_a_place_may_have_stored_what_was_there_instead(lat
     *_, missed, returned = look(chosen, seen(TREE, DISK))
     assert (missed, returned) == (({"d."}, set()) if later == "whole" else (set(), {"d."})), "named once"
     assert (DISK in chosen.places) == (later != "whole"), "only after a whole one it is not missed any more"
+    if later != "whole":  # also where a whole one before it had the disk again, after it had been away
+        had = run_at(NOW - HOUR // 2 - 60, places=(TREE, DISK, EMPTY))
+        chosen = chosen_from(had, without, places=(TREE,), away=(DISK,))
+        assert chosen.known_run == had.stamp
+        assert DISK in chosen.away
     elsewhere = replace(without, is_complete=True, is_partial=True, metrics=("a.*",), exclude=())
     assert not chosen_from(elsewhere).away
     assert not chosen_from(replace(without, node="other")).away

@@ -236,7 +236,7 @@ def test_what_a_date_removed_from_live_files_stays_away_once_backup_has_run_as_r
     settle()
     assert "run backup now" not in program("restore", "disk", *date, "--overwrite", "-n")
     assert "run backup now" not in program("restore", "disk", *date)
-    assert "WARNING: 1 files were set back: increments have the points" in program(
+    assert "WARNING: 1 files were set back: where increments have the points" in program(
         "restore", "disk", *date, "--overwrite"
     )
     assert path.read_bytes() == held

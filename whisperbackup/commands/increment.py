@@ -76,7 +76,7 @@ def run(options: Options, stats: RunStats) -> int:
         runs = list(history.runs_of(driver, options.storage_path, later))
         # A run in progress may read a file after this one does.
         last = next((run.stamp for run in runs if run.is_complete), window.known_run)
-        window = window.after(runs, *whose)
+        window = window.after(runs, *whose).within(options.selection)
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
             history.stamp_at(window.since), window.reference or "an hour", window.lag,
@@ -213,9 +213,11 @@ class _Work:
     def _batches(self, files: Iterator[LocalFile], numbers: Iterator[int], size: int) -> Iterator[Batch]:
         """Batches of neighbouring files; each may take its share whole of what one round of `size` batches may."""
         window = self.window
+        places = 0
         while chunk := tuple([(key, path) for key, path in itertools.islice(files, FILES_IN_BATCH)]):
             owed: dict[str, tuple[int, int]] = {}
-            if self.window.waiting:
+            if self.window.waiting and len(self._places.found) > places:
+                places = len(self._places.found)
                 window = self.window.where(self._places.found)
             if window.owed:
                 self._served.update(name for key, _ in chunk for name in (key, *ancestors(key)) if name in window.owed)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_CONSECUTIVE_FAILURES = 20  # the run ends after so many; the driver has retried each
 MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # the run ends after two or more failures over so long
 SET_BACK = (
-    "%d files were set back: increments have the points that were removed, and a restore would bring them back: "
+    "%d files were set back: where increments have the points that were removed, a restore would bring them back: "
     "run backup now"
 )
 MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from whisperbackup.increments.manifest import Manifest, Origin, Run
 from whisperbackup.increments.names import ancestors
 from whisperbackup.tree.places import Place, Places
+from whisperbackup.tree.selection import Selection
 
 MAX_AGE = 7 * 86400  # seconds; beyond that an increment is no reference
 MAX_OWED = 10_000
@@ -73,15 +74,21 @@ class Window:
     def after(self, runs: Iterable[Run], node: str, prefix: str, exclude: Iterable[str]) -> Window:
         """This window after the backup runs since `known_run`, the newest first; some did not end."""
         excluded = set(exclude)
-        away = set(self.away)
         window = self
+        later = []
         for run in runs:
             if counts(run, node, prefix, excluded):
                 window = self._built_on(run)
                 break
             if run.node == node and run.prefix == prefix and run.places:
-                away.update(place for place in self.places if place not in run.places and run.may_hold(place.key))
-        return replace(window, away=window.away | (away - self.away))
+                later.append(run)
+        known = self.places | window.places
+        lacked = {place for run in later for place in known.difference(run.places) if run.may_hold(place.key)}
+        return replace(window, away=window.away | lacked)
+
+    def within(self, selection: Selection) -> Window:
+        """This window where not all of what the reference saw is looked at."""
+        return replace(self, places=frozenset(p for p in self.places if not p.key or selection.may_hold(p.key)))
 
     def _built_on(self, run: Run) -> Window:
         """This window after a backup run of the whole tree.
