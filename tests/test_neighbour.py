@@ -87,7 +87,9 @@ def test_a_backup_leaves_the_page_cache_as_it_was(program: Program, path: Path) 
         evict(copy)
     hot.read_bytes()
     program("backup")
-    assert (absent(hot), absent(cold)) == ([], WHOLE)
+    reclaimed = sum(length for _, length in absent(hot))
+    assert reclaimed <= 6 * mmap.PAGESIZE, "of 60; where memory is short, the kernel itself takes the oldest"
+    assert absent(cold) == WHOLE
     for stored in program.store.rglob("*.wsp.gz"):
         with stored.open("rb") as file:
             size = stored.stat().st_size
