@@ -29,11 +29,13 @@ from test_storage import open_store
 from test_stores import connect
 
 from whisperbackup.commands.increment import check_clock
+from whisperbackup.commands.run_record import RunRecord
 from whisperbackup.increments import expire, history, image, merge, order, reader
 from whisperbackup.increments.manifest import Manifest, Run, increment_key, read_manifest
 from whisperbackup.increments.names import Folding, Names
 from whisperbackup.increments.record import decode
 from whisperbackup.increments.window import Now
+from whisperbackup.options import parse
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.catalog import Catalog
 from whisperbackup.runtime import clock, defaults
@@ -424,6 +426,39 @@ def test_what_is_on_a_disk_that_is_not_mounted_is_owed_until_it_is(disk_below: P
     image = stored.home / "image.wsp"
     image.write_bytes(images(driver_of(stored))["my disk.one"])
     assert 77.0 in whisper.fetch(str(image), int(time.time()) - 600)[1]
+
+
+def test_what_waits_for_a_disk_is_owed_also_to_a_file_that_cannot_be_read_when_it_is_back(disk_below: Program) -> None:
+    stored, folder = disk_below, disk_below.prefix / "my disk"
+    begin = made(stored)[-1].begin
+    settle()
+    add_point(folder / "one.wsp", 77.0)
+    subprocess.run(["umount", folder], check=True)
+    settle()
+    stored("increment", "disk", status=3)
+    subprocess.run(["mount", "--bind", stored.home / "disk", folder], check=True)
+    settle()
+    os.truncate(folder / "one.wsp", 10)  # as if it were being created
+    stored("increment", "disk")
+    assert made(stored)[-1].owed == {"my disk.one/": begin}
+
+
+def test_a_place_that_goes_while_a_backup_looks_at_it_was_not_there(disk_below: Program) -> None:
+    """What stands in for its files meanwhile may be in the store."""
+    options = parse(disk_below.words("backup")[3:])
+    seen, stats = places.Places(), RunStats("backup")
+    record = RunRecord(options, driver_of(disk_below), stats, seen)
+    list(walk(options.prefix, options.selection, places=seen))
+    assert below(record.complete(stats).places) == ["my disk."]
+    subprocess.run(["umount", disk_below.prefix / "my disk"], check=True)
+    assert below(record.complete(stats).places) == []
+
+
+def test_places_without_a_birth_are_told_by_their_file_systems() -> None:
+    path = Path("/proc")
+    place = places.at(b"/", "proc.")
+    assert place is not None
+    assert place.folder == f"{path.stat().st_ino:x}-0-{os.statvfs(path).f_fsid:x}"
 
 
 @pytest.mark.parametrize("how", ["stopped", "for a part"])

@@ -535,6 +535,47 @@ def test_a_file_made_anew_from_an_old_copy_does_not_push_out_newer_points(tmp_pa
     assert made.content == backup.read_bytes()
 
 
+DAYS_OF = [(60, 360), (600, 4320)]  # finest archive of six hours
+
+
+@pytest.mark.parametrize("archives", [DAYS_OF, [*DAYS_OF, (86400, 400)], [(60, 1440), (86400, 400)], [(60, 360)]])
+def test_a_file_made_anew_before_its_backup_leaves_an_image_to_fill_from(
+    tmp_path: Path, archives: list[tuple[int, int]]
+) -> None:
+    old = make(tmp_path / "old.wsp", archives, range(NOW - 5 * HOUR, NOW - 2 * HOUR, 60))
+    new = make(tmp_path / "new.wsp", archives, range(NOW - HOUR, NOW, 60))
+    found = read(old, NOW - 6 * HOUR, NOW - 2 * HOUR)
+    made = image.lay(new.read_bytes(), order.Sorted((), earlier=(found,)), 10**6)
+    assert made is not None
+    assert len(made.earlier) == 1
+
+
+def test_an_archive_of_which_increments_have_nothing_does_not_count(tmp_path: Path) -> None:
+    """Fewer points than xFilesFactor asks for are not aggregated."""
+    old = make(tmp_path / "old.wsp", DAYS_OF, range(NOW - 5 * HOUR, NOW - 2 * HOUR, 60))
+    coarse = parse_header(old.read_bytes()).archives[1]
+    with old.open("r+b") as file:
+        file.seek(coarse.offset)
+        file.write(bytes(12 * coarse.points))
+    new = make(tmp_path / "new.wsp", DAYS_OF, range(NOW - HOUR, NOW, 60))
+    made = image.lay(new.read_bytes(), order.Sorted((), earlier=(read(old, NOW - 6 * HOUR, NOW - 2 * HOUR),)), 10**6)
+    assert made is not None
+    assert len(made.earlier) == 1
+
+
+@pytest.mark.parametrize("written_since", [0, 7 * HOUR])
+@pytest.mark.parametrize("removed", [4 * HOUR, 2 * DAY, 4 * DAY])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_file_that_was_set_back_leaves_none(tmp_path: Path, removed: int, written_since: int, is_whole: bool) -> None:
+    now = NOW - written_since
+    wrong = make(tmp_path / "wrong.wsp", DAYS_OF, range(NOW - 9 * DAY, now, 60))
+    good = make(tmp_path / "good.wsp", DAYS_OF, [*range(NOW - 9 * DAY, now - removed, 60), *range(now, NOW, 60)])
+    found = whole(wrong) if is_whole else read(wrong, now - removed - HOUR, now)
+    made = image.lay(good.read_bytes(), order.Sorted((), earlier=(found,)), 10**6)
+    assert made is not None
+    assert made.earlier == ()
+
+
 def test_another_layout_gets_what_the_older_one_held(tmp_path: Path) -> None:
     old = make(tmp_path / "old.wsp", [(60, 60)], range(NOW - 3000, NOW - 1500, 60))
     new = make(tmp_path / "new.wsp", [(60, 100), (300, 40)], range(NOW - 900, NOW, 60))
@@ -845,6 +886,15 @@ def test_a_place_that_is_missed_waits_with_all_that_was_owed_below_it() -> None:
     assert chosen.where({TREE}).since_of("d.a/") == NOW - HOUR - 900
     assert chosen.where({TREE, DISK}).since_of("d.a/") == NOW - DAY - 900
     assert chosen.where({TREE, DISK}).since_of("x/") == NOW - HOUR - 900
+
+
+def test_a_place_that_is_not_waited_for_any_longer_is_away_until_a_backup_has_it() -> None:
+    expired = NOW - window.MAX_AGE - 1
+    chosen = chosen_from(waiting=((DISK, expired),))
+    assert look(chosen, seen(TREE))[1:] == ({DISK}, {DISK: NOW - HOUR}, {"d."}, set())
+    assert look(chosen, seen(TREE, DISK))[1:] == (set(), {}, set(), set()), "its points are in this increment"
+    chosen = chosen_from(away=(DISK,), waiting=((DISK, NOW - HOUR),))
+    assert look(chosen, seen(TREE, DISK))[4] == {"d."}
 
 
 def test_a_place_that_no_backup_has_is_named_until_one_has_it() -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -318,7 +318,7 @@ def test_an_increment_that_was_deleted_is_named_until_backups_have_all_its_metri
     settle()
     content = path_of(node, "a.one").read_bytes()
     path_of(node, "a.one").write_bytes(b"broken by a disk" * 99)
-    path_of(node, "c.new").unlink()  # what is missing is no failure
+    path_of(node, "c.new").unlink()  # what is missing has not been stored either
     node("backup", "disk", status=3)
     path_of(node, "a.one").write_bytes(content)
     for command in ("restore", "verify"):
@@ -327,8 +327,85 @@ def test_an_increment_that_was_deleted_is_named_until_backups_have_all_its_metri
     settle()
     path_of(node, "c.new").unlink()  # again: restore has brought it back
     node("backup", "disk")
+    for command in ("verify", "restore"):
+        said = node(command, "disk", status=3)
+        assert "its points are lost, of what no backup run has stored since (c.*)" in said, "nor what is missing"
+        assert "not in the store" not in node(command, "disk", "-m", "a.*")
+    settle()
+    node("backup", "disk")
     for command in ("restore", "verify"):
         assert "not in the store" not in node(command, "disk")
+
+
+def test_what_retention_deleted_is_not_called_lost(node: Program) -> None:
+    """Not even where a backup never had one of the metrics, as one broken file is enough for."""
+    settle()
+    node("increment", "disk")
+    broken = node.prefix / "z.wsp"
+    broken.write_bytes(b"broken by a disk" * 99)
+    settle()
+    node("backup", "disk", status=3)
+    broken.unlink()
+    *_, manifest = sorted((node.store / ".increments").glob("*/manifest.json"))
+    *_, record = sorted((node.store / ".runs").iterdir())
+
+    def verify(age: timedelta, days: int, ran: timedelta, status: int) -> str:
+        """With an increment of this age gone, and a backup run since, with --keep-increments `days`."""
+        now = datetime.now(UTC)
+        change(manifest, reference=stamp_of(now - age))
+        change(record, keep_increments=days, begin=int((now - ran).timestamp()))
+        return node("verify", "disk", status=status)
+
+    day, hour = timedelta(days=1), timedelta(hours=1)
+    assert "its points are lost, of what no backup run has stored since (z)" in verify(6 * day, 7, hour, 3)
+    verify(6 * day, 5, hour, 0)
+    verify(7 * day + hour, 7, 2 * hour, 0)  # a prune can delete it before the next backup
+
+
+def change(path: Path, **values: object) -> None:
+    """Set these fields of a manifest, or of a run's record."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_half_a_backup_that_is_later_makes_no_date_pass_over_increments(program: Program) -> None:
+    paths = [program.write(metric) for metric in ("a.one", "b.two")]
+    settle()
+    program("backup", "disk")
+    settle()
+    add_point(paths[1])
+    program("increment", "disk")
+    settle()
+    program("backup", "disk")
+    settle()
+    add_point(paths[0])
+    program("increment", "disk", "--lag", 0)
+    first, _ = sorted((program.store / ".increments").iterdir())
+    shutil.rmtree(first)  # backups have its points
+    settle()
+    date = stamp_of(datetime.now(UTC))
+    settle()
+    (program.store / "a.one" / f"{stamp_of(datetime.now(UTC))}.wsp.gz").write_bytes(b"of a run that was killed")
+    held = contents(program.prefix)
+    lose(program)
+    assert "as their backup saw them" not in program("restore", "disk", "-c", date)
+    assert contents(program.prefix) == held
+
+
+def test_a_date_before_all_increments_is_told(program: Program) -> None:
+    path = program.write("a.one")
+    settle()
+    program("backup", "disk", "-r", 5)
+    settle()
+    date = stamp_of(datetime.now(UTC))
+    settle()
+    add_point(path)
+    program("backup", "disk", "-r", 5)
+    assert "as their backup saw them" not in program("restore", "disk", "-c", date, "-n")
+    settle()
+    add_point(path)
+    program("increment", "disk")
+    said = program("restore", "disk", "-c", date, "-n")
+    assert f"1 metrics are as their backup saw them: not all increments between that and {date} are kept" in said
 
 
 def test_the_record_of_a_run_that_is_gone_is_no_lost_increment(node: Program) -> None:

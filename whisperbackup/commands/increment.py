@@ -269,7 +269,8 @@ class _Work:
 
     def owed(self) -> dict[str, int] | None:
         """What the next increment has to begin earlier for."""
-        owed, forgotten = still_owed(self.window, self._failed, self._unseen, self._served, self.begin)
+        window = self.window.where(self._places.found)
+        owed, forgotten = still_owed(window, self._failed, self._unseen, self._served, self.begin)
         if forgotten:
             logger.warning(
                 "more than 10,000 metrics could not be read or are not in the tree: if one of the %d that are not "

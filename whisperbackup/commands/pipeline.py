@@ -23,6 +23,7 @@ from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.purge import Purge
 from whisperbackup.repository.stamps import seconds
 from whisperbackup.repository.state import State
+from whisperbackup.runtime import clock
 from whisperbackup.runtime.signals import Stopped
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree import walk
@@ -155,7 +156,8 @@ def work_on_backups(
         until = seconds(options.date) if options.date else None
         overlay = NO_OVERLAY
         if not options.no_increments:
-            overlay = open_overlay(driver, options.storage_path, until, stats.fail)
+            now = int(clock.utc_now().timestamp())
+            overlay = open_overlay(driver, options.storage_path, until, options.selection, now, stats.fail)
         with open_pool(options, driver, overlay) as pool, reporting(stats, options.quiet, about):
             catalog = open_catalog(options, driver)
             look_up_now = functools.partial(look_up, driver, options.storage_path)
@@ -173,7 +175,7 @@ def work_on_backups(
                 logger.warning(SET_BACK, replaced)
             if reading.left_alone:
                 logger.warning(
-                    "%d metrics are as their backup saw them: not all increments between that and %s are kept any more",
+                    "%d metrics are as their backup saw them: not all increments between that and %s are kept",
                     reading.left_alone, options.date,
                 )  # fmt: skip
         if not saw_any:

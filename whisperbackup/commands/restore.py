@@ -85,7 +85,7 @@ def run(options: Options, stats: RunStats) -> int:
         if later and not is_behind:
             is_behind = True
             logger.warning(BEHIND, metric.name)
-        is_newest = bool(candidates) and candidates[0].stamp == metric.last_stamp
+        is_newest = bool(candidates) and candidates[0].stamp == metric.backups[-1].stamp
         return [RestoreMetric(metric.name, tuple(candidates), shares, is_newest)]
 
     return work_on_backups(options, stats, jobs, reads_records=True)
@@ -94,7 +94,7 @@ def run(options: Options, stats: RunStats) -> int:
 class RestoreMetric(NamedTuple):
     """Restore one metric from `candidates`, the newest first, and `shares`, its records of increments.
 
-    `is_newest`: the store has nothing later of it than the first candidate.
+    `is_newest`: the store has no later backup of it than the first candidate.
     """
 
     name: str

@@ -73,6 +73,7 @@ class RunRecord:
             is_partial=options.selection.wanted is not None,
             metrics=options.metrics,
             after_increment=found.newest,
+            keep_increments=options.keep_increments,
             steady_since=steady.since,
             pause=steady.pause,
         )
@@ -165,11 +166,12 @@ class RunRecord:
         return self._put(run, stats) or self._run
 
     def _where(self) -> set[Place]:
-        """Where its files were; of a run for a part of the tree, also where it did not look."""
-        if not self._run.is_partial:
-            return self._places.used
-        seen = {place.key for place in self._places.found}
-        return self._places.found | {place for place in self._run.places if place.key not in seen}
+        """Where its files were from the walk to the end; of a run for a part, also where it did not look."""
+        where = self._places.used
+        if self._run.is_partial:
+            seen = {place.key for place in self._places.found}
+            where = self._places.found | {place for place in self._run.places if place.key not in seen}
+        return where & there(self._options.prefix, where)
 
 
 def look_at_clock(driver: Driver, options: Options) -> Steady:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from whisperbackup.increments.order import Sorted
 from whisperbackup.increments.record import CorruptIncrement, Record, Ring, parse
@@ -105,14 +106,27 @@ def lay(backup: bytes | None, found: Sorted, max_size: int) -> Image | None:
 
 
 def _has_much_more(image: bytearray, other: bytearray) -> bool:
-    """Whether an image has points for as many times, which `other` lacks, as `other` has; of their finest archives."""
-    (first, step, points), *_ = parse_header(bytes(image)).archives
-    (other_first, other_step, other_points), *_ = parse_header(bytes(other)).archives
-    common = max(step, other_step)
-    times = np.frombuffer(image, SLOT, points, first)["t"] // common
-    has = np.unique(np.frombuffer(other, SLOT, other_points, other_first)["t"] // common)
-    lacks = np.setdiff1d(times, has)
-    return len(lacks) >= max(int(np.count_nonzero(has)), 1)
+    """Whether an image has points for as many times, which `other` lacks, as `other` has; in each of their archives.
+
+    A file from which points of the last days were removed may have none of the image's times in its finest archive, but
+    has its history, in the coarser ones.  Two slots are none: one made anew has those of today, as the image has.
+    """
+    archives = zip(parse_header(bytes(image)).archives, parse_header(bytes(other)).archives, strict=False)
+    for number, (archive, other_archive) in enumerate(archives):
+        step = max(archive.step, other_archive.step)
+        times, has = _times(image, archive, step), _times(other, other_archive, step)
+        has_history = len(has) > 2
+        if number and not (has_history and len(times)):
+            continue
+        if len(np.setdiff1d(times, has)) < max(len(has), 1) or (has_history and has[0] < times[0]):
+            return False
+    return True
+
+
+def _times(image: bytearray, archive: Archive, step: int) -> npt.NDArray[np.uint32]:
+    """The times of an archive's points, in steps of so many seconds."""
+    times = np.unique(np.frombuffer(image, SLOT, archive.points, archive.offset)["t"] // step)
+    return times[times > 0]
 
 
 def _groups(records: Iterable[Record], max_size: int) -> Iterator[tuple[Header, list[Record]]]:

@@ -25,6 +25,7 @@ FORMAT = 1
 INCREMENTS = ".increments/"
 RUNS = ".runs/"
 MANIFEST = "manifest.json"
+DAYS = 7  # of --keep-increments, where a record does not tell
 _PART = re.compile(r"\d{6}\.wbi", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -107,7 +108,8 @@ class Run(Origin):
 
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
-    there were too many to name.  `metrics` are the globs of `-m`; empty for all.  `steady_since` and `pause` are those
+    there were too many to name.  `metrics` are the globs of `-m`; empty for all.  Retention deletes increments
+    after `keep_increments` days.  `steady_since` and `pause` are those
     of `repository.steady`.
     """
 
@@ -118,6 +120,7 @@ class Run(Origin):
     first_stamp: int = 0
     last_stamp: int = 0
     after_increment: str = ""
+    keep_increments: int = DAYS
     unconfirmed: tuple[str, ...] | None = ()
     steady_since: int = 0
     pause: int = 0

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from whisperbackup.increments import history, merge, reader
-from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
+from whisperbackup.increments.manifest import DAYS, Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.names import Names, is_folder
 from whisperbackup.increments.record import CorruptIncrement, moment_of
-from whisperbackup.increments.window import MAX_AGE, counts
+from whisperbackup.increments.window import counts
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.stamps import seconds
 from whisperbackup.storage.base import Driver, NotFound, get_range
@@ -27,6 +27,7 @@ T = TypeVar("T")
 K = TypeVar("K", Manifest, Run)
 
 Whose = tuple[str, str, tuple[str, ...]]
+DAY = 86400
 
 OnDamage = Callable[[str, str], None]
 """Hears of what cannot be read: its name, and why."""
@@ -37,12 +38,14 @@ DELETED = "it was deleted or rewritten during this run: run it again"
 class Overlay(NamedTuple):
     """Increments in their order (those that began by a date, if one is given), and the records of backup runs.
 
-    `begins` tells since when each tree's increments have all that was written.
+    `begins` tells since when each tree's increments have all that was written; `are_later`: the store has some, and all
+    began after the date.
     """
 
     increments: tuple[Manifest, ...]
     runs: tuple[Run, ...]
     begins: Mapping[Whose, int]
+    are_later: bool = False
 
     def without_frames(self) -> Overlay:
         """What a worker needs to judge records."""
@@ -68,8 +71,10 @@ class Unread(NamedTuple):
     reason: str
 
 
-def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage: OnDamage) -> Overlay:
-    """The increments of the store that began at or before `until`.  Raises StorageError."""
+def open_overlay(
+    driver: Driver, storage_path: str, until: int | None, selection: Selection, now: int, on_damage: OnDamage
+) -> Overlay:
+    """The increments that began at or before `until`; what is lost of a selection is named.  Raises StorageError."""
     found = history.look_at_all(driver, storage_path)
     if not found.stamps:
         return NO_OVERLAY
@@ -99,23 +104,26 @@ def open_overlay(driver: Driver, storage_path: str, until: int | None, on_damage
     known_runs = tuple(run for run in runs if isinstance(run, Run))
     known = [one for one in manifests if isinstance(one, Manifest)]
     increments = [one for one in known if until is None or one.begin <= until]
-    begins = _chains(known, found, known_runs, until, on_damage)
-    return Overlay(tuple(increments), known_runs, begins)
+    keep = min((run.keep_increments for run in known_runs), default=DAYS)
+    old = history.stamp_at(now - keep * DAY)
+    begins = _chains(known, found, known_runs, old, until, selection, on_damage)
+    return Overlay(tuple(increments), known_runs, begins, bool(known) and not increments)
 
 
 def _chains(
     increments: Iterable[Manifest],
     found: history.Found,
     runs: Sequence[Run],
+    old: str,
     until: int | None,
+    selection: Selection,
     on_damage: OnDamage,
 ) -> dict[Whose, int]:
     """Since when each tree's increments up to `until` have all that was written; what is lost since then is named.
 
     That is an increment which others began at, if backup runs that ended by `until` did not store all its metrics.  If
-    others did later, and none is older or it was a week old, retention may have deleted it: the chain begins after it.
+    others did later, and none is older or it is `old`, retention may have deleted it: the chain begins after it.
     """
-    old = history.stamp_at(max((run.begin for run in runs), default=0) - MAX_AGE)
     ended = runs if until is None else [run for run in runs if run.end <= until]
     begins: dict[Whose, int] = {}
     there = {*found.complete, *(one.stamp for one in increments)}
@@ -129,8 +137,12 @@ def _chains(
         if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, old).entries):
             if until is None or one.begin <= until:
                 begins[_whose(one)] = one.since + one.lag
-        elif one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
-            first, *others = sorted(f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries)
+            continue
+        named = sorted(
+            f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries if _may_be(name, selection)
+        )
+        if named and one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
+            first, *others = named
             more = f" and {len(others)} more" if others else ""
             on_damage(
                 f"the increment of {one.reference}",
@@ -143,17 +155,21 @@ def _chains(
 def _not_backed_up(one: Manifest, runs: Iterable[Run], old: str) -> Names:
     """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all.
 
-    Where nothing failed, what a run did not confirm is missing from the tree.  And an `old` increment is deleted by
-    retention if it has nothing of what was not confirmed.
+    An `old` increment is deleted by retention if it has nothing of what was not confirmed.
     """
     lost = Names([""])
     for run in runs:
         if one.reference <= run.after_increment and counts(run, one.node, one.prefix, set(one.exclude)):
-            if not run.status or one.reference <= old:
+            if one.reference <= old:
                 return Names(())
             if run.unconfirmed is not None:
                 lost &= run.names
     return lost
+
+
+def _may_be(name: str, selection: Selection) -> bool:
+    """Whether a key, or a folder, may be of the selection."""
+    return selection.may_hold(name) if is_folder(name) else name[:-1] in selection
 
 
 def _checked(stamp: str, key: str, found: K | Unread) -> K | Unread:
@@ -188,8 +204,8 @@ class Reading:
         That can be where a date chooses another than the newest backup: one between may be thinned out.
         """
         shares = self._waiting.pop(metric.name, ())
-        is_older = self._until is not None and candidates and candidates[0].stamp != metric.last_stamp
-        if is_older and self._overlay.has_gap(shares, candidates[0].stamp):
+        is_older = self._until is not None and candidates and candidates[0].stamp != metric.backups[-1].stamp
+        if is_older and (self._overlay.are_later or self._overlay.has_gap(shares, candidates[0].stamp)):
             self.left_alone += 1
             return ()
         return shares

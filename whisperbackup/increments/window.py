@@ -240,15 +240,17 @@ def look_at_places(
     # A backup run that went on while it was not there may have stored other files in its place.
     ends = [run.end if run.is_complete else math.inf for run in runs if run.stamp > window.known_run]
     returned |= {place for place in used if max(ends, default=0) > window.waiting.get(place, math.inf) + 1}
-    waiting = {
-        place: moment for place, moment in window.waiting.items() if place not in used and moment >= begin - MAX_AGE
-    }
+    waiting = {place: moment for place, moment in window.waiting.items() if place not in used}
+    # Increments do not wait for longer: what it has from before, if it comes back, a backup has to store.
+    expired = {place for place, moment in waiting.items() if moment < begin - MAX_AGE}
+    for place in expired:
+        del waiting[place]
     for place in missed - waiting.keys():
         below = [moment for key, moment in window.owed.items() if key.startswith(place.key)]
         waiting[place] = min([window.begin_of(place.key), *below])
     return Looked(
         frozenset(used | missed | unread),
-        frozenset((window.away - used) | returned),
+        frozenset((window.away - used) | returned | expired),
         waiting,
         gone,
         frozenset(place.key for place in returned),

@@ -69,6 +69,6 @@ def at(prefix: bytes, key: str) -> Place | None:
 def _told(path: bytes, status: os.stat_result) -> str:
     born = Looker().look(os.path.join(path, b""))[-1] or 0
     told = f"{status.st_ino:x}-{born:x}"
-    if born and born % SECOND == 0:  # mkfs.ext4 made it; others may be of the same second, with other UUIDs
+    if born % SECOND == 0:  # none is known, or mkfs.ext4 made it and others in the same second: these have UUIDs
         told += f"-{os.statvfs(path).f_fsid:x}"
     return told
