@@ -347,13 +347,13 @@ def test_what_retention_deleted_is_not_called_lost(node: Program) -> None:
     node("backup", "disk", status=3)
     broken.unlink()
     *_, manifest = sorted((node.store / ".increments").glob("*/manifest.json"))
-    *_, record = sorted((node.store / ".runs").iterdir())
 
     def verify(age: timedelta, days: int, ran: timedelta, status: int) -> str:
         """With an increment of this age gone, and a backup run since, with --keep-increments `days`."""
         now = datetime.now(UTC)
         change(manifest, reference=stamp_of(now - age))
-        change(record, keep_increments=days, begin=int((now - ran).timestamp()))
+        for record in (node.store / ".runs").iterdir():
+            change(record, keep_increments=days, begin=int((now - ran).timestamp()))
         return node("verify", "disk", status=status)
 
     day, hour = timedelta(days=1), timedelta(hours=1)
