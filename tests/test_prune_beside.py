@@ -215,7 +215,7 @@ ACTORS = ("backup", "prune 1", "prune 2")
 GONE_AND_BACK = State(KEEP, DAYS + 1, "same")
 
 
-@settings(max_examples=budget(150), deadline=None)
+@settings(max_examples=budget(60), deadline=None)
 @given(
     st.lists(METRIC, min_size=1, max_size=3),
     st.lists(st.tuples(st.sampled_from(ACTORS), st.integers(1, 8)), max_size=12),

@@ -242,7 +242,7 @@ def test_a_file_that_carbon_empties_in_the_instant_of_its_creation_is_healed(
 
 
 @pytest.mark.parametrize("command", ["verify", "restore"])
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_does_not_follow_the_number_of_threads(program: Program, command: str) -> None:
     """Eight empty files of 36 MB, stored in some kB each, at once in one process."""
     first = program.prefix / "m0.wsp"

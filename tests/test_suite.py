@@ -78,6 +78,7 @@ def test_workers_share_a_server_that_ends_with_the_session(folder: Path) -> None
     assert not listening(int(pairs[0][1]))
 
 
+@pytest.mark.soak
 def test_servers_die_with_a_session_that_is_killed(folder: Path) -> None:
     run = session(folder, 600)
     wait_for(lambda: len(list((folder / "ports").iterdir())) == 2)
