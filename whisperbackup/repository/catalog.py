@@ -2,7 +2,7 @@
 
     <storage path><metric>/<stamp>.wsp.<codec>     the whisper file, compressed
     <storage path><metric>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file
-    <storage path><metric>/<stamp>.missing         the tombstone
+    <storage path><metric>/<stamp>.missing         the tombstone; not empty: one of many at once
     <storage path><metric>/.whisper-backup-<stamp>-<hex>    left in a directory by a killed write
 
 Stamps compare as strings: they are all UTC and of one length.
@@ -79,6 +79,7 @@ class Metric(NamedTuple):
     tombstones: tuple[str, ...]
     orphans: tuple[Orphan, ...]
     last_stamp: str  # of any object
+    together: tuple[str, ...] = ()  # of the tombstones, those that are not empty
 
     @property
     def key(self) -> str:
@@ -91,6 +92,11 @@ class Metric(NamedTuple):
         newest = self.backups[-1].stamp if self.backups else ""
         tombstone = max(self.tombstones, default="")
         return tombstone if tombstone > newest else ""
+
+    @property
+    def left_with_many(self) -> bool:
+        """Whether it was marked as missing together with so many others that this looked like a mistake."""
+        return bool(self.together) and self.missing_since in self.together
 
     @property
     def is_canonical(self) -> bool:
@@ -257,6 +263,7 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     """Build a metric from its parts, which are ascending by key."""
     backups: list[Backup] = []
     tombstones: list[str] = []
+    together: list[str] = []
     orphans: list[Orphan] = []
     last_stamp = ""
     mark: Part | None = None
@@ -283,7 +290,9 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
             mark = part
         else:
             tombstones.append(stamp)
-    return Metric(name, tuple(backups), tuple(tombstones), tuple(orphans), last_stamp)
+            if size:
+                together.append(stamp)
+    return Metric(name, tuple(backups), tuple(tombstones), tuple(orphans), last_stamp, tuple(together))
 
 
 def look_up(driver: Driver, storage_path: str, name: str) -> Metric:

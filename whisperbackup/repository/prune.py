@@ -24,7 +24,17 @@ from whisperbackup.repository import keys
 from whisperbackup.repository.catalog import Backup, Metric, look_up
 from whisperbackup.repository.deleter import KEYS_AT_ONCE, DeleteObjects, Deleter, HasDriver, Protected, size_of
 from whisperbackup.repository.outcome import Outcome, PendingDelete
-from whisperbackup.repository.purge import KEPT, MANY, ORPHAN_AGE, RemoveOrphan, is_due, is_old, keys_of
+from whisperbackup.repository.purge import (
+    ANYWAY,
+    KEPT,
+    ORPHAN_AGE,
+    RemoveOrphan,
+    is_due,
+    is_old,
+    keys_of,
+    looks_wrong,
+    of_which,
+)
 from whisperbackup.repository.retention import dropped, may_drop
 from whisperbackup.repository.spool import Spool
 from whisperbackup.repository.steady import Steady
@@ -119,6 +129,7 @@ class Prune:
         self.saw_any = False
         """Whether any metric was selected."""
         self._stored = self._missing = self._due = 0  # metrics with a backup; of them
+        self._together = self._due_together = 0  # those of `missing` and `due` that disappeared together with many
         self._kept = 0  # those that would be due, could the clock be trusted
         self._spool = Spool[RetainBackups | VoidTombstones | Due | RemoveOrphan]()
 
@@ -129,6 +140,8 @@ class Prune:
         if not metric.is_canonical:
             return  # nothing that this tool wrote
         has_backup = bool(metric.backups)
+        together = has_backup and metric.left_with_many
+        self._together += together
         self._stored += has_backup
         if metric.missing_since:
             self._stats.count(Count.MISSING)
@@ -139,6 +152,7 @@ class Prune:
             self._kept += has_backup
         elif is_over:
             self._due += has_backup
+            self._due_together += together
             others = tuple(key + suffix for suffix in keys_of(metric, self._now))
             tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
             delete = PendingDelete(Count.PURGED, others, tombstones)
@@ -187,18 +201,20 @@ class Prune:
 
     def _is_mistake(self) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
-        if self._due >= MANY and self._due * 2 >= self._stored and not self._rules.anyway:
+        if looks_wrong(self._due, self._stored, self._due_together) and not self._rules.anyway:
+            which = of_which(self._due_together)
             self._stats.fail(
                 "prune",
-                f"{self._due} of {self._stored} metrics in the store are due for deletion, which looks like a mistake, "
-                "nothing was deleted: check the tree that is backed up there (is a disk missing?), and -x; "
+                f"{self._due} of {self._stored} metrics in the store are due for deletion{which}, which looks like a "
+                "mistake, nothing was deleted: check the tree that is backed up there (is a disk missing?), and -x; "
                 "if it is not a mistake, use --purge-anyway",
             )
             return True
-        if self._missing >= MANY and self._missing * 2 >= self._stored and not self._due:
+        together = self._together - self._due_together
+        if looks_wrong(0 if self._due else self._missing, self._stored, together):
             logger.warning(
-                "%d of %d metrics in the store were missing from their tree; if that is a mistake (a missing disk, a "
-                "renamed folder, a wrong -p of backup), fix it before they are due",
-                self._missing, self._stored,
+                "%d of %d metrics in the store were missing from their tree%s; if that is a mistake (a missing disk, a "
+                "renamed folder, a wrong -p of backup), fix it before they are due; %s",
+                self._missing - self._due, self._stored, of_which(together), ANYWAY,
             )  # fmt: skip
         return False

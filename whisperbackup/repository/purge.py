@@ -1,12 +1,14 @@
 """Finds the metrics that are missing from the tree, and deletes them after their days of grace.
 
 A metric without a file gets a tombstone, loses it when the file exists again, and is deleted when the tombstone is old
-enough.  One pass over tree and store writes these actions to a temporary file; they are carried out only if the pass
-ends without an error.
+enough.  A tombstone that is not empty remembers that many metrics disappeared at once: whatever the store gets later,
+these are deleted only with --purge-anyway.  One pass over tree and store writes these actions to a temporary file; they
+are carried out only if the pass ends without an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -26,7 +28,7 @@ from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.repository.spool import Spool
 from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.repository.steady import Steady
-from whisperbackup.storage.base import Driver, create_all
+from whisperbackup.storage.base import Driver, Exists, create_all
 from whisperbackup.tree import names
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=1)  # younger ones may be another run's work
 KEPT = "%d metrics that are missing for long enough are kept: %s; --purge-anyway deletes them now"
+ANYWAY = "if it is not, --purge-anyway deletes them then"
 MANY = 10  # if at least this many metrics, and half of the store, are missing at once, that is treated as a mistake
 
 
@@ -42,12 +45,14 @@ class PutTombstone(NamedTuple):
 
     name: str
     key: str
+    body: bytes = b""
     examines: bool = False
 
     def run(self, context: HasDriver) -> Outcome:
         """Raises StorageError."""
         # Created, since a service that denies deleting may also deny replacing what an attempt before stored.
-        create_all(context.driver, [(self.key, b"")])
+        with contextlib.suppress(Exists):  # another run marked it in the same second, and counted other metrics
+            create_all(context.driver, [(self.key, self.body)])
         return Outcome(self.name, {Count.MARKED_MISSING: 1})
 
 
@@ -146,6 +151,19 @@ def needs_new_backup(metric: Metric, days: int, now: datetime, deletes: bool) ->
     return not deletes or days <= 0 or tombstone <= stamp_of(now - timedelta(days=days - 1))
 
 
+def looks_wrong(count: int, stored: int, together: int) -> bool:
+    """Whether it looks like a mistake that `count` of the `stored` metrics are missing, or due.
+
+    Of them, `together` disappeared with many others.
+    """
+    return together >= MANY or (count >= MANY and count * 2 >= stored)
+
+
+def of_which(together: int) -> str:
+    """How many of the metrics before it disappeared together, for a message."""
+    return f", {together} of which disappeared together" if together >= MANY else ""
+
+
 def keys_of(metric: Metric, now: datetime) -> list[str]:
     """The suffixes of the keys of its backups and orphans.
 
@@ -179,7 +197,10 @@ class Purge:
         # backed up are no evidence.
         self._here = 0  # in the tree
         self._missing = 0  # not in the tree
-        self._due = 0  # of them, those to be deleted
+        self._marked = 0  # of them, those that this run marks as missing
+        self._together = 0  # those that an earlier run marked together with many others
+        self._due = 0  # those to be deleted
+        self._due_together = 0  # of them, those that were marked together with many others
         self._kept = 0  # those that would be, could the clock be trusted
         self._is_blind = False
         self._root = os.stat(rules.prefix)
@@ -214,17 +235,21 @@ class Purge:
         key = keys.metric_key(self._rules.storage_path, metric.name)
         if is_missing:
             self._stats.count(Count.MISSING)
+            together = has_backup and metric.left_with_many
+            self._together += together
             try:
                 tombstone, is_due = plan(metric, self._rules.days, self._now, self._rules.deletes)
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
             if tombstone and not self._steady.doubt:
+                self._marked += 1
                 self._spool.write(PutTombstone(metric.name, keys.tombstone(key, tombstone)))
             if is_due and not self._steady.has_shown(self._rules.days):
                 self._kept += has_backup
             elif is_due:
                 self._due += has_backup
+                self._due_together += together
                 others = tuple(key + suffix for suffix in keys_of(metric, self._now))
                 tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
                 self._spool.write(PurgeMetric(metric.name, others, tombstones))
@@ -248,12 +273,13 @@ class Purge:
         if not self._is_same_tree():
             return
         self._warn_of_leap()
-        is_mistake = self._is_mistake()
+        body = self._body()
+        is_mistake = self._is_mistake(self._together + (self._marked if body else 0))
         for job in self._spool.read():
             if isinstance(job, PutTombstone):
                 would = "would be " if self._rules.noop else ""
                 logger.info("%s: not in the tree, %smarked as missing", job.name, would)
-                yield job
+                yield job._replace(body=body)
             elif is_mistake:
                 continue
             elif isinstance(job, RemoveOrphan):
@@ -281,8 +307,21 @@ class Purge:
         elif self._kept:
             logger.warning(KEPT, self._kept, self._steady.remark)
 
-    def _is_mistake(self) -> bool:
-        """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
+    def _body(self) -> bytes:
+        """What the tombstones of this run remember: how many metrics disappeared at once, if that looks like a mistake.
+
+        The store may have got the metrics of the wrong tree since, and no longer show it.
+        """
+        known = self._here + self._marked
+        if self._marked < MANY or self._marked * 2 < known:
+            return b""
+        return b"missing together with %d of %d metrics\n" % (self._marked, known)
+
+    def _is_mistake(self, together: int) -> bool:
+        """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet.
+
+        `together` metrics are missing that disappeared with many others.
+        """
         stored = self._here + self._missing
         remedy = "if it is not a mistake, use --purge-anyway"
         anyway = self._rules.anyway or not self._rules.deletes
@@ -293,19 +332,21 @@ class Purge:
                 f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
             )
             return True
-        if self._due >= MANY and self._due * 2 >= stored and not anyway:
+        if looks_wrong(self._due, stored, self._due_together) and not anyway:
             self._stats.fail(
                 "purge",
-                f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
-                f"nothing was deleted: check the tree (is a disk missing?), -p, -b and --storage-path; {remedy}",
+                f"{self._due} of {stored} metrics in the store are due for deletion{of_which(self._due_together)}, "
+                "which looks like a mistake, nothing was deleted: check the tree (is a disk missing?), -p, -b and "
+                f"--storage-path; {remedy}",
             )
             return True
-        if self._missing >= MANY and self._missing * 2 >= stored and self._rules.days:
+        together -= self._due_together if self._rules.deletes else 0
+        if looks_wrong(self._missing, stored, together) and self._rules.days:
             days = self._rules.days
-            before = f" before they are purged, {days} days after they disappeared" if days > 0 else ""
+            before = f" before they are due, {days} days after they disappeared; {ANYWAY}" if days > 0 else ""
             logger.warning(
-                "%d of %d metrics in the store are not in the tree any more; if that is a mistake (a missing disk, a "
-                "renamed folder, a wrong -p), fix it%s", self._missing, stored, before,
+                "%d of %d metrics in the store are not in the tree any more%s; if that is a mistake (a missing disk, a "
+                "renamed folder, a wrong -p), fix it%s", self._missing, stored, of_which(together), before,
             )  # fmt: skip
         return False
 
