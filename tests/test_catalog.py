@@ -56,6 +56,23 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
     assert catalog.foreign == 3
 
 
+@pytest.mark.parametrize(
+    ("sizes", "newest", "is_one_of_many"),
+    [((7, 0), A, False), ((0, 7), A, True), ((7, 7), A, True), ((0, 0), A, False), ((0, 7), "2026-11-24", False)],
+)
+def test_the_newest_tombstone_says_whether_many_disappeared_together(
+    sizes: tuple[int, int], newest: str, is_one_of_many: bool
+) -> None:
+    backup = newest + A[len(newest) :]
+    objects = [StoredObject(f"a/{backup}.{end}", 7, None) for end in ("sha1", "wsp.gz")]
+    objects += [StoredObject(f"a/{stamp}.missing", size, None) for stamp, size in zip((B, C), sizes, strict=True)]
+    listing = Listing([])
+    listing.list = lambda prefix: iter(sorted(objects))  # type: ignore[method-assign]
+    (metric,) = Catalog(listing, "", select(["*"]))
+    assert metric.tombstones == (B, C)
+    assert metric.left_with_many == is_one_of_many
+
+
 def test_a_metric_of_which_only_a_temporary_file_is_left_is_no_more_than_that() -> None:
     temporary = f".whisper-backup-{A}-0123abcdef"
     (metric,), catalog = read([f"a/{temporary}"])

@@ -202,6 +202,65 @@ def test_prune_refuses_what_looks_like_a_mistake(program: Program) -> None:
     assert "10 purged" in program("prune", "disk", "--purge-anyway")
 
 
+def test_prune_heeds_tombstones_that_remember_what_disappeared_together(program: Program) -> None:
+    """A wrong tree's own metrics are in the store as well."""
+    remark = b"missing together with 12 of 12 metrics\n"
+
+    def mark(stamp: str, before: str = "") -> None:
+        for number in range(12):
+            (program.store / f"old{number}/{before}.missing").unlink(missing_ok=True)
+            (program.store / f"old{number}/{stamp}.missing").write_bytes(remark)
+
+    for number in range(40):
+        put(program, f"new{number}", *OLD)
+    for number in range(12):
+        put(program, f"old{number}", *OLD)
+    put(program, "due", OLD[0], f"{days_ago(46)}.missing")
+    mark(days_ago(44))
+    for options in (["-n"], []):
+        said = program("prune", "disk", "-r", "2", *options)
+        assert "12 of 53 metrics in the store were missing from their tree, 12 of which disapp" in said
+        assert "; if it is not, --purge-anyway deletes them then" in said
+        assert "1 purged" in said
+    mark(days_ago(46), days_ago(44))
+    before = program.objects()
+    for options in (["-n"], []):
+        said = program("prune", "disk", "-r", "1", *options, status=3)
+        assert "12 of 52 metrics in the store are due for deletion, 12 of which disappeared together, which lo" in said
+    assert program.objects() == before
+    assert "3 purged" in program("prune", "disk", "-r", "1", "-m", "old1?", "-m", "old1", "-m", "new*")
+    said = program("prune", "disk", "-r", "1")
+    assert "9 purged" in said
+    assert "WARNING" not in said
+
+
+def test_prune_deletes_anyway_what_disappeared_together(program: Program) -> None:
+    put(program, "stays", OLD[0])
+    for number in range(10):
+        put(program, f"old{number}", OLD[0])
+        put(program, f"new{number}", OLD[0])
+        (program.store / f"old{number}/{days_ago(46)}.missing").write_bytes(b"missing together\n")
+    assert "10 of 21 metrics in the store are due" in program("prune", "disk", status=3)
+    said = program("prune", "disk", "--purge-anyway")
+    assert "10 purged" in said
+    assert "WARNING" not in said
+
+
+def test_a_node_that_may_not_delete_remembers_for_prune_what_disappeared_together(program: Program) -> None:
+    for number in range(12):
+        program.write(f"old.m{number}")
+    program("backup", "disk", "--no-delete")
+    (program.prefix / "old").rename(program.home / "old")
+    for number in range(20):
+        program.write(f"new.m{number}")
+    for _ in range(2):
+        assert "12 of which disappeared together" in program("backup", "disk", "--no-delete")
+        assert "12 of which disappeared together" in program("prune", "disk")
+    before = program.objects()
+    assert "12 of 32 metrics in the store are due" in program("prune", "disk", "-x", "0", status=3)
+    assert program.objects() == before
+
+
 def test_prune_names_the_storage_paths_where_nothing_matches(program: Program) -> None:
     put(program, "node1/a", *OLD)
     assert "--storage-path node1" in program("prune", "disk", "--storage-path", "node2", status=1)

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import MARKER, Program, add_point, contents, install_driver, unprivileged
 
+from whisperbackup.report.counters import Count
 from whisperbackup.repository.catalog import Backup, Metric, Payload
-from whisperbackup.repository.purge import Plan, plan
+from whisperbackup.repository.purge import Plan, PutTombstone, plan
 from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.storage import disk
 
 NOW = datetime(2026, 11, 23, 3, tzinfo=UTC)
 
@@ -261,6 +263,157 @@ def test_a_renamed_top_folder_is_warned_of_every_night_and_not_purged(many: Prog
     assert before.items() <= many.objects().items()
 
 
+# -- tombstones remember what disappeared together ---------------------------------------------------
+
+
+def fill(program: Program, folder: str, count: int) -> None:
+    """Put `count` metrics into a folder of the tree."""
+    first = program.write(f"{folder}.m0")
+    for number in range(1, count):
+        shutil.copy(first, first.with_name(f"m{number}.wsp"))
+
+
+def bodies(program: Program) -> list[bytes]:
+    """What the tombstones in the store have in them: each content once."""
+    return sorted({path.read_bytes() for path in program.store.rglob("*.missing")})
+
+
+def warnings(said: str) -> list[str]:
+    return [line.replace("noop: ", "") for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
+
+
+@pytest.fixture
+def thirty(program: Program) -> Program:
+    fill(program, "dc1", 30)
+    program("backup")
+    age(program, 100)
+    return program
+
+
+@pytest.mark.parametrize("is_renamed", [False, True])
+def test_a_wrong_tree_is_still_one_when_its_own_metrics_outnumber_those_that_were_there(
+    thirty: Program, is_renamed: bool
+) -> None:
+    (thirty.prefix / "dc1").rename(thirty.prefix / "dc2" if is_renamed else thirty.home / "aside")
+    if is_renamed:
+        thirty.write("dc2.new")
+    else:
+        fill(thirty, "other", 40)
+    stored = 61 if is_renamed else 70
+    would = thirty("backup", "disk", "-n")
+    said = thirty("backup")
+    assert "WARNING: 30 of 30 metrics in the store are not in the tree any more, 30 of which disappeared to" in said
+    assert warnings(would) == warnings(said)
+    assert bodies(thirty) == [b"missing together with 30 of 30 metrics\n"]
+    for command in ("backup", "purge", "backup"):
+        (warning,) = warnings(thirty(command, "disk", "-q"))
+        assert f"30 of {stored} metrics in the store are not in the tree any more, 30 of which disapp" in warning
+        assert (
+            "if that is a mistake (a missing disk, a renamed folder, a wrong -p), fix it before they are due" in warning
+        )
+        assert warning.endswith("; if it is not, --purge-anyway deletes them then")
+    age(thirty, 46, "*.missing")
+    before = thirty.objects()
+    for command, options in (
+        ("backup", ["-n"]),
+        ("backup", []),
+        ("purge", ["-n"]),
+        ("purge", []),
+        ("purge", ["-x", "0"]),
+    ):
+        (error,) = warnings(thirty(command, "disk", "-q", *options, status=3))
+        assert (
+            f"30 of {stored} metrics in the store are due for deletion, 30 of which disappeared together, wh" in error
+        )
+        assert "--purge-anyway" in error
+    assert thirty.objects() == before
+    assert warnings(thirty("backup", "disk", "-q", "--no-delete", "-x", "45")), "what is left to prune is warned of"
+    said = thirty("backup", "disk", "--purge-anyway")
+    assert "30 purged" in said
+    assert "disappeared together" not in said
+    assert not warnings(thirty("backup"))
+
+
+@pytest.mark.parametrize(("gone", "stored", "remembers"), [(9, 9, False), (10, 21, False), (10, 20, True)])
+def test_ten_that_are_half_of_what_was_there_are_remembered(
+    program: Program, gone: int, stored: int, remembers: bool
+) -> None:
+    fill(program, "dc1", stored)
+    program("backup")
+    age(program, 100)
+    program.write("new")
+    for number in range(gone):
+        remove(program, f"dc1.m{number}")
+    program("backup")
+    remark = b"missing together with %d of %d metrics\n" % (gone, stored)
+    assert bodies(program) == [remark if remembers else b""]
+
+
+def test_metrics_that_were_missing_before_are_no_part_of_what_was_there(thirty: Program) -> None:
+    for number in range(11):
+        remove(thirty, f"dc1.m{number}")
+    assert not warnings(thirty("backup"))
+    assert bodies(thirty) == [b""]
+    for number in range(11, 21):
+        remove(thirty, f"dc1.m{number}")
+    assert "21 of 30 metrics in the store are not in the tree any more, 10 of which disapp" in thirty("backup")
+    assert bodies(thirty) == [b"", b"missing together with 10 of 19 metrics\n"]
+    fill(thirty, "dc2", 40)
+    thirty("backup")
+    age(thirty, 46, "*.missing")
+    assert "21 of 70 metrics in the store are due for deletion, 10 of which disapp" in thirty("purge", status=3)
+
+
+def test_metrics_that_came_back_that_night_are_no_part_of_what_was_there(thirty: Program) -> None:
+    """Two trees in turn, until the store has the metrics of both."""
+    (thirty.prefix / "dc1").rename(thirty.home / "dc1")
+    fill(thirty, "dc2", 40)
+    for away, back in (("dc2", "dc1"), ("dc1", "dc2")):
+        thirty("backup")
+        (thirty.prefix / away).rename(thirty.home / away)
+        (thirty.home / back).rename(thirty.prefix / back)
+    assert "30 of 70 metrics in the store are not in the tree any more, 30 of which disapp" in thirty("backup")
+    assert bodies(thirty) == [b"missing together with 30 of 30 metrics\n"]
+
+
+def test_those_that_come_back_are_forgotten_and_a_few_are_purged_as_usual(thirty: Program) -> None:
+    (thirty.prefix / "dc1").rename(thirty.home / "dc1")
+    fill(thirty, "dc2", 40)
+    thirty("backup")
+    (thirty.prefix / "dc1").mkdir()
+    for number in range(18):
+        (thirty.home / f"dc1/m{number}.wsp").rename(thirty.prefix / f"dc1/m{number}.wsp")
+    said = thirty("backup")
+    assert "18 came back" in said
+    assert "12 of 70 metrics in the store are not in the tree any more, 12 of which disapp" in said
+    age(thirty, 46, "*.missing")
+    thirty("purge", status=3)
+    assert "3 purged" in thirty("purge", "disk", "-m", "dc1.m1*", "-m", "dc1.m20")
+    said = thirty("purge")
+    assert "9 purged" in said
+    assert not warnings(said)
+
+
+def test_empty_tombstones_are_ordinary(thirty: Program) -> None:
+    """Earlier versions wrote no others."""
+    (thirty.prefix / "dc1").rename(thirty.home / "dc1")
+    fill(thirty, "dc2", 40)
+    thirty("backup")
+    for path in thirty.store.rglob("*.missing"):
+        path.write_bytes(b"")
+    assert not warnings(thirty("backup"))
+    age(thirty, 46, "*.missing")
+    assert "30 purged" in thirty("backup")
+
+
+def test_what_another_run_marked_in_the_same_second_is_marked(backed_up: Program) -> None:
+    context = types.SimpleNamespace(driver=disk.open(str(backed_up.store), False, []), noop=False)
+    key = f"top/{days_ago(0)}.missing"
+    for body in (b"", b"missing together with 30 of 30 metrics\n"):
+        assert PutTombstone("top", key, body).run(context).counts == {Count.MARKED_MISSING: 1}
+    assert bodies(backed_up) == [b""]
+
+
 def test_halves_of_backups_are_not_counted_as_metrics(many: Program) -> None:
     """A killed first run leaves many; they neither dilute a mistake nor look like one."""
     for path in sorted(many.store.rglob("*.sha1"))[:200]:
@@ -341,7 +494,6 @@ def test_a_half_whose_other_half_is_there_after_all_is_kept(backed_up: Program) 
     """A listing that lags behind: the driver lists no mark, but has it."""
     from whisperbackup.repository.catalog import Orphan
     from whisperbackup.repository.purge import RemoveOrphan
-    from whisperbackup.storage import disk
 
     context = types.SimpleNamespace(driver=disk.open(str(backed_up.store), False, []), noop=False)
     (stamp,) = backed_up.stamps("top")

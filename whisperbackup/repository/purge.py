@@ -196,6 +196,7 @@ class Purge:
         # These count only metrics with a backup in the store: orphans of interrupted runs and metrics that were never
         # backed up are no evidence.
         self._here = 0  # in the tree
+        self._stayed = 0  # of them, those that have not just come back
         self._missing = 0  # not in the tree
         self._marked = 0  # of them, those that this run marks as missing
         self._together = 0  # those that an earlier run marked together with many others
@@ -229,6 +230,7 @@ class Purge:
     def _record(self, metric: Metric, is_missing: bool) -> None:
         has_backup = bool(metric.backups)
         self._here += has_backup and not is_missing
+        self._stayed += has_backup and not is_missing and not metric.missing_since
         self._missing += has_backup and is_missing
         if not is_missing and not metric.orphans:
             return
@@ -312,7 +314,7 @@ class Purge:
 
         The store may have got the metrics of the wrong tree since, and no longer show it.
         """
-        known = self._here + self._marked
+        known = self._stayed + self._marked
         if self._marked < MANY or self._marked * 2 < known:
             return b""
         return b"missing together with %d of %d metrics\n" % (self._marked, known)
