@@ -345,7 +345,7 @@ def _table() -> dict[str, list[_Option]]:
                 text="days after which an increment is deleted, if backups have all its points"),
             _row("--purge-anyway", dest="purge_anyway", commands=("backup", "purge", "prune"),
                 by_hand="it would switch off the check for a wrong tree",
-                text="purge even if half of all metrics would be deleted"),
+                text="purge even what looks like a mistake, such as half of all"),
             _row("--no-delete", dest="no_delete", commands=("backup", "increment", "doctor"), ignored_by=(),
                 text="delete nothing in the store, and need no right to do so; prune deletes it from elsewhere"),
             _row("--protected-ok", dest="protected_ok", commands=("prune",), ignored_by=(),
