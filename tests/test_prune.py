@@ -202,6 +202,17 @@ def test_prune_refuses_what_looks_like_a_mistake(program: Program) -> None:
     assert "10 purged" in program("prune", "disk", "--purge-anyway")
 
 
+def test_prune_warns_of_half_before_they_are_due(program: Program) -> None:
+    for number in range(21):
+        put(program, f"m{number}", OLD[0], *([f"{days_ago(44)}.missing"] if number < 11 else []))
+    put(program, "due", OLD[0], f"{days_ago(46)}.missing")
+    said = program("prune", "disk")
+    assert "WARNING: 11 of 22 metrics in the store were missing from their tree; if that is a mistake" in said
+    assert "1 purged" in said
+    (program.store / f"m0/{days_ago(44)}.missing").unlink()
+    assert "WARNING" not in program("prune", "disk", "-x", "-1")
+
+
 def test_prune_heeds_tombstones_that_remember_what_disappeared_together(program: Program) -> None:
     """A wrong tree's own metrics are in the store as well."""
     remark = b"missing together with 12 of 12 metrics\n"

@@ -384,6 +384,19 @@ def test_those_that_come_back_are_forgotten_and_a_few_are_purged_as_usual(thirty
     assert not warnings(said)
 
 
+@pytest.mark.parametrize("command", ["purge", "prune"])
+def test_the_tombstones_that_a_killed_purge_left_of_them_are_swept(thirty: Program, command: str) -> None:
+    (thirty.prefix / "dc1").rename(thirty.home / "dc1")
+    thirty.write("new")
+    thirty("backup")
+    age(thirty, 46, "*.missing")
+    for path in thirty.store.glob("dc1.*/*[!g]"):
+        path.unlink()
+    said = thirty(command)
+    assert "30 purged" in said
+    assert not warnings(said)
+
+
 def test_empty_tombstones_are_ordinary(thirty: Program) -> None:
     """Earlier versions wrote no others."""
     (thirty.prefix / "dc1").rename(thirty.home / "dc1")

@@ -210,11 +210,11 @@ class Prune:
                 "if it is not a mistake, use --purge-anyway",
             )
             return True
-        together = self._together - self._due_together
-        if looks_wrong(0 if self._due else self._missing, self._stored, together):
+        missing, together = self._missing - self._due, self._together - self._due_together
+        if looks_wrong(missing, self._stored, together):
             logger.warning(
                 "%d of %d metrics in the store were missing from their tree%s; if that is a mistake (a missing disk, a "
                 "renamed folder, a wrong -p of backup), fix it before they are due; %s",
-                self._missing - self._due, self._stored, of_which(together), ANYWAY,
+                missing, self._stored, of_which(together), ANYWAY,
             )  # fmt: skip
         return False

@@ -161,7 +161,7 @@ def looks_wrong(count: int, stored: int, together: int) -> bool:
 
 def of_which(together: int) -> str:
     """How many of the metrics before it disappeared together, for a message."""
-    return f", {together} of which disappeared together" if together >= MANY else ""
+    return f", {together} of which disappeared together" if together else ""
 
 
 def keys_of(metric: Metric, now: datetime) -> list[str]:
