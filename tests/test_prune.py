@@ -75,6 +75,22 @@ def test_a_node_that_may_not_delete_backs_up_and_prune_cleans_up(program: Progra
         assert "2 good" in everywhere("verify")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s3-rclone", pytest.param("s3-swift", marks=pytest.mark.soak), "swift-v1", "gcs"])
+def test_every_store_lists_which_tombstones_remember(program: Program, kind: str) -> None:
+    run = connect(program, servers.store(kind))
+    for number in range(12):
+        program.write(f"old.m{number}")
+    run("backup", "--no-delete")
+    (program.prefix / "old").rename(program.home / "old")
+    for number in range(20):
+        program.write(f"new.m{number}")
+    for _ in range(2):
+        assert "12 of which disappeared together" in run("backup", "--no-delete")
+    assert "12 of 32 metrics in the store are due" in run("prune", "-x", "0", status=3)
+    run("prune", "-x", "0", "--purge-anyway")
+
+
 @pytest.mark.servers
 @pytest.mark.slow
 def test_a_node_reaches_nothing_outside_of_its_own_storage_path(program: Program) -> None:
