@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import whisper
 from conftest import MARKER, Program, add_point, contents, install_driver
 
 NAMES = [
@@ -309,6 +310,22 @@ def test_a_truncated_file_that_carbon_still_writes_to_is_a_failure_not_too_new(f
     path = filled.prefix / "top.wsp"
     path.write_bytes(path.read_bytes()[:-100])
     assert "ERROR: top: not a whisper file" in filled("backup", status=3)
+
+
+def test_a_new_file_that_was_cut_off_and_is_written_to_is_a_failure_not_too_new(filled: Program) -> None:
+    path = filled.write("servers.new", 1)
+    os.truncate(path, path.stat().st_size - 100)
+    whisper.update(str(path), 5.0, int(time.time()) - 1)
+    for command in (("backup", "disk"), ("increment", "disk")):
+        assert "ERROR: servers.new: not a whisper file" in filled(*command, status=3)
+    assert not filled.stamp.exists()
+
+
+def test_a_new_file_with_a_header_and_zeros_is_being_created(filled: Program) -> None:
+    path = filled.prefix / "young.wsp"
+    whisper.create(str(path), [(60, 60)])
+    os.truncate(path, path.stat().st_size - 100)
+    assert "1 too new" in filled("backup")
 
 
 def test_links_in_a_circle_cost_nobody_a_backup(filled: Program) -> None:

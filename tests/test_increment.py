@@ -302,7 +302,7 @@ def test_a_new_file_that_was_cut_short_is_taken_whole_when_it_is_mended_whatever
     path = stored.write("a.born")
     whole = path.read_bytes()
     os.truncate(path, len(whole) - 1)
-    stored("increment", "disk", "--lag", 0)
+    stored("increment", "disk", "--lag", 0, status=3)
     path.write_bytes(whole)
     settle()
     assert "1 taken whole" in stored("increment", "disk", "--lag", 3600)

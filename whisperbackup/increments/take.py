@@ -14,7 +14,7 @@ from whisperbackup.increments.slots import encode
 from whisperbackup.report.counters import Count
 from whisperbackup.tree.birth import SECOND, Looker
 from whisperbackup.whisper.format import CorruptFile, ShortFile
-from whisperbackup.whisper.reader import is_young
+from whisperbackup.whisper.reader import may_be_new
 from whisperbackup.whisper.throttle import Throttle
 
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -86,7 +86,7 @@ class _Reading:
                 return self._read(fd, since, size, written, is_whole)
             except ShortFile:
                 owed.append(key)  # when a restore has mended it, it has what it held
-                if not is_young(fd):
+                if not may_be_new(fd):
                     raise
                 counts[Count.TOO_NEW] += 1
             finally:

@@ -498,8 +498,7 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
         return Plan(broken=str(error), may_be_new=may_be_new)
     if cwhisper.is_compressed(content):
         return Plan()
-    # whisper.create writes the header, then zeros: a short file with any point in it is no new one.
-    may_be_new = len(live) < size and not live[header.archives[0].offset :].strip(b"\0")
+    may_be_new = len(live) < size and not format.is_cut_off(live)
     if len(live) < size and header.archives != format.parse_header(content).archives:
         # One flipped bit in its last archive's length would make gigabytes of it, and a layout that nobody wanted.
         return Plan(

@@ -102,6 +102,15 @@ def check(content: bytes | bytearray) -> None:
         raise kind(f"{len(content)} bytes, its header declares {expected}")
 
 
+def is_cut_off(content: bytes | bytearray) -> bool:
+    """Whether this is a short file that is not being created: whisper writes header and zeros before any point."""
+    try:
+        header = parse_header(content)
+    except CorruptFile:
+        return False
+    return len(content) < header.file_size and bool(content[header.archives[0].offset :].strip(b"\0"))
+
+
 def declared_size(beginning: bytes, ceiling: int) -> int | None:
     """Bytes that the file with this beginning has; None for a compressed one that does not declare it.
 

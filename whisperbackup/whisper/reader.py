@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from whisperbackup.runtime import clock
-from whisperbackup.whisper.format import CorruptFile, ShortFile, check
+from whisperbackup.whisper.format import CorruptFile, ShortFile, check, is_cut_off
 from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
 
@@ -81,13 +81,13 @@ def read(path: bytes, max_size: int, throttle: Throttle) -> Reading:
         try:
             return _read(fd, max_size, throttle)
         except ShortFile:
-            if not is_young(fd):
+            if not may_be_new(fd):
                 raise
             time.sleep(0.2)
             try:
                 return _read(fd, max_size, throttle)
             except ShortFile as error:
-                if is_young(fd):
+                if may_be_new(fd):
                     raise TooNew(str(error)) from None
                 raise
     finally:
@@ -148,6 +148,7 @@ def _read_into(fd: int, content: bytearray) -> int:
     return length
 
 
-def is_young(fd: int) -> bool:
-    """Whether a short file may be one that carbon is just creating."""
-    return abs(time.time() - os.fstat(fd).st_mtime) < CREATION_AGE
+def may_be_new(fd: int) -> bool:
+    """Whether a short file may be one that carbon is just creating: it is young, and holds no point."""
+    status = os.fstat(fd)
+    return abs(time.time() - status.st_mtime) < CREATION_AGE and not is_cut_off(os.pread(fd, status.st_size, 0))
