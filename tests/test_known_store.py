@@ -269,6 +269,25 @@ def test_a_bucket_that_vanished_and_one_that_is_misspelt(program: Program) -> No
     assert said.startswith(f"WARNING: the bucket '{program.bucket}' does not exist: a new store begins there")
 
 
+@pytest.mark.parametrize("kind", ["disk", "s3-rclone", "gcs", "swift-v1"])
+def test_a_place_without_anything_of_ours_is_a_new_store_and_a_warning(program: Program, kind: str) -> None:
+    """A foreign object is no store either; what another node stored there is."""
+    run = connect(program, servers.store(kind))
+    path = program.write("a")
+    os.utime(path, (1_700_000_000,) * 2)
+    driver = open_store(servers.store(kind), program.bucket or str(program.store), create=True)
+    empty = "is empty, and no earlier backup in it is known: a new store would begin there"
+    assert empty in run("backup", "-q", "-n")
+    driver.put("photos/1.jpg", b"x")
+    strange = "shows nothing of whisper-backup, and no earlier backup in it is known: a new store begins there"
+    assert strange in run("backup", "-q")
+    assert run("backup", "-q") == ""
+    program.state.unlink()
+    assert run("backup", "-q") == ""
+    assert run("backup", "-q", "--storage-path", "node2", "--nostate") == ""
+    driver.close()
+
+
 def test_a_store_that_is_unmounted_during_a_backup_is_noticed(program: Program) -> None:
     for number in range(6):
         program.write(f"m{number}")

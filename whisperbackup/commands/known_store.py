@@ -13,6 +13,7 @@ import os
 from whisperbackup.commands import open_driver
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
+from whisperbackup.repository import storage_paths
 from whisperbackup.repository.keys import AFTER_RECORDS, is_record
 from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.repository.purge import Rules
@@ -30,6 +31,8 @@ from whisperbackup.storage.base import (
 )
 
 logger = logging.getLogger(__name__)
+
+BARE, STRANGE = "is empty", "shows nothing of whisper-backup"
 
 
 def state_of(options: Options) -> State:
@@ -74,12 +77,11 @@ def open_for_backup(options: Options, state: State) -> Driver:
     try:
         driver = open_driver(options)
         is_new = _is_empty(driver, options, state)
-        if is_new and _is_bare(driver):
-            if state.is_foreign and not options.new_store:
-                raise _lost(options, state, "is empty")
-            warning = (
-                f"is empty, and no earlier backup in it is known: a new store {begins} there; is its disk mounted?"
-            )
+        what = _unknown(driver, options, state)
+        if what:
+            if what == BARE and state.is_foreign and not options.new_store:
+                raise _lost(options, state, BARE)
+            warning = f"{what}, and no earlier backup in it is known: a new store {begins} there; {_doubt(options)}"
     except NotFound:
         if (state.store != EMPTY or state.is_foreign) and not options.new_store:
             raise _lost(options, state, "does not exist") from None
@@ -106,8 +108,10 @@ def open_for_backup(options: Options, state: State) -> Driver:
 def open_for_purge(options: Options, state: State) -> Driver:
     """Open the store; it must be the one that earlier runs used.  Raises CannotRun."""
     driver = open_driver(options)
-    if _is_empty(driver, options, state) and _is_bare(driver):
-        logger.warning("%s is empty, and no earlier backup in it is known; is its disk mounted?", _named(options))
+    _is_empty(driver, options, state)
+    if what := _unknown(driver, options, state):
+        named, doubt = _named(options), _doubt(options)
+        logger.warning("%s %s, and no earlier backup in it is known; %s", named, what, doubt)
     return driver
 
 
@@ -155,9 +159,23 @@ def _is_empty(driver: Driver, options: Options, state: State) -> bool:
     return is_empty
 
 
-def _is_bare(driver: Driver) -> bool:
-    """Whether this may be a mount point without its disk."""
-    return not is_marked(driver) and next(driver.list(""), None) is None
+def _unknown(driver: Driver, options: Options, state: State) -> str:
+    """What is wrong with a place of which no run knows anything: it is bare, or shows nothing of ours; empty if fine.
+
+    It may be a mount point without its disk, or another bucket.  One page of a listing must do.
+    """
+    if state.store != EMPTY or options.driver == "noop" or (options.driver == "disk" and is_marked(driver)):
+        return ""
+    try:
+        if storage_paths.has_ours(driver, options.storage_path) or storage_paths.has_ours(driver, ""):
+            return ""
+        return STRANGE if next(driver.list(""), None) else BARE
+    except AccessDenied:  # some nodes may list only what is below their own storage path
+        return ""
+
+
+def _doubt(options: Options) -> str:
+    return "is its disk mounted?" if options.driver == "disk" else "is -b right?"
 
 
 def _lost(options: Options, state: State, what: str) -> CannotRun:

@@ -65,6 +65,11 @@ def find(driver: Driver, prefix: str, own: str | None = None) -> StoragePaths:
     return StoragePaths(tuple(paths), False)
 
 
+def has_ours(driver: Driver, prefix: str) -> bool:
+    """Whether there is a key of this tool in the first page of those that begin with `prefix`.  Raises StorageError."""
+    return _look(driver, prefix, "")[1] is not None
+
+
 def _look(driver: Driver, prefix: str, after: str) -> tuple[str, str | None]:
     """The first key after `after` that this tool wrote, and its storage path; else the last key that was read."""
     key = ""
