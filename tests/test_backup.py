@@ -328,6 +328,19 @@ def test_a_new_file_with_a_header_and_zeros_is_being_created(filled: Program) ->
     assert "1 too new" in filled("backup")
 
 
+@pytest.mark.parametrize(
+    "command", [["restore"], ["verify"], ["verify", "--tree"], ["list"], ["backup"], ["purge"]], ids="-".join
+)
+def test_each_of_several_globs_that_matches_nothing_is_a_failure(filled: Program, command: list[str]) -> None:
+    filled("backup")
+    good = ("-m", "servers.web1.*", "-m", "to{p,q}")
+    filled(command[0], "disk", *command[1:], *good)
+    said = filled(command[0], "disk", *command[1:], *good, "-m", "servers.web9.*", "-m", "t", status=3)
+    for glob in ("servers.web9.*", "t"):
+        assert said.count(f"ERROR: {glob}: no metric matches this -m; is it misspelt?") == 1
+    assert said.count("is it misspelt") == 2
+
+
 def test_links_in_a_circle_cost_nobody_a_backup(filled: Program) -> None:
     (filled.prefix / "servers/loop").symlink_to("loop")
     (filled.prefix / "servers/loop.wsp").symlink_to("loop.wsp")

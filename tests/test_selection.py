@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from whisperbackup.tree.names import metric_name
-from whisperbackup.tree.selection import BadGlob, expand_braces, select, tagged_metrics
+from whisperbackup.tree.selection import BadGlob, Unmatched, expand_braces, select, tagged_metrics
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,18 @@ def test_a_glob_of_millions_of_alternatives_is_refused_before_they_are_made() ->
 )  # fmt: skip
 def test_literal_prefixes_are_sorted_and_disjoint(globs: list[str], prefixes: tuple[str, ...]) -> None:
     assert select(globs).prefixes == prefixes
+
+
+def test_thousands_of_globs_are_compared_with_a_million_metrics_in_seconds() -> None:
+    globs = [f"servers.web{number}.{end}" for number in range(3000) for end in ("*", "cpu")]
+    unmatched = Unmatched(select([*globs, "servers.gone*", "x;tag=1"]))
+    began = time.process_time()
+    for number in range(3000):
+        for metric in range(100):
+            unmatched.see(f"servers.web{number}.cpu{metric or ''}")
+    assert list(unmatched.left) == ["servers.gone*", "x;tag=1"]
+    assert time.process_time() - began < 5
+    assert not Unmatched(select(["a"])).left
 
 
 def test_excluded_metrics_are_not_meant_and_wholly_excluded_folders_not_entered() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from whisperbackup import storage
 from whisperbackup.errors import CannotRun
@@ -14,6 +14,7 @@ from whisperbackup.repository.catalog import Catalog
 from whisperbackup.storage.base import Driver, is_marked
 from whisperbackup.storage.windows import is_ranged
 from whisperbackup.tree import names
+from whisperbackup.tree.selection import Unmatched
 
 
 def open_driver(options: Options, create: bool = False) -> Driver:
@@ -62,6 +63,12 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
         if others.paths:
             return WrongStoragePath(f"no metric in {options.bucket}{below} matches; it holds {others}")
     return CannotRun(f"no metric in {options.bucket}{below} matches; {_first_object(driver)}")
+
+
+def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:
+    """Report each -m, of several, that no metric matched: a misspelt one must not look like a success."""
+    for glob in unmatched.left:
+        fail(glob, "no metric matches this -m; is it misspelt?")
 
 
 def check_storage_path(options: Options, driver: Driver) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from whisperbackup.commands import expected, nothing_to_back_up
+from whisperbackup.commands import expected, fail_unmatched, nothing_to_back_up
 from whisperbackup.commands.context import Context, MetricJob, open_pool
 from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
-from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
+from whisperbackup.commands.pipeline import finish_purge, match, run_jobs, tree_and_store
 from whisperbackup.commands.run_record import RunRecord, expire_increments
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
@@ -33,6 +33,7 @@ from whisperbackup.repository.steady import Steady
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
 from whisperbackup.tree.places import Places
+from whisperbackup.tree.selection import Unmatched
 from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import Generation
 from whisperbackup.whisper import format, reader
@@ -49,6 +50,7 @@ def run(options: Options, stats: RunStats) -> int:
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             places = Places()
             catalog, pairs = tree_and_store(options, driver, state, places)
+            pairs = match(pairs, unmatched := Unmatched(options.selection))
             deleter = Deleter(functools.partial(stats.count, Count.NOT_DELETED) if options.no_delete else None)
             known_bad = known_bad_of(options)
             still_bad = {name: stamp for name, stamp in known_bad.stamps.items() if name not in options.selection}
@@ -72,6 +74,8 @@ def run(options: Options, stats: RunStats) -> int:
                 run_jobs(pool, _with_deletions(changed, deleter), stats, on_outcome)
                 finish_purge(pool, purge, deleter, stats)
                 catalog.report_foreign()
+                if purge.saw_any:
+                    fail_unmatched(unmatched, stats.fail)
                 ended = record.complete(stats)
                 if not options.no_delete:
                     expire_increments(driver, options, record.hours, ended, record.steady, stats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import stat
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from whisperbackup.commands import (
     WrongStoragePath,
+    fail_unmatched,
     list_runs,
     list_summary,
     nothing_matches,
@@ -26,6 +28,7 @@ from whisperbackup.report.run_stats import shown_size
 from whisperbackup.repository.catalog import Metric, newest_at
 from whisperbackup.runtime.logs import printable
 from whisperbackup.storage.base import Driver, is_marked
+from whisperbackup.tree.selection import Unmatched
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +84,13 @@ def _run(options: Options) -> int:
                 _print_line(line)
         _flush()
         return 0
+    unmatched = Unmatched(options.selection)
     seen = metrics = missing = count = total = 0
     with open_store(options) as driver:
         catalog = open_catalog(options, driver)
         for metric in _with_progress(catalog, options, driver):
             seen += 1
+            unmatched.see(metric.name)
             shown = _orphans(metric) if options.debris else _backups(metric, options.date)
             if not shown:
                 continue
@@ -123,7 +128,8 @@ def _run(options: Options) -> int:
         more = f", {len(sizes)} increments, {shown_size(sum(sizes))}" if sizes and not options.debris else ""
         _print_line(f"{metrics} metrics, {count} {what}, {shown_size(total)}{gone}{more}")
     _flush()
-    return 0
+    fail_unmatched(unmatched, functools.partial(logger.error, "%s: %s"))
+    return 3 if unmatched.left else 0
 
 
 def _with_progress(metrics: Iterable[Metric], options: Options, driver: Driver) -> Iterator[Metric]:

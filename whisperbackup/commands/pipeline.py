@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
 from whisperbackup.errors import Unavailable
 from whisperbackup.increments.merge import Share
@@ -28,6 +28,8 @@ from whisperbackup.runtime.signals import Stopped
 from whisperbackup.storage.base import Driver
 from whisperbackup.tree import walk
 from whisperbackup.tree.places import Places
+from whisperbackup.tree.selection import Unmatched
+from whisperbackup.tree.walk import LocalFile
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,15 @@ def tree_and_store(
     return catalog, join(local, catalog)
 
 
+def match(pairs: Iterable[Pair], unmatched: Unmatched) -> Iterator[Pair]:
+    """Yield `pairs`, and show their metrics to `unmatched`."""
+    for pair in pairs:
+        found = pair.metric or pair.local
+        if isinstance(found, Metric | LocalFile):
+            unmatched.see(found.name)
+        yield pair
+
+
 def restorable(
     catalog: Iterable[Metric],
     date: str | None,
@@ -139,12 +150,13 @@ def work_on_backups(
 
     With `reads_records` the jobs get the metrics' records of increments too; `more` are jobs of the increments' own.
     """
-    saw_any = False
+    saw_any, unmatched = False, Unmatched(options.selection)
 
     def seen(catalog: Iterable[Metric]) -> Iterator[Metric]:
         nonlocal saw_any
         for metric in catalog:
             saw_any = True
+            unmatched.see(metric.name)
             if is_selected(metric.name):
                 yield metric
 
@@ -180,4 +192,5 @@ def work_on_backups(
                 )  # fmt: skip
         if not saw_any:
             raise nothing_matches(options, driver)
+        fail_unmatched(unmatched, stats.fail)
     return stats.finish()

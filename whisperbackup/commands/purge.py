@@ -6,10 +6,10 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 
-from whisperbackup.commands import check_storage_path, expected
+from whisperbackup.commands import check_storage_path, expected, fail_unmatched
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
-from whisperbackup.commands.pipeline import finish_purge, run_jobs, tree_and_store
+from whisperbackup.commands.pipeline import finish_purge, match, run_jobs, tree_and_store
 from whisperbackup.commands.run_record import delete_debris, look_at_clock
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
@@ -20,6 +20,7 @@ from whisperbackup.repository.deleter import DeleteObjects, Deleter
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import PendingDelete
 from whisperbackup.repository.purge import Purge, log_return
+from whisperbackup.tree.selection import Unmatched
 from whisperbackup.tree.walk import LocalFile, check_tree
 
 
@@ -31,6 +32,7 @@ def run(options: Options, stats: RunStats) -> int:
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)
+            pairs = match(pairs, unmatched := Unmatched(options.selection))
             deleter = Deleter()
             steady = look_at_clock(driver, options)
             purge = Purge(purge_rules(options), stats, steady)
@@ -40,6 +42,7 @@ def run(options: Options, stats: RunStats) -> int:
             catalog.report_foreign()
         if not purge.saw_stored and not stats.failed:
             check_storage_path(options, driver)
+        fail_unmatched(unmatched, stats.fail)
         if purge.deletes_any and holds_nothing(driver, options):
             state.forget()  # or the next backup would stop, because the store is empty
     return stats.finish()

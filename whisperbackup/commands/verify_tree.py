@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from whisperbackup.commands import check_storage_path, expected, open_store
+from whisperbackup.commands import check_storage_path, expected, fail_unmatched, open_store
 from whisperbackup.commands.context import Context, open_pool
 from whisperbackup.commands.known_store import state_of
-from whisperbackup.commands.pipeline import run_jobs, tree_and_store
+from whisperbackup.commands.pipeline import match, run_jobs, tree_and_store
 from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
@@ -27,6 +27,7 @@ from whisperbackup.repository.join import Pair
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.runtime import clock
 from whisperbackup.tree.birth import birth_time
+from whisperbackup.tree.selection import Unmatched
 from whisperbackup.tree.walk import LocalFile, Skipped, check_tree
 from whisperbackup.whisper import format, reader
 
@@ -50,6 +51,7 @@ def run(
 
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state_of(options))
+            pairs = match(pairs, unmatched := Unmatched(options.selection))
 
             def report(outcome: Outcome) -> None:
                 if Count.DIFFER in outcome.counts:
@@ -65,6 +67,7 @@ def run(
             check_storage_path(options, driver)
     if not seen.any:
         raise CannotRun("no metric matches in the tree or in the store; check -m and --exclude")
+    fail_unmatched(unmatched, stats.fail)
     return stats.finish()
 
 

@@ -101,6 +101,7 @@ class Selection:
     wanted: re.Pattern[str] | None  # None: all
     excluded: re.Pattern[str] | None  # None: none
     folders_excluded: re.Pattern[str] | None
+    globs: tuple[str, ...] = ()  # the wanted ones as they were given
 
     @property
     def exact(self) -> list[str]:
@@ -148,7 +149,33 @@ def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
         excluded=_any_of(excludes),
         # a trailing `*` that may stand for nothing: what matches the folder's own prefix matches all below it
         folders_excluded=_any_of([glob for glob in excludes if glob.endswith("*")]),
+        globs=tuple(wanted),
     )
+
+
+class Unmatched:
+    """Which of several globs match none of the selected metrics that are seen; a single one is never among them.
+
+    A name is compared only with globs whose literal prefix it has, and that have matched nothing so far.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self.left = dict.fromkeys(selection.globs) if len(selection.globs) > 1 else {}
+        self._by_prefix: dict[str, list[tuple[str, re.Pattern[str] | None]]] = {}
+        for glob in self.left:
+            for part in _expanded([glob]):
+                pattern = re.compile(fnmatch.translate(part)) if WILDCARD.search(part) else None
+                self._by_prefix.setdefault(literal_prefix(part), []).append((glob, pattern))
+        self._lengths = {len(prefix) for prefix in self._by_prefix}
+
+    def see(self, name: str) -> None:
+        """Note that the metric `name` is there."""
+        if self.left:
+            key = name + "/"
+            for length in self._lengths:
+                for glob, pattern in self._by_prefix.get(key[:length], ()):
+                    if glob in self.left and (pattern is None or pattern.match(name)):
+                        del self.left[glob]
 
 
 def _expanded(globs: Sequence[str]) -> list[str]:
