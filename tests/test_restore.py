@@ -209,7 +209,7 @@ def test_a_file_replaced_while_it_is_healed_is_healed_in_its_new_place(
     program, path, full = healed
     heal, calls = restore_file.heal, []
 
-    def resized(live: bytes, backup: bytes, now: int):  # type: ignore[no-untyped-def]
+    def resized(live: bytes, backup: bytes, now: int, *_: object):  # type: ignore[no-untyped-def]
         calls.append(now)
         if len(calls) == 1:
             shutil.copy(path, path.with_name("new"))
@@ -320,7 +320,7 @@ def test_a_file_that_changes_unlocked_just_before_writing_is_worked_out_anew(
     program, path, full = healed
     heal, calls = restore_file.heal, []
 
-    def interfered(live: bytes, backup: bytes, now: int):  # type: ignore[no-untyped-def]
+    def interfered(live: bytes, backup: bytes, now: int, *_: object):  # type: ignore[no-untyped-def]
         calls.append(now)
         healing = heal(live, backup, now)
         if len(calls) == 1:

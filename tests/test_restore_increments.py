@@ -812,6 +812,26 @@ def test_a_missing_file_is_created_only_if_it_has_points_in_the_span(program: Pr
     assert {t: v for t, v in points_of(path) if v is not None} == {t: v for t, v in full.items() if v is not None}
 
 
+@pytest.mark.parametrize("options", [[], ["--no-increments"]])
+def test_a_slot_that_a_span_cuts_is_not_filled_from_a_part_of_its_points(program: Program, options: list[str]) -> None:
+    """The file was made anew with five minutes for one; then a restore of any span, and of all."""
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 240)], xFilesFactor=0.5, aggregationMethod="sum")
+    hour = int(time.time()) // 300 * 300 - 3600
+    whisper.update_many(str(path), [(hour + 60 * number, 2.0**number) for number in range(40)])
+    program("backup", "disk")
+    whole = {hour + 300 * slot: sum(2.0 ** (slot * 5 + number) for number in range(5)) for slot in range(8)}
+    for since, until in ((120, 1500), (300, 1199), (240, 1140), (0, 90)):
+        path.unlink()
+        whisper.create(str(path), [(300, 288)], xFilesFactor=0.5, aggregationMethod="sum")
+        begin, end = (stamp_of(datetime.fromtimestamp(hour + each, UTC)) for each in (since, until))
+        program("restore", "disk", "--from", begin, "--until", end, *options, status=3)
+        held = {t: value for t, value in points_of(path) if value is not None}
+        assert held == {t: v for t, v in whole.items() if hour + since <= t and t + 240 <= hour + until}
+        program("restore", "disk", *options, status=3)  # single minutes have no room
+        assert {t: value for t, value in points_of(path) if value is not None} == whole
+
+
 def test_a_span_is_neither_empty_nor_for_overwriting(program: Program) -> None:
     assert "--overwrite" in program("restore", "disk", "--overwrite", "--from", "2026-01-01", status=2)
     assert "later than" in program("restore", "disk", "--from", "2026-01-02", "--until", "2026-01-01", status=2)

@@ -46,7 +46,8 @@ class Context:
         from whisperbackup.tree.restore_file import Placer
 
         options = self.options
-        return Placer(options.prefix, options.overwrite, options.noop, options.max_file_size)
+        span = (options.since, options.until)
+        return Placer(options.prefix, options.overwrite, options.noop, options.max_file_size, span)
 
 
 WorkerPool = Pool[Context, Outcome]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from whisperbackup.tree.walk import HIDDEN_SIDECAR, SIDECAR
 from whisperbackup.whisper import cwhisper, format, reader
 from whisperbackup.whisper.checked_writes import write_at, write_checked
-from whisperbackup.whisper.healing import Healing, Write, heal
+from whisperbackup.whisper.healing import EVER, Healing, Span, Write, heal
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is examined again, carbon may be creating it
@@ -68,14 +68,16 @@ class Placer:
     """Restores files below `prefix`; may be used by threads.
 
     With `overwrite` existing files are replaced by whole ones instead of healed; with `noop` nothing is changed, only
-    reported.  A live file of more than `max_file_size` bytes is an error.
+    reported.  A live file of more than `max_file_size` bytes is an error.  `span` is the time to which
+    backups were cut.
     """
 
-    def __init__(self, prefix: bytes, overwrite: bool, noop: bool, max_file_size: int) -> None:
+    def __init__(self, prefix: bytes, overwrite: bool, noop: bool, max_file_size: int, span: Span = EVER) -> None:
         self.prefix = prefix
         self.overwrite = overwrite
         self.noop = noop
         self.max_file_size = max_file_size
+        self.span = span
         self._tidied: set[tuple[int, int]] = set()
         self._root = os.stat(prefix)
 
@@ -108,7 +110,7 @@ class Placer:
         """
         unmade = Placed("skipped" if cwhisper.is_compressed(content) else "healed")
         if planned and not planned[0][0]:
-            return _fill_unmade(planned, content)
+            return _fill_unmade(planned, content, self.span)
 
         def fill(folder: int, name: bytes) -> Placed:
             if _exists(folder, name):
@@ -188,7 +190,7 @@ class Placer:
         with _live_file(folder, name) as fd:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
-            return _heal(fd, folder, name, content, self.noop, self.max_file_size, planned)
+            return _heal(fd, folder, name, content, self.noop, self.max_file_size, self.span, planned)
 
 
 def _warn_of_sidecar(folder: int, name: bytes) -> str:
@@ -427,7 +429,14 @@ class Plan(NamedTuple):
 
 
 def _heal(
-    fd: int, folder: int, name: bytes, content: bytes, noop: bool, max_size: int, planned: tuple[Write, ...] = ()
+    fd: int,
+    folder: int,
+    name: bytes,
+    content: bytes,
+    noop: bool,
+    max_size: int,
+    span: Span,
+    planned: tuple[Write, ...] = (),
 ) -> Placed:
     """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits as briefly as possible.
 
@@ -436,7 +445,7 @@ def _heal(
     is not to lock: also then the file is compared just before writing, and each part of it once more.
     """
     live = _read_whole(fd)
-    plan = _work_out(live, content, max_size, planned)
+    plan = _work_out(live, content, max_size, span, planned)
     points, warning = 0, ""
     reader.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
@@ -445,7 +454,7 @@ def _heal(
         now = _read_whole(fd)
         if now != live:
             live = now
-            plan = _work_out(live, content, max_size, planned)
+            plan = _work_out(live, content, max_size, span, planned)
             continue
         if plan.may_be_new and _is_settling(fd):
             fcntl.flock(fd, fcntl.LOCK_UN)
@@ -482,7 +491,7 @@ def _heal(
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 
-def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, ...]) -> Plan:
+def _work_out(live: bytes, content: bytes, max_size: int, span: Span, planned: tuple[Write, ...]) -> Plan:
     """What to do about a live file; `planned` are the writes that a dry run left out before."""
     try:
         if cwhisper.is_compressed(live):
@@ -505,15 +514,15 @@ def _work_out(live: bytes, content: bytes, max_size: int, planned: tuple[Write, 
             broken=f"{len(live)} bytes, its header declares {size} and is not its backup's", may_be_new=may_be_new
         )
     whole = _extended(live, header)[:size]
-    return Plan(heal(_written(whole, planned), content, int(time.time())), "", may_be_new, header)
+    return Plan(heal(_written(whole, planned), content, int(time.time()), span), "", may_be_new, header)
 
 
-def _fill_unmade(planned: tuple[Write, ...], content: bytes) -> Placed:
+def _fill_unmade(planned: tuple[Write, ...], content: bytes, span: Span) -> Placed:
     """Fill a file that a dry run did not create or replace; the first of the `planned` writes is all of it."""
     live = _written(b"", planned)
     if cwhisper.is_compressed(live) or cwhisper.is_compressed(content):
         return Placed("skipped")
-    healing = heal(live, content, int(time.time()))
+    healing = heal(live, content, int(time.time()), span)
     how = "healed" if healing.writes else "already whole"
     return Placed(how, healing.points, "", tuple(healing.writes), *healing[2:])
 

@@ -42,6 +42,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Write = tuple[int, bytes]
+Span = tuple[int | None, int | None]
+"""The Unix times of the first and the last second, both included; None: no bound."""
+EVER: Span = (None, None)
 
 
 class Healing(NamedTuple):
@@ -99,11 +102,12 @@ class Window:
         return self.times[self.ahead] + self.span
 
 
-def heal(live: bytes, backup: bytes, now: int) -> Healing:
+def heal(live: bytes, backup: bytes, now: int, span: Span = EVER) -> Healing:
     """The writes that fill `live` from `backup` (docs/design.md, "Healing").
 
-    `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  Nothing that `live` holds in its
-    finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
+    `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  `span` is all that the backup has of a
+    longer time: no slot that reaches out of it is aggregated from a part of its points.  Nothing that `live` holds in
+    its finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
     """
     check(live)
     check(backup)
@@ -115,7 +119,7 @@ def heal(live: bytes, backup: bytes, now: int) -> Healing:
     with np.errstate(all="ignore"):
         for archive in header.archives:
             finer = windows[-1] if windows else None
-            window = heal_archive(live, archive, None, header, finer, sources, resample, occupied, now)
+            window = heal_archive(live, archive, None, header, finer, sources, resample, occupied, now, span)
             if resample:
                 occupied = np.sort(
                     np.concatenate((occupied, window.times[window.known & ~window.sparse], window.times_ahead()))
@@ -138,6 +142,7 @@ def heal_archive(
     resample: bool,
     occupied: Ints,
     now: int,
+    span: Span,
 ) -> Window:
     """The healed window of one archive; `finer` is the healed window of the next finer archive."""
     window = open_window(live, archive, base, now)
@@ -150,7 +155,7 @@ def heal_archive(
     if resample:
         for source in sources:
             if source.step < step and not available.all():
-                downsample(window, source, header, found, available)
+                downsample(window, source, header, found, available, span)
     window.own = window.held & ~(available & ~differ(found, window.stored))
     fill = available & ~window.held & window.writable
     np.copyto(window.values, found, where=fill)
@@ -169,7 +174,7 @@ def heal_archive(
             return window
         # Repeat with a base: stamps outside the window may then prevent writing some slots.
         base = int(window.times[oldest])
-        return heal_archive(live, archive, base, header, finer, sources, resample, occupied, now)
+        return heal_archive(live, archive, base, header, finer, sources, resample, occupied, now, span)
     return window
 
 
@@ -316,7 +321,7 @@ def copy_points(window: Window, source: Source, found: Floats, copied: Bools) ->
     copied[places] = True
 
 
-def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools) -> None:
+def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools, span: Span) -> None:
     """Rule 3, first half: values for the remaining slots from a finer archive of the backup.
 
     The archive covers a slot that begins within its span, counted back from its newest point and not from now, because
@@ -329,6 +334,11 @@ def downsample(window: Window, source: Source, header: Header, found: Floats, av
     total = multiples(window.times, step, source.step)
     result, count = aggregate(header.aggregation, groups, source.values[inside], total)
     fill = ~available & (window.times > source.since) & is_enough(result, count, total, header)
+    begin, end = span
+    if begin is not None:
+        fill &= -(-window.times // source.step) * source.step >= begin  # the first of the points that a slot can have
+    if end is not None:
+        fill &= (window.times + step - 1) // source.step * source.step <= end  # the last
     np.copyto(found, result, where=fill)
     available |= fill
 
