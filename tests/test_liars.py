@@ -187,6 +187,19 @@ def test_no_part_of_an_object_is_believed_to_be_another(proxied: tuple[Store, Tr
         assert (store.driver, wrong) == ("gcs", "a part that is called the whole")
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_part_of_an_object_is_not_believed_to_be_the_whole(proxied: tuple[Store, TroubleProxy]) -> None:
+    store, proxy = proxied
+    driver = open_store(store, f"liars-{uuid.uuid4().hex}", create=True)
+    driver.put("key", CONTENT)
+    proxy.lie = lambda head: part(b"0-99/200", CONTENT[:100]) if head.startswith(b"GET") else None
+    with pytest.raises(Unavailable, match=r"'key'.*(another part of it|not answer|a part of an object)"):
+        driver.get("key")
+    lies = iter([part(b"0-99/200", CONTENT[:100])])
+    proxy.lie = lambda head: next(lies, None) if head.startswith(b"GET") else None
+    assert driver.get("key") == CONTENT
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_store_that_ignores_ranges_gives_the_right_part_all_the_same(
     proxied: tuple[Store, TroubleProxy], refused: bool

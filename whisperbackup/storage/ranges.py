@@ -17,6 +17,12 @@ def header(offset: int, length: int) -> str:
     return f"bytes={offset}-{offset + length - 1}"
 
 
+def check_whole(status: int) -> None:
+    """Raises WrongRange for the status of an answer that is a part, where the whole object was requested."""
+    if status == PARTIAL:
+        raise WrongRange
+
+
 def cut(body: bytes, status: int, content_range: str | None, offset: int, length: int) -> bytes:
     """The requested bytes of the answer's body, which is the whole object if the service ignored the request.
 

@@ -297,7 +297,7 @@ class S3:
 
     def get(self, key: str) -> bytes:
         with self._attempt(lambda way: way.get(key)) as answer:
-            return answer.body if _is_good(answer) else self._get(key, lambda body, answer: body)
+            return answer.body if _is_good(answer) else self._get(key, _whole)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         def cut(body: bytes, answer: dict[str, Any]) -> bytes:
@@ -528,6 +528,11 @@ class S3:
     @property
     def _endpoint(self) -> str:
         return _host(self._client.meta.endpoint_url)
+
+
+def _whole(body: bytes, answer: dict[str, Any]) -> bytes:
+    ranges.check_whole(answer["ResponseMetadata"]["HTTPStatusCode"])
+    return body
 
 
 def _is_good(answer: wire.Answer | None) -> TypeGuard[wire.Answer]:

@@ -264,7 +264,9 @@ class Swift:
 
     def get(self, key: str) -> bytes:
         def request(swift: TimedConnection) -> bytes:
-            headers, body = swift.get_object(self._bucket, key)
+            answer: dict[str, Any] = {}
+            headers, body = swift.get_object(self._bucket, key, response_dict=answer)
+            ranges.check_whole(answer["status"])
             if not headers.get("etag"):
                 raise NotSwift
             return bytes(body)
