@@ -247,3 +247,33 @@ def test_no_secret_in_any_log_nor_in_ps(program: Program, kind: str) -> None:
         for secret in secrets:
             assert secret not in text
         assert not re.search(r"AWS4-HMAC|X-Auth-Token|Signature=|gAAAA|AUTH_tk", text)
+
+
+@pytest.mark.servers
+def test_a_node_that_may_list_below_its_storage_path_only_is_told_of_a_mistyped_name(program: Program) -> None:
+    store = servers.store("s3-rclone")
+    denied: list[bytes] = []
+
+    def refuse(head: bytes) -> bytes | None:
+        line = head.split(b"\r\n")[0]
+        if b"list-type" not in line or b"prefix=node1%2F" in line:
+            return None
+        denied.append(line)
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+        return b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b" % (
+            len(body), body
+        )  # fmt: skip
+
+    with servers.TroubleProxy(store.port) as proxy:
+        run = connect(program, store.through(proxy.port))
+        program.write("a")
+        run("backup", "--storage-path", "node2")  # it creates the bucket
+        proxy.lie = refuse
+        program.state.unlink()
+        said = run("backup", "--storage-path", "node1")
+        assert "WARNING" not in said
+        assert denied, "the first backup looks whether it is a store"
+        for command in ("restore", "verify", "list"):
+            said = run(command, "--storage-path", "node1", "-m", "mistyped", status=1)
+            assert "no metric in" in said
+            assert "matches; check -m, --exclude and --storage-path" in said

@@ -11,7 +11,7 @@ from whisperbackup.errors import CannotRun
 from whisperbackup.options import Options
 from whisperbackup.repository import storage_paths
 from whisperbackup.repository.catalog import Catalog
-from whisperbackup.storage.base import Driver, is_marked
+from whisperbackup.storage.base import AccessDenied, Driver, is_marked
 from whisperbackup.storage.windows import is_ranged
 from whisperbackup.tree import names
 from whisperbackup.tree.selection import Unmatched
@@ -56,13 +56,17 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
                 f"there is no metric '{name}' in {options.bucket}, but metrics exist below that name: {_all(name)}"
             )
     below = f" below the storage path '{options.storage_path}'" if options.storage_path else ""
-    others = storage_paths.find(driver, options.storage_path, options.storage_path)
-    if options.storage_path not in others.paths:
-        if options.storage_path:
-            others = storage_paths.find(driver, "")
-        if others.paths:
-            return WrongStoragePath(f"no metric in {options.bucket}{below} matches; it holds {others}")
-    return CannotRun(f"no metric in {options.bucket}{below} matches; {_first_object(driver)}")
+    nothing = f"no metric in {options.bucket}{below} matches"
+    try:
+        others = storage_paths.find(driver, options.storage_path, options.storage_path)
+        if options.storage_path not in others.paths:
+            if options.storage_path:
+                others = storage_paths.find(driver, "")
+            if others.paths:
+                return WrongStoragePath(f"{nothing}; it holds {others}")
+        return CannotRun(f"{nothing}; {_first_object(driver)}")
+    except AccessDenied:  # some nodes may list only what is below their own storage path
+        return CannotRun(f"{nothing}; check -m, --exclude and --storage-path, or run list")
 
 
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:
