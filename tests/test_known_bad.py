@@ -210,3 +210,13 @@ def test_no_list_is_written_beside_a_device(stored: Program) -> None:
     device.symlink_to(os.devnull)
     assert "2 good" in stored("verify", "disk", "--statefile", device, status=3)
     assert not device.with_name("null.bad").exists()
+
+
+def test_a_newest_backup_with_an_empty_payload_is_made_anew(program: Program) -> None:
+    os.utime(program.write("a"), (1_700_000_000,) * 2)
+    program("backup")
+    (payload,) = program.store.glob("a/*.gz")
+    os.truncate(payload, 0)
+    assert "1 backed up" in program("backup")
+    assert "1 unchanged" in program("backup")
+    assert "1 good" in program("verify")

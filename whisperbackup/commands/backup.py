@@ -93,11 +93,16 @@ def run(options: Options, stats: RunStats) -> int:
 
 
 def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, str]) -> Iterator[Pair]:
-    """Yield `pairs`; add the known damaged backups that are a metric's newest to `still_bad`."""
+    """Yield `pairs`; add a metric's newest backup to `still_bad` if it is known to be damaged, or has an empty payload.
+
+    A disk can lose the content of a file in a power failure.
+    """
     for pair in pairs:
         metric = pair.metric
-        if metric and metric.backups and metric.backups[-1].stamp == known_bad.stamps.get(metric.name):
-            still_bad[metric.name] = metric.backups[-1].stamp
+        if metric and metric.backups:
+            newest = metric.backups[-1]
+            if newest.stamp == known_bad.stamps.get(metric.name) or not all(each.size for each in newest.payloads):
+                still_bad[metric.name] = newest.stamp
         yield pair
 
 
