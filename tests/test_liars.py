@@ -401,7 +401,7 @@ def test_a_listing_that_repeats_a_page_for_ever_ends(proxied: tuple[Store, Troub
         for _ in itertools.islice(driver.list(""), 10_000):
             pass
     proxy.lie = again(store, ["a", "b", "b", "c"])
-    assert [found.key for found in itertools.islice(driver.list(""), 4)] == ["a", "b", "b", "c"]
+    assert [found.key for found in itertools.islice(driver.list(""), 3)] == ["a", "b", "c"]
 
 
 @pytest.mark.servers

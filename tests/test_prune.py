@@ -318,6 +318,35 @@ def test_prune_and_list_believe_no_listing_out_of_order(program: Program, monkey
     assert program.objects() == before
 
 
+REPEATING = """
+import os
+from whisperbackup.storage import disk
+
+class Driver(disk.Disk):
+    def list(self, prefix):
+        for found in super().list(prefix):
+            yield found
+            yield found
+
+def open(bucket, create, arguments):
+    return Driver(os.fsencode(bucket))
+"""
+
+
+def test_a_store_that_lists_keys_twice_while_they_are_written_ends_no_run(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rclone's S3, where two runs meet."""
+    install_driver(program, monkeypatch, REPEATING)
+    program.write("a")
+    program("backup", "disk")
+    program("increment", "disk")
+    listed = {words: program(*words.split(), "disk") for words in ("list", "list --runs", "list --summary")}
+    assert {words: program(*words.split(), "shelf") for words in listed} == listed
+    assert "1 good" in program("verify", "shelf")
+    assert "1 unchanged" in program("backup", "shelf")
+
+
 PROTECTING = """
 import os
 from whisperbackup.storage import disk

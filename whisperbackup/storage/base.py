@@ -231,8 +231,7 @@ def list_range(driver: Driver, prefix: str, after: str, until: str) -> Iterator[
 def in_range(listing: Iterable[StoredObject], after: str, until: str, store: str) -> Iterator[StoredObject]:
     """Check what `list_range` yields: keys greater than `after`, ascending, and not greater than `until`.
 
-    A service that ignores where a page should begin would repeat that page for ever.  The catalog accepts no repeated
-    key at all; what looks up one metric can.
+    A service that ignores where a page should begin would repeat that page for ever.  A few repeated keys are skipped.
     Raises StartAfterUnsupported, UnsortedListing.
     """
     last, repeats = after, 0
@@ -246,6 +245,7 @@ def in_range(listing: Iterable[StoredObject], after: str, until: str, store: str
             repeats += 1
             if key < last or repeats > REPEATS:
                 raise UnsortedListing(last, key, store)
+            continue
         if until and key > until:
             return
         yield found
