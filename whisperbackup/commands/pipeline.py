@@ -95,8 +95,12 @@ def tree_and_store(
     return catalog, join(local, catalog)
 
 
-def match(pairs: Iterable[Pair], unmatched: Unmatched) -> Iterator[Pair]:
-    """Yield `pairs`, and show their metrics to `unmatched`."""
+def match(pairs: Iterator[Pair], unmatched: Unmatched) -> Iterator[Pair]:
+    """These `pairs`, whose metrics are shown to `unmatched`."""
+    return _shown(pairs, unmatched) if unmatched.left else pairs
+
+
+def _shown(pairs: Iterator[Pair], unmatched: Unmatched) -> Iterator[Pair]:
     for pair in pairs:
         found = pair.metric or pair.local
         if isinstance(found, Metric | LocalFile):
