@@ -280,6 +280,7 @@ def test_a_node_that_may_not_delete_remembers_for_prune_what_disappeared_togethe
     for number in range(12):
         program.write(f"old.m{number}")
     program("backup", "disk", "--no-delete")
+    age(program, 100)
     (program.prefix / "old").rename(program.home / "old")
     for number in range(20):
         program.write(f"new.m{number}")
