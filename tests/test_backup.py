@@ -341,6 +341,21 @@ def test_each_of_several_globs_that_matches_nothing_is_a_failure(filled: Program
     assert said.count("is it misspelt") == 2
 
 
+def test_nothing_is_written_through_a_link_in_a_store(filled: Program) -> None:
+    filled("backup")
+    folder, elsewhere = filled.store / "top", filled.home / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    said = filled("backup", "disk", status=3)
+    assert f"ERROR: top: {folder} is a symbolic link, which is not followed in a store; replace it with" in said
+    assert ", 1 failed" in said
+    assert sorted(elsewhere.iterdir()) == before
+    folder.unlink()
+    elsewhere.rename(folder)
+    assert "8 unchanged" in filled("backup")
+
+
 def test_links_in_a_circle_cost_nobody_a_backup(filled: Program) -> None:
     (filled.prefix / "servers/loop").symlink_to("loop")
     (filled.prefix / "servers/loop.wsp").symlink_to("loop.wsp")

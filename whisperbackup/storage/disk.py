@@ -212,6 +212,7 @@ class Disk:
     ) -> None:
         """Write `body` to a temporary file, then call `enter` to move that file to `path`."""
         folder = os.path.dirname(path)
+        _refuse_link(folder)
         temporary = os.path.join(folder, _temporary_name())
         fd = self._create(temporary, entered)
         entered[folder] = None
@@ -393,6 +394,18 @@ def _names(folder: bytes, beginning: bytes, note_link: Callable[[bytes], None], 
 
 def _temporary_name() -> bytes:
     return TEMPORARY + f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}-{os.urandom(8).hex()}".encode()
+
+
+def _refuse_link(folder: bytes) -> None:
+    """Raise StorageError if an object's folder is a link: no listing would ever show what is behind it."""
+    if os.path.islink(folder):
+        raise StorageError(
+            f"{os.fsdecode(folder)} is a symbolic link, which is not followed in a store; replace it with the folder "
+            "itself"
+        )
+    above = os.path.dirname(folder)
+    if len(os.path.basename(above)) > PIECE:  # of a long name
+        _refuse_link(above)
 
 
 def _fsync_folder(folder: bytes) -> None:
