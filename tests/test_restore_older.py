@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -271,7 +272,7 @@ def test_history_that_no_compressed_file_can_take_is_named(program: Program) -> 
     stamp, _ = program.stamps("a")
     path.unlink()
     said = program("restore", status=3)
-    assert f"its backup of {stamp} is much larger than all newer ones" in said
+    assert f"its backup of {stamp} is much larger than newer ones" in said
     program("restore", "disk", "-c", stamp, "--overwrite")
     assert path.read_bytes() == full
 
@@ -295,7 +296,161 @@ def test_a_dry_run_names_history_that_no_compressed_file_can_take(
     path.unlink()
     for options in (["disk", "-n"], []):
         said = program("restore", *options, status=3)
-        assert f"its backup of {stamp} is much larger than all newer ones" in said
+        assert f"its backup of {stamp} is much larger than newer ones" in said
+
+
+DIED = 9
+"""Days since the disk died."""
+
+
+def grown(now: int, days: int, seed: int) -> bytes:
+    """A file that carbon has written random points to for so many days."""
+    chance = random.Random(seed)
+    archives = [(60, 10_000), (3600, 5_000)]
+    content = struct.pack(">2LfL", 1, 3600 * 5_000, 0.5, 2)
+    for offset, (step, count) in zip((40, 40 + 12 * 10_000), archives, strict=True):
+        content += struct.pack(">3L", offset, step, count)
+    for step, count in archives:
+        held = min(count, days * 86400 // step)
+        stamps = [now // step * step - step * age for age in range(held)][::-1]
+        content += b"".join(struct.pack(">Ld", when, chance.random()) for when in stamps) + bytes(12 * (count - held))
+    return content
+
+
+class Nights:
+    """A disk dies, carbon makes the file anew, and nightly backups go on until the new file is larger than half."""
+
+    def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.program, self.monkeypatch = program, monkeypatch
+        self.path = program.write(METRIC)
+        self.now = int(time.time())
+        self.old: list[str] = []  # stamps
+        self.new: list[str] = []
+
+    def pass_by(self, *options: str, codecs: tuple[str, str] = ("gz", "gz"), is_pruned: bool = False) -> None:
+        for night in range(-2, DIED + 1):
+            then = self.now - 86400 * (DIED - night)
+            self.path.write_bytes(grown(then, 190 if night <= 0 else night, night))
+            os.utime(self.path, (then - 60, then - 60))
+            self.run(then, "backup", *options, "-a", codecs[night > 0], *(["--no-delete"] if is_pruned else []))
+            if is_pruned:
+                self.run(then + 60, "prune", *options)
+            (self.old if night <= 0 else self.new).append(self.program.stamps(METRIC)[-1])
+
+    def run(self, then: int, command: str, *options: str) -> None:
+        with self.monkeypatch.context() as night:
+            night.setattr(clock, "utc_now", lambda: datetime.fromtimestamp(then, UTC))
+            night.setattr(clock, "boot_id", lambda: "")  # or the uptime would contradict the clock
+            tree = [] if command == "prune" else ["-p", str(self.program.prefix)]
+            files = ["--nolog", "--nolock", "--nostamp", "-f", "1"]
+            if command == "backup":
+                files += ["--statefile", str(self.program.home / "nights")]
+            assert main.main([*files, *tree, "-b", str(self.program.store), *options, command, "disk"]) == 0
+
+    def sizes(self) -> list[int]:
+        return [next((self.program.store / METRIC).glob(f"{stamp}.wsp.*")).stat().st_size for stamp in self.stamps()]
+
+    def stamps(self) -> list[str]:
+        return self.program.stamps(METRIC)
+
+    def history(self) -> dict[int, float]:
+        """The points of the coarse archive from before the disk died."""
+        died = self.now - 86400 * DIED
+        return {when: value for when, value in points(self.path, 1).items() if when < died}
+
+    def old_history(self, night: int = 0) -> dict[int, float]:
+        then = self.now - 86400 * (DIED - night)
+        chance = random.Random(night)
+        values = [chance.random() for _ in range(10_000 + 4_560)][10_000:]
+        stamps = [then // 3600 * 3600 - 3600 * age for age in range(4_560)][::-1]
+        return dict(zip(stamps, values, strict=True))
+
+
+@pytest.fixture
+def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
+    return Nights(Program(tmp_path), monkeypatch)
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+@pytest.mark.parametrize("keep", [1, 5])
+def test_the_history_of_a_dead_disk_comes_back_whatever_grew_since(nights: Nights, keep: int, is_pruned: bool) -> None:
+    nights.pass_by("-r", str(keep), is_pruned=is_pruned)
+    program = nights.program
+    assert nights.stamps() == [nights.old[-1], nights.new[0], *nights.new[-keep:]]
+    oldest, *_, newest = nights.sizes()
+    assert newest * 2 > oldest
+    assert "2 examined, 2 good" in program("verify")
+    fine = points(nights.path)
+    assert not nights.history()
+    assert "1 needed an older backup, 0 failed" in program("restore")
+    assert nights.history().items() == nights.old_history().items()
+    assert fine.items() <= points(nights.path).items()
+    assert "1 already whole" in program("restore")
+    nights.path.unlink()
+    assert "1 needed an older backup, 0 failed" in program("restore", "disk", "-c", nights.stamps()[-1])
+    assert nights.history().items() == nights.old_history().items()
+
+
+def test_the_history_of_a_dead_disk_comes_back_after_a_change_of_codec(nights: Nights) -> None:
+    nights.pass_by("-r", "3", codecs=("gz", "zst"))
+    assert nights.stamps() == [nights.old[-1], nights.new[0], *nights.new[-3:]]
+    oldest, *_, newest = nights.sizes()
+    assert newest * 8 > oldest
+    assert "1 needed an older backup" in nights.program("restore")
+    assert nights.history().items() == nights.old_history().items()
+
+
+def test_where_the_last_backup_of_a_dead_disk_is_bad_the_one_before_is_used(nights: Nights) -> None:
+    nights.pass_by("-r", "20")
+    _, before, last = nights.old
+    payload = nights.program.store / METRIC / f"{last}.wsp.gz"
+    payload.write_bytes(payload.read_bytes()[:-100])
+    assert f"the backup of {last} is bad" in nights.program("verify", status=3)
+    said = nights.program("restore", status=3)
+    assert f"the backup of {last} is bad" in said
+    assert f"healed from the older backup of {before} instead" in said
+    assert nights.history().items() == nights.old_history(-1).items()
+
+
+def test_the_last_backup_of_a_dead_disk_that_was_deleted_meanwhile_is_looked_for_again(nights: Nights) -> None:
+    """A run elsewhere with a smaller -r: what it left is used."""
+    nights.pass_by("-r", "20")
+    _, before, last = nights.old
+    install_driver(
+        nights.program,
+        nights.monkeypatch,
+        GONE.format(path=str(nights.program.store / METRIC / last)),
+    )
+    assert "1 needed an older backup, 0 failed" in nights.program("restore", "shelf")
+    assert nights.history().items() == nights.old_history(-1).items()
+    assert last not in nights.stamps()
+    assert before in nights.stamps()
+
+
+GONE = """
+import pathlib
+from whisperbackup.storage import disk
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, [])
+    real = driver.get
+    def get(key):
+        for suffix in (".sha1", ".wsp.gz"):
+            pathlib.Path("{path}" + suffix).unlink(missing_ok=True)
+        return real(key)
+    driver.get = get
+    return driver
+"""
+
+
+def test_history_that_is_not_wanted_goes_when_its_backup_is_deleted(nights: Nights) -> None:
+    nights.pass_by("-r", "3")
+    last, *left = nights.stamps()
+    for suffix in (".sha1", ".wsp.gz"):
+        (nights.program.store / METRIC / f"{last}{suffix}").unlink()
+    assert "1 examined, 1 good" in nights.program("verify")
+    assert "1 already whole" in nights.program("restore")
+    nights.run(nights.now + 60, "backup", "-r", "3")
+    assert nights.stamps() == left[1:]
 
 
 def test_verify_checks_what_restore_would_use(replaced: tuple[Program, Path, dict[int, float]]) -> None:

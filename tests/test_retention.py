@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.util import Generation, Keep, retain
+from whisperbackup.util import Generation, Keep, last_of_old_file, retain
 
 
 def at(number: int) -> str:
@@ -14,6 +18,31 @@ def at(number: int) -> str:
 
 def generations(*sizes: int, codec: str = "gz") -> list[Generation]:
     return [Generation(at(number), codec, size, str(number)) for number, size in enumerate(sizes)]
+
+
+def newest_of(history: list[Generation], keep: int) -> list[Generation]:
+    groups = [list(same) for _, same in itertools.groupby(history, lambda generation: generation.content)]
+    return [generation for same in groups[-keep:] for generation in same]
+
+
+BEGIN = datetime(2026, 1, 1, 2, tzinfo=UTC)
+
+
+def night(number: int, size: int, codec: str = "gz") -> Generation:
+    return Generation(f"{BEGIN + timedelta(days=number):%Y-%m-%dT%H:%M:%S}+00:00", codec, size, str(number))
+
+
+def rotated(history: list[Generation], keep: Keep) -> list[Generation]:
+    dropped = retain(history, keep).dropped
+    return [generation for generation in history if generation.stamp not in dropped]
+
+
+def nights(keep: Keep, *sizes: int) -> list[Generation]:
+    """What is stored after nights with these sizes, each with its retention."""
+    stored: list[Generation] = []
+    for number, size in enumerate(sizes):
+        stored = rotated([*stored, night(number, size)], keep)
+    return stored
 
 
 def test_the_newest_are_kept() -> None:
@@ -31,7 +60,7 @@ def test_the_last_full_backup_survives_files_made_anew() -> None:
     full, empty = [400_000] * 5, [3_000] * 8
     kept = retain(generations(*full, *empty), Keep(5))
     assert kept.guarded == [at(4)]
-    assert set(kept.dropped) == {at(number) for number in (0, 1, 2, 3, 5, 6, 7)}
+    assert set(kept.dropped) == {at(number) for number in (0, 1, 2, 3, 6, 7)}  # 5 shows that 4 was the last
 
 
 def test_a_changed_codec_neither_guards_everything_nor_nothing() -> None:
@@ -68,7 +97,10 @@ def test_the_newest_of_each_day_week_and_month_is_kept() -> None:
 def test_the_newest_distinct_are_never_given_up(drawn: list[tuple[str, int, str]], keep: int) -> None:
     all_of_them = [Generation(at(number), *rest) for number, rest in enumerate(drawn)]
     result = retain(all_of_them, Keep(keep))
-    gone = {*result.dropped, *result.guarded}
+    held = last_of_old_file(all_of_them) or ()
+    gone = {*result.dropped, *result.guarded, *(one.stamp for one in held)} - {
+        one.stamp for one in newest_of(all_of_them, keep)
+    }
     kept = [generation for generation in all_of_them if generation.stamp not in gone]
     groups = [g for n, g in enumerate(kept) if n + 1 == len(kept) or kept[n + 1].content != g.content]
     assert len(groups) <= keep
@@ -81,3 +113,89 @@ def test_the_newest_distinct_are_never_given_up(drawn: list[tuple[str, int, str]
                 other for other in all_of_them if other.stamp > generation.stamp and other.codec == generation.codec
             ]
             assert not newer or any(other.size * 2 >= generation.size for other in newer)
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(900, 1000), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 400)), min_size=1, max_size=30),
+    st.sampled_from(["gz", "zst"]),
+)
+def test_the_last_backup_of_an_old_file_stays_for_a_year_whatever_grew_since(
+    keep: int, old: list[int], new: list[tuple[int, int]], codec: str
+) -> None:
+    """The new file grows, as large as it likes, with pauses in which it does not change."""
+    stored = [night(number, size) for number, size in enumerate(old)]
+    last, first = stored[-1], night(len(old), 50, codec)
+    stored = rotated([*stored, first], Keep(keep))
+    size, days = 50, 0
+    for pause, growth in new:
+        size, days = size + growth, days + pause
+        stored = rotated([*stored, night(len(old) + days, size, codec)], Keep(keep))
+        if days > 366:
+            break
+        assert last in stored
+        assert first in stored
+        assert len(stored) <= keep + 2
+    if days > 366 and size * (2 if codec == "gz" else 8) >= last.size:
+        assert last not in stored
+
+
+@given(st.integers(1, 5), st.lists(st.integers(1, 1000), min_size=1, max_size=60))
+def test_sizes_that_swing_keep_two_more_backups_at_most(keep: int, sizes: list[int]) -> None:
+    stored: list[Generation] = []
+    for number, size in enumerate(sizes):
+        stored = [*stored, night(number, size)]
+        guarded = retain(stored, Keep(keep)).guarded
+        stored = rotated(stored, Keep(keep))
+        assert stored[-keep:] == [night(n, s) for n, s in enumerate(sizes)][: number + 1][-keep:]
+        assert len(stored) <= keep + 2 + len(guarded)
+
+
+@pytest.mark.parametrize("keep", [1, 5])
+def test_of_several_falls_the_one_that_lost_the_most_is_kept(keep: int) -> None:
+    regrown = [*range(100, 1000, 100), 1000]
+    swing, dead = [1050, 400, *regrown[4:]], [1000, 2]
+    swings_later = [800, 350, 500, 900, 300, *regrown[4:]]
+    stored = nights(Keep(keep), *swing, *dead, *regrown, *swings_later)
+    assert [generation.size for generation in stored[:2]] == [1000, 2]
+    assert len(stored) == keep + 2
+
+
+def test_the_second_of_two_disks_that_died_counts_if_nearly_as_much_was_lost() -> None:
+    """The history had been restored after the first."""
+    stored = nights(Keep(2), 1000, 2, 980, 990, 3, 300, 600, 900, 900)
+    assert [generation.size for generation in stored] == [990, 3, 900, 900]
+    stored = nights(Keep(2), 1000, 2, 600, 700, 3, 300, 600, 900, 900)
+    assert [generation.size for generation in stored] == [1000, 2, 900, 900]
+
+
+def test_a_year_counts_from_the_first_backup_of_the_new_file() -> None:
+    history = [night(0, 1000), night(1, 3)]
+    for days, is_kept in ((367, True), (368, False)):
+        for keep, stays in ((Keep(1), is_kept), (Keep(1, can_tell_year=False), True)):
+            assert retain([*history, night(days, 900)], keep).dropped == (
+                [] if stays else [generation.stamp for generation in history]
+            )
+
+
+def test_a_fall_of_the_past_year_goes_before_a_larger_one() -> None:
+    """Which calendar rules may keep for longer."""
+    history = [night(0, 1000), night(1, 3), night(300, 800), night(301, 4), night(400, 900)]
+    assert last_of_old_file(history) == (history[2], history[3])
+    assert last_of_old_file(history[:2]) == (history[0], history[1])
+    assert last_of_old_file([history[0], history[1], history[4]]) == (history[0], history[1])
+
+
+def test_codecs_that_differ_are_no_fall() -> None:
+    assert last_of_old_file([night(0, 1000, "gz"), night(1, 300, "zst")]) is None
+    assert last_of_old_file([night(0, 1000, "gz"), night(1, 300, "gz")])
+    assert last_of_old_file([night(0, 1000, "gz"), night(1, 120, "zst")])
+
+
+def test_guarded_are_only_those_that_dwarf_all_newer_ones() -> None:
+    """Only their metrics are doubted, and cost a job each night."""
+    history = [night(0, 1000), night(1, 3), night(2, 300)]
+    assert retain(history, Keep(1)) == ([], [history[0].stamp])
+    assert retain([*history, night(3, 600)], Keep(1)) == ([history[2].stamp], [])
+    assert retain([*history[:2], night(3, 600)], Keep(1)) == ([], [])

@@ -233,3 +233,33 @@ def test_an_additional_run_does_not_make_the_usual_pause_a_leap() -> None:
     again = judge(Last(int(BEGIN.timestamp()), "", 0, 0, monthly.pause), Moment(BEGIN + timedelta(hours=1)))
     later = Last(int(BEGIN.timestamp()) + 3600, "", 0, 0, again.pause)
     assert not judge(later, Moment(BEGIN + 30 * DAY)).doubt
+
+
+def anew(world: World, points: int) -> None:
+    header = struct.pack(">2LfL3L", 1, 60 * points, 0.5, 1, 28, 60, points)
+    (world.tree / "a.wsp").write_bytes(header + os.urandom(12 * points))
+
+
+@pytest.mark.parametrize("command", ["backup", "prune"])
+def test_the_last_backup_of_an_old_file_goes_after_a_year_by_a_clock_that_can_tell(world: World, command: str) -> None:
+    def night(days: float) -> int:
+        """Backups of the metric that are left."""
+        world.now += days * DAY
+        anew(world, 900)
+        assert world.run("backup", "-r", "1", *(["--no-delete"] if command == "prune" else [])) == 0
+        assert command == "backup" or world.run("prune", "-r", "1") == 0
+        return len(list((world.store / "a").glob("*.sha1")))
+
+    for points in (1000, 10):
+        anew(world, points)
+        world.now += DAY
+        assert world.run("backup", "-r", "1") == 0
+    assert night(1) == 3
+    for leap in (400, -400, 3650, -3650):
+        assert night(leap) == 3
+        assert night(1) == 3
+    for _ in range(9):  # the pause doubles
+        assert night(1) == 3
+    for pause in (2, 3, 6, 12, 24, 48, 96, 164):
+        assert night(pause) == 3
+    assert night(20) == 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import NamedTuple
 
 from whisperbackup.errors import CannotRun
@@ -82,6 +83,10 @@ def touch_stamp(path: str) -> None:
 # -- retention -------------------------------------------------------------------------------------
 
 
+YEAR = timedelta(days=366)
+"""For so long the last backup of a file that was made anew is kept."""
+
+
 class Generation(NamedTuple):
     """A complete backup as retention sees it; `size` is in bytes as stored.
 
@@ -95,12 +100,16 @@ class Generation(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """How many backups of a metric to keep: the newest, and the newest of each day, ISO week and month (UTC)."""
+    """How many backups of a metric to keep: the newest, and the newest of each day, ISO week and month (UTC).
+
+    `can_tell_year`: the clock has not leapt for a year, so the last backup of an old file may be let go.
+    """
 
     last: int
     daily: int = 0
     weekly: int = 0
     monthly: int = 0
+    can_tell_year: bool = True
 
 
 class Retention(NamedTuple):
@@ -113,18 +122,24 @@ class Retention(NamedTuple):
 def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     """Apply retention to a metric's complete backups, the oldest first; one is kept if any rule of `keep` keeps it.
 
-    Consecutive backups of equal content count once among the newest.  A backup that dwarfs all newer ones is kept:
-    after a disk was replaced and carbon created its files again, that backup holds the history.
+    Consecutive backups of equal content count once among the newest.  After a disk was replaced and carbon created its
+    files again, the last backup of the old file holds the history.  It is kept while it dwarfs all newer ones; and for
+    a year, whatever the new file grows to, together with the next backup, which shows that it was the last.
     """
     result = Retention([], [])
     kept = _newest(generations, keep.last)
     kept |= _newest_of_each(generations, keep.daily, lambda day: day.toordinal())
     kept |= _newest_of_each(generations, keep.weekly, lambda day: day.isocalendar()[:2])
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
+    fall = last_of_old_file(generations)
+    if fall and keep.can_tell_year and _is_over(fall[1], generations[-1]):
+        fall = None
     for index, generation in enumerate(generations):
         if generation.stamp not in kept:
-            is_guarded = dwarfs(generation, generations[index + 1 :])
-            (result.guarded if is_guarded else result.dropped).append(generation.stamp)
+            if dwarfs(generation, generations[index + 1 :]):
+                result.guarded.append(generation.stamp)
+            elif not fall or generation not in fall:
+                result.dropped.append(generation.stamp)
     return result
 
 
@@ -158,3 +173,20 @@ def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     if same:
         return all(other.size * 2 < generation.size for other in same)
     return all(other.size * 8 < generation.size for other in newer)
+
+
+def last_of_old_file(generations: Sequence[Generation]) -> tuple[Generation, Generation] | None:
+    """What seems to be the last backup of a file before it was made anew, and the next; `generations`: oldest first.
+
+    It dwarfs the next one.  Sizes may swing for other reasons: of several such falls it is the one that lost the most,
+    and of those that lost nearly as much, the newest.  Those of the past year go before older ones.
+    """
+    falls = [(before, after) for before, after in itertools.pairwise(generations) if dwarfs(before, [after])]
+    falls = [fall for fall in falls if not _is_over(fall[1], generations[-1])] or falls
+    most = max((before.size - after.size for before, after in falls), default=0)
+    return next((fall for fall in reversed(falls) if (fall[0].size - fall[1].size) * 8 >= most * 7), None)
+
+
+def _is_over(after: Generation, newest: Generation) -> bool:
+    """Whether `after` is more than a year older than `newest`."""
+    return date.fromisoformat(newest.stamp[:10]) - date.fromisoformat(after.stamp[:10]) > YEAR

@@ -35,7 +35,7 @@ from whisperbackup.storage.base import is_marked
 from whisperbackup.tree.places import Places
 from whisperbackup.tree.selection import Unmatched
 from whisperbackup.tree.walk import LocalFile, check_tree
-from whisperbackup.util import Generation
+from whisperbackup.util import YEAR, Generation, Keep
 from whisperbackup.whisper import format, reader
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def _modified(
 ) -> Iterator[MetricJob]:
     """Yield a job for each file, except those whose current content is known to be in the store."""
     may_redate = not (steady.doubt or options.no_delete)  # a copy beside its original would help nobody
+    keep = options.keep._replace(can_tell_year=steady.covers(YEAR))
     for local, metric in pairs:
         if not isinstance(local, LocalFile):
             continue
@@ -118,7 +119,7 @@ def _modified(
             stats.count(Count.NOT_DELETED, len(metric.tombstones))
         known = state.recall(local.key)
         if local.name in bad:
-            yield BackupMetric(local.name, local.path, metric, None, may_redate, is_bad=True)
+            yield BackupMetric(local.name, local.path, metric, None, keep, may_redate, is_bad=True)
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
@@ -128,7 +129,7 @@ def _modified(
             tick(stats)
             state.note(known)
         else:
-            yield BackupMetric(local.name, local.path, metric, known, may_redate)
+            yield BackupMetric(local.name, local.path, metric, known, keep, may_redate)
 
 
 def _fingerprint(path: bytes) -> str:
@@ -165,6 +166,7 @@ class BackupMetric(NamedTuple):
     path: bytes
     metric: Metric | None
     known: Record | None
+    keep: Keep
     may_redate: bool
     is_bad: bool = False  # its newest backup is known to be damaged, or may be deleted by another run
     examines: bool = True
@@ -197,7 +199,7 @@ class BackupMetric(NamedTuple):
                 existing = metric.backups if metric else ()
                 counts[Count.UNCHANGED] = 1
                 record = self.known.seen_in(existing[-1])
-                return _outcome(self.name, context, existing, counts, record)
+                return _outcome(self.name, context, existing, counts, record, self.keep)
             try:
                 reading = reader.read(self.path, context.options.max_file_size, context.throttle)
             except FileNotFoundError:
@@ -254,7 +256,7 @@ class BackupMetric(NamedTuple):
         record = None
         if is_settled(reading.status, reading.began) and not reading.is_torn:
             record = Record(self.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
-        return _outcome(self.name, context, existing, counts, record, newer)._replace(stamp=given)
+        return _outcome(self.name, context, existing, counts, record, self.keep, newer)._replace(stamp=given)
 
 
 def _size(path: bytes) -> int:
@@ -270,12 +272,13 @@ def _outcome(
     existing: tuple[Backup, ...],
     counts: dict[Count, int],
     record: Record | None,
+    keep: Keep,
     newer: Sequence[Generation] = (),
 ) -> Outcome:
     """The outcome for a metric whose backups are now `existing` and `newer`, with what retention drops of them."""
     options = context.options
     key = keys.metric_key(options.storage_path, name)
-    surplus = dropped(context.driver, key, existing, options.keep, newer)
+    surplus = dropped(context.driver, key, existing, keep, newer)
     if surplus.guarded:
         counts[Count.GUARDED] = len(surplus.guarded)
         logger.info("%s: kept beyond -r: all newer backups are much smaller: %s", name, ", ".join(surplus.guarded))

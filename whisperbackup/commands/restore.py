@@ -25,6 +25,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.outcome import Outcome, failed
+from whisperbackup.repository.retention import last_of_old_file
 from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import StorageError
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 CLOCKS_DIFFER = timedelta(minutes=5)
 CREATING_COPIES, HEALING_COPIES = 3, 20  # of a file in memory at most
 CANNOT_FILL = (
-    "its backup of {stamp} is much larger than all newer ones, but a compressed whisper file cannot be filled from it; "
+    "its backup of {stamp} is much larger than newer ones, but a compressed whisper file cannot be filled from it; "
     "to restore that backup instead, use -c {stamp} --overwrite"
 )
 AHEAD = (
@@ -64,7 +65,7 @@ NOT_LAID = (
     "increments have later points of it, but its backup of {stamp} is a compressed whisper file, which cannot take "
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
-UNREAD = "its older backup of {stamp}, which is much larger than all newer ones, could not be read: {reason}"
+UNREAD = "its older backup of {stamp}, which is much larger than newer ones, could not be read: {reason}"
 OTHER = "another layout"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
@@ -106,10 +107,11 @@ class RestoreMetric(NamedTuple):
     def run(self, context: Context) -> Outcome:
         """Restore from the newest good candidate, then fill from older ones that are much larger.
 
-        Retention uses the same rule (`util.dwarfs`): after a disk was replaced, the newest backup may be that of an
-        empty file, and a much larger one has the history.  With --overwrite only the newest good one is used.  A bad
-        candidate is an error, and the next older one that is no smaller replaces it.  A candidate that a concurrent
-        run deleted is no error: the backups that exist now replace it.  Raises OSError, StorageError.
+        Retention uses the same rules (`util.dwarfs`, `util.last_of_old_file`): after a disk was replaced, the newest
+        backup may be that of a file made anew, and a much larger one has the history.  With --overwrite only the
+        newest good one is used.  A bad candidate is an error, and the next older one that is no smaller replaces it.
+        A candidate that a concurrent run deleted is no error: the backups that exist now replace it.  Raises OSError,
+        StorageError.
         """
         try:
             return self._restore(context)
@@ -122,12 +124,14 @@ class RestoreMetric(NamedTuple):
         key = keys.metric_key(options.storage_path, self.name)
         path = names.metric_path(self.name)
         errors: list[str] = []
-        newer: list[Generation] = []  # a candidate must dwarf these; bad ones are not included
+        newer: list[Generation] = []  # bad ones are not included
         used: list[str] = []
         restored: Placed | None = None
         refusal: Outcome | None = None
         is_substitute = needed_older = False
-        candidates, tried = list(self.candidates), set[str | None]()
+        listed = list(self.candidates)
+        candidates, tried, bad = list(listed), set[str | None](), set[str]()
+        last = last_of_old_file(candidates)
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
         while candidates or (self.shares and not newer and not restored and None not in tried):
@@ -143,7 +147,7 @@ class RestoreMetric(NamedTuple):
             backup, *candidates = candidates
             tried.add(backup.stamp)
             generation = backups.generation_of(backup)
-            if not util.dwarfs(generation, newer):
+            if backup.stamp != last and not util.dwarfs(generation, newer):
                 newer.append(generation)
                 continue
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
@@ -154,10 +158,13 @@ class RestoreMetric(NamedTuple):
                 if isinstance(error, backups.GoneBackup) and (
                     metric := backups.look_again(context.driver, options.storage_path, self.name, backup)
                 ):
-                    candidates = [now for now in newest_at(metric, options.date) if now.stamp not in tried]
+                    listed = newest_at(metric, options.date)
+                    candidates = [now for now in listed if now.stamp not in tried]
                 else:
                     errors.append(f"the backup of {backup.stamp} is bad: {error}")
                     is_substitute = True
+                    bad.add(backup.stamp)
+                last = last_of_old_file([now for now in listed if now.stamp not in bad])
                 continue
             except Differs as error:
                 if restored:

@@ -24,6 +24,7 @@ from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.known_bad import MAX_LINES
 from whisperbackup.repository.outcome import Outcome, failed
+from whisperbackup.repository.retention import generations_of, last_of_old_file
 from whisperbackup.runtime import clock
 from whisperbackup.tree.selection import is_in_share
 
@@ -50,9 +51,17 @@ def run(options: Options, stats: RunStats) -> int:
 
 
 def used_by_restore(candidates: list[Backup]) -> list[Backup]:
-    """The newest of `candidates`, and the older ones that dwarf all newer ones: restore fills gaps from these."""
-    generations = [backups.generation_of(backup) for backup in candidates]
-    return [one for index, one in enumerate(candidates) if util.dwarfs(generations[index], generations[:index])]
+    """The newest of `candidates`, the older ones that dwarf all newer ones, and the last one of an old file.
+
+    Restore fills gaps from these.
+    """
+    generations = generations_of(candidates)
+    last = last_of_old_file(candidates)
+    return [
+        one
+        for index, one in enumerate(candidates)
+        if one.stamp == last or util.dwarfs(generations[index], generations[:index])
+    ]
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from whisperbackup.repository.purge import (
 from whisperbackup.repository.retention import dropped, may_drop
 from whisperbackup.repository.spool import Spool
 from whisperbackup.repository.steady import Steady
-from whisperbackup.util import Keep
+from whisperbackup.util import YEAR, Keep
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ class Prune:
         self._stats = stats
         self._now = steady.now
         self._steady = steady._replace(since=0, doubt="") if rules.anyway else steady
+        self._keep = rules.keep._replace(can_tell_year=self._steady.covers(YEAR))
         self.saw_any = False
         """Whether any metric was selected."""
         self._stored = self._missing = self._due = 0  # metrics with a backup; of them
@@ -158,8 +159,8 @@ class Prune:
             delete = PendingDelete(Count.PURGED, others, tombstones)
             self._spool.write(Due(metric.name, metric.missing_since, delete))
             return
-        if may_drop(metric.backups, self._rules.keep):
-            self._spool.write(RetainBackups(metric.name, key, metric.backups, self._rules.keep))
+        if may_drop(metric.backups, self._keep):
+            self._spool.write(RetainBackups(metric.name, key, metric.backups, self._keep))
         newest = metric.backups[-1].stamp if has_backup else ""
         if void := tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones if stamp <= newest):
             self._spool.write(VoidTombstones(metric.name, void))
