@@ -186,6 +186,12 @@ class World:
             while run.poll() is None and f"process {run.pid} since" not in self.program.lock.read_text():
                 time.sleep(0.002)
 
+    def wait_for_server(self) -> None:
+        """A service may still carry out what a killed client asked for."""
+        keys: list[str] | None = None
+        while keys != (keys := [one.key for one in self.driver.list("")]):
+            time.sleep(0.3)
+
     def crash(self, command: str, *options: object) -> bool:
         """A run that is killed at some moment, whole or in part; whether it was still running then."""
         whole, locked = self.lengths[command]
@@ -210,6 +216,8 @@ class World:
             said, _ = run.communicate(timeout=60)
         assert run.returncode in (-signal.SIGKILL, 0, 1, 3), said
         assert "Traceback" not in said
+        if not self.is_disk:
+            self.wait_for_server()
         self.hits[f"{victim} of {command}"] += was_running
         return was_running
 
