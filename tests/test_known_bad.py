@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import resource
 import shutil
 import signal
@@ -103,6 +104,22 @@ def test_a_bad_mark_that_verify_tree_finds_is_made_anew(stored: Program) -> None
 def test_what_only_this_machine_cannot_check_is_not_noted(stored: Program) -> None:
     assert "more than --max-file-size" in stored("verify", "disk", "--max-file-size", "100", status=3)
     assert not notes(stored).exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "restore"])
+def test_a_backup_above_the_limit_is_not_called_bad(program: Program, command: str) -> None:
+    os.utime(program.write("a"), (1_700_000_000,) * 2)
+    program("backup")
+    (payload,) = program.store.glob("a/*.gz")
+    limit = payload.stat().st_size + 1
+    said = program(command, "disk", "--max-file-size", limit, status=3)
+    assert re.search(
+        rf"ERROR: a: the backup of \S+ cannot be read: its gz payload may be good, but its header declares \d+ bytes, "
+        rf"more than --max-file-size \({limit}\)",
+        said,
+    )
+    assert "is bad" not in said
+    assert "damaged" not in said
 
 
 def test_a_dry_run_notes_nothing_and_makes_nothing(stored: Program) -> None:

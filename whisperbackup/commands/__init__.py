@@ -66,7 +66,9 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
                 return WrongStoragePath(f"{nothing}; it holds {others}")
         return CannotRun(f"{nothing}; {_first_object(driver)}")
     except AccessDenied:  # some nodes may list only what is below their own storage path
-        return CannotRun(f"{nothing}; check -m, --exclude and --storage-path, or run list")
+        return CannotRun(
+            f"no metric in {options.bucket}{below} matches; check -m, --exclude and --storage-path, or run list"
+        )
 
 
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:

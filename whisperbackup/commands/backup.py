@@ -207,7 +207,7 @@ class BackupMetric(NamedTuple):
             except (reader.TooNew, format.CorruptFile) as error:
                 # A short file that already has backups was truncated, even if its last write is recent.
                 if not isinstance(error, reader.TooNew) or existing:
-                    is_foreign = not existing and not isinstance(error, reader.TooLarge)
+                    is_foreign = not existing and not isinstance(error, format.TooLarge)
                     reason = f"not a whisper file, not backed up: {error}"
                     return Outcome(self.name, counts, (reason,), is_foreign=is_foreign)
                 logger.warning("%s: too new: %s", self.name, error)

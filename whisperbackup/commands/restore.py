@@ -161,7 +161,7 @@ class RestoreMetric(NamedTuple):
                     listed = newest_at(metric, options.date)
                     candidates = [now for now in listed if now.stamp not in tried]
                 else:
-                    errors.append(f"the backup of {backup.stamp} is bad: {error}")
+                    errors.append(error.of(backup.stamp))
                     is_substitute = True
                     bad.add(backup.stamp)
                 last = last_of_old_file([now for now in listed if now.stamp not in bad])

@@ -179,5 +179,5 @@ def check(name: str, backup: Backup, context: Context) -> tuple[Outcome, bool]:
     if not reasons:
         return Outcome(name, counts), False
     each = "; ".join(dict.fromkeys(reasons))  # a bad mark is one fault, even with several payloads
-    reason = f"the backup of {backup.stamp} is bad: {each}"
+    reason = backups.BadBackup(each, is_damaged).of(backup.stamp)
     return Outcome(name, counts, (reason,), is_damaged=is_damaged, stamp=backup.stamp), is_gone

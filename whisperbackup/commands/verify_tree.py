@@ -176,7 +176,6 @@ class CompareFile(NamedTuple):
                 context.driver, key, self.backup
             )
         except backups.BadBackup as error:
-            reason = f"the backup of {stamp} is bad: {error}"
-            return Outcome(self.name, counts, (reason,), is_damaged=True, stamp=stamp)
+            return Outcome(self.name, counts, (error.of(stamp),), is_damaged=True, stamp=stamp)
         counts[Count.SAME if is_same else Count.DIFFER] = 1
         return Outcome(self.name, counts, stamp=stamp)

@@ -43,6 +43,10 @@ class BadBackup(Exception):
         super().__init__(reason)
         self.is_damaged = is_damaged
 
+    def of(self, stamp: str) -> str:
+        """The failure of the backup `stamp` in words."""
+        return f"the backup of {stamp} {'is bad' if self.is_damaged else 'cannot be read'}: {self}"
+
 
 class GoneBackup(BadBackup):
     """A listed backup whose mark, or every payload, is missing: another run may have deleted it meanwhile."""
@@ -229,6 +233,8 @@ def load(
                 is_damaged = True
                 gone += 1
                 reasons.append(f"its {codec} payload is gone")
+            except format.TooLarge as error:
+                reasons.append(f"its {codec} payload may be good, but {error}")
             except (compression.CorruptPayload, format.CorruptFile) as error:
                 is_damaged = True
                 reasons.append(f"its {codec} payload is damaged: {error}")

@@ -31,6 +31,10 @@ class ShortFile(CorruptFile):
     """Fewer bytes than the header declares, or than a header has: cut off, or being created."""
 
 
+class TooLarge(CorruptFile):
+    """The file has, or declares, more bytes than are read: it may be good."""
+
+
 class Archive(NamedTuple):
     """One ring: `offset` in bytes from the file's start, `step` in seconds, `points` slots."""
 
@@ -114,10 +118,10 @@ def is_cut_off(content: bytes | bytearray) -> bool:
 def declared_size(beginning: bytes, ceiling: int) -> int | None:
     """Bytes that the file with this beginning has; None for a compressed one that does not declare it.
 
-    Raises CorruptFile for a broken header, or one that declares more than `ceiling`.
+    Raises CorruptFile for a broken header, TooLarge for one that declares more than `ceiling`.
     """
     is_compressed = cwhisper.is_compressed(beginning)
     size = cwhisper.declared_size(beginning) if is_compressed else parse_header(beginning).file_size
     if size is not None and size > ceiling:
-        raise CorruptFile(f"its header declares {size} bytes, more than --max-file-size ({ceiling})")
+        raise TooLarge(f"its header declares {size} bytes, more than --max-file-size ({ceiling})")
     return size

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from whisperbackup.runtime import clock
-from whisperbackup.whisper.format import CorruptFile, ShortFile, check, is_cut_off
+from whisperbackup.whisper.format import ShortFile, TooLarge, check, is_cut_off
 from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
 
@@ -23,10 +23,6 @@ TICK = 20_000_000  # nanoseconds; a file's times move in steps of up to a kernel
 
 class TooNew(Exception):
     """The file is being created at this moment."""
-
-
-class TooLarge(CorruptFile):
-    """The file has more bytes than are read."""
 
 
 class Locked(OSError):
