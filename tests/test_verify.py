@@ -27,8 +27,13 @@ METRICS = ("a.one", "a.two", "b.one", "b.two")
 @pytest.fixture
 def stored(program: Program) -> Program:
     """Four metrics, backed up twice, changed in between."""
+    return stored_twice(program)
+
+
+def stored_twice(program: Program, pause: float = 0) -> Program:
     paths = [program.write(metric) for metric in METRICS]
     program("backup")
+    time.sleep(pause)
     for path in paths:
         add_point(path)
     program("backup")
@@ -97,7 +102,8 @@ def test_with_a_date_those_of_that_time_are_checked(stored: Program) -> None:
     assert f"the backup of {older} is bad" in stored("verify", "disk", "-m", "a.one", "-c", older, status=3)
 
 
-def test_all_counts_every_backup_and_names_each_bad_one_by_its_stamp(stored: Program) -> None:
+def test_all_counts_every_backup_and_names_each_bad_one_by_its_stamp(program: Program) -> None:
+    stored = stored_twice(program, 1)
     assert "8 examined, 8 good" in stored("verify", "disk", "--all")
     spoil(payload(stored, "a.one", 0))
     spoil(payload(stored, "b.two", 0))
