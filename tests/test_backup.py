@@ -8,12 +8,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import whisper
-from conftest import MARKER, Program, add_point, contents, install_driver
+from conftest import MARKER, Program, add_point, contents, install_driver, unprivileged
 
 NAMES = [
     "servers.web1.cpu",
@@ -339,6 +340,34 @@ def test_each_of_several_globs_that_matches_nothing_is_a_failure(filled: Program
     for glob in ("servers.web9.*", "t"):
         assert said.count(f"ERROR: {glob}: no metric matches this -m; is it misspelt?") == 1
     assert said.count("is it misspelt") == 2
+
+
+def test_a_folder_in_the_store_that_cannot_be_read_is_named_and_the_rest_restored(filled: Program) -> None:
+    filled("backup")
+    want = contents(filled.prefix)
+    (filled.store / "servers.web1.cpu").chmod(0)
+    target = filled.home / "target"
+    target.mkdir()
+
+    def run(*words: str) -> tuple[int, str]:
+        ran = subprocess.run(
+            [*unprivileged(), *filled.words(words[0], "disk", *words[1:])], capture_output=True, text=True, timeout=60
+        )
+        return ran.returncode, ran.stderr
+
+    told = f"ERROR: servers.web1.cpu: its folder in the store cannot be read: '{filled.store}/servers.web1.cpu/'"
+    for command, done in (("restore", "7 created"), ("verify", "7 good")):
+        status, said = run(command, "-p", str(target))
+        assert (status, said.count(told)) == (3, 1), said
+        assert done in said
+        assert ", 1 failed" in said
+        status, said = run(command, "-p", str(target), "--exclude", "servers.web1.cpu")
+        assert (status, "ERROR" in said) == (0, False), said
+    want.pop("servers/web1/cpu.wsp")
+    assert contents(target) == want
+    for command in ("backup", "purge"):
+        assert run(command)[0] == 1
+    (filled.store / "servers.web1.cpu").chmod(0o755)
 
 
 def test_nothing_is_written_through_a_link_in_a_store(filled: Program) -> None:

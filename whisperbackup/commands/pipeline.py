@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from whisperbackup.commands import expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
-from whisperbackup.errors import Unavailable
+from whisperbackup.errors import StorageError, Unavailable
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.overlay import NO_OVERLAY, Overlay, Reading, open_overlay
 from whisperbackup.options import Options
@@ -25,7 +25,7 @@ from whisperbackup.repository.stamps import seconds
 from whisperbackup.repository.state import State
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.signals import Stopped
-from whisperbackup.storage.base import Driver
+from whisperbackup.storage.base import Driver, on_unreadable
 from whisperbackup.tree import walk
 from whisperbackup.tree.places import Places
 from whisperbackup.tree.selection import Unmatched
@@ -74,7 +74,9 @@ def run_jobs(
             is_silent = in_a_row > 1 and ended - failing_since > MAX_SECONDS_WITHOUT_SUCCESS
             if in_a_row == MAX_CONSECUTIVE_FAILURES or is_silent:
                 raise Unavailable(f"the store failed {in_a_row} times in a row, so this run ends here; start it again")
-    except Stopped:
+    except (Stopped, StorageError) as error:
+        if isinstance(error, Unavailable):
+            raise  # jobs in flight would wait for it, too
         for done in pool.drain():
             add(done.result)
         raise
@@ -164,7 +166,20 @@ def work_on_backups(
             if is_selected(metric.name):
                 yield metric
 
+    unreadable = 0
+
+    def pass_over(key: str, error: StorageError) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        name = key.removeprefix(options.storage_path)[:-1]
+        if name.startswith(".") or unreadable > MANY_LINES:  # increments, or more than one folder's trouble
+            raise error
+        if name in options.selection and "/" not in name:
+            unmatched.see(name)
+            stats.fail(name, f"its folder in the store cannot be read: {error}")
+
     with open_store(options) as driver:
+        on_unreadable(driver, pass_over)
 
         def about() -> int:
             return 0 if options.every_backup else expected.metrics(options, driver) // options.shares

@@ -178,6 +178,24 @@ class MarkedDriver(Driver, Protocol):
         """
 
 
+OnUnreadable = Callable[[str, StorageError], None]
+"""Called with the beginning of the keys in a folder that a listing cannot read, and with the reason."""
+
+
+@runtime_checkable
+class FolderDriver(Driver, Protocol):
+    """A driver with folders, of which a listing may be unable to read one."""
+
+    def on_unreadable(self, report: OnUnreadable) -> None:
+        """From now on leave such a folder out of listings, and call `report`; until then it ends them."""
+
+
+def on_unreadable(driver: Driver, report: OnUnreadable) -> None:
+    """Like `FolderDriver.on_unreadable`; nothing for any other driver."""
+    if isinstance(driver, FolderDriver):
+        driver.on_unreadable(report)
+
+
 @runtime_checkable
 class DatingDriver(Driver, Protocol):
     """A driver that can tell when the store wrote an object."""

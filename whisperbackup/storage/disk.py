@@ -27,6 +27,7 @@ from whisperbackup.storage.base import (
     Exists,
     NotDeleted,
     NotFound,
+    OnUnreadable,
     StorageError,
     StoredObject,
     Unavailable,
@@ -56,6 +57,7 @@ class Disk:
         self._directory = directory
         self._first_link, self._links = b"", 0
         self._has_named_links = False
+        self._report_unreadable: OnUnreadable | None = None
         self._status = os.stat(directory)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
@@ -83,7 +85,13 @@ class Disk:
                     return
                 if key.endswith("/"):
                     place = self._place(above + name)
-                    stack.append((above + name, b"", place, self._names(place, b"")))
+                    try:
+                        stack.append((above + name, b"", place, self._names(place, b"")))
+                    except StorageError as error:
+                        if self._report_unreadable is None:
+                            raise
+                        self._report_unreadable(key, error)
+                        continue
                     break
                 if key == MARKER:
                     continue
@@ -107,6 +115,10 @@ class Disk:
                 "absent; replace it with the folder itself",
                 os.fsdecode(self._first_link), self._links,
             )  # fmt: skip
+
+    def on_unreadable(self, report: OnUnreadable) -> None:
+        """Leave folders that cannot be read out of listings."""
+        self._report_unreadable = report
 
     def _note_link(self, path: bytes) -> None:
         self._first_link = self._first_link or path

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from whisperbackup.storage.base import (
     Driver,
+    OnUnreadable,
     RangedDriver,
     StorageError,
     StoredObject,
@@ -18,6 +19,7 @@ from whisperbackup.storage.base import (
     list_range,
     mark,
     modified,
+    on_unreadable,
 )
 
 
@@ -68,6 +70,10 @@ class Guarded:
         if self._deletes:
             with guard(self._name):
                 self._driver.delete(keys)
+
+    def on_unreadable(self, report: OnUnreadable) -> None:
+        """Like the wrapped driver, if it has folders."""
+        on_unreadable(self._driver, report)
 
     def is_marked(self) -> bool:
         """Like the wrapped driver, if it uses markers."""

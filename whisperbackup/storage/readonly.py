@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisperbackup.storage.base import Driver, NotFound, RangedDriver, StoredObject, get_range, is_marked, list_range
+from whisperbackup.storage.base import (
+    Driver,
+    NotFound,
+    OnUnreadable,
+    RangedDriver,
+    StoredObject,
+    get_range,
+    is_marked,
+    list_range,
+    on_unreadable,
+)
 
 
 class ReadOnly:
@@ -52,6 +62,10 @@ class ReadOnly:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Do nothing."""
+
+    def on_unreadable(self, report: OnUnreadable) -> None:
+        """Like the wrapped driver, if it has folders."""
+        on_unreadable(self._driver, report)
 
     def is_marked(self) -> bool:
         """Like the wrapped driver, if it uses markers."""
