@@ -360,6 +360,10 @@ def test_what_retention_deleted_is_not_called_lost(node: Program) -> None:
     assert "its points are lost, of what no backup run has stored since (z)" in verify(6 * day, 7, hour, 3)
     verify(6 * day, 5, hour, 0)
     verify(7 * day + hour, 7, 2 * hour, 0)  # a prune can delete it before the next backup
+    verify(10 * day, 7, 5 * day, 3)  # whatever the time of the restore
+    verify(6 * day, 7, hour, 3)
+    change(min((node.store / ".runs").iterdir()), node="other", keep_increments=1, after_increment="3")
+    node("verify", "disk", status=3)
 
 
 def change(path: Path, **values: object) -> None:

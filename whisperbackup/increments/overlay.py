@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from whisperbackup.increments import history, merge, reader
-from whisperbackup.increments.manifest import DAYS, Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
+from whisperbackup.increments.manifest import Manifest, Part, Run, increment_key, read_manifest, read_run, run_key
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.names import Names, is_folder
 from whisperbackup.increments.record import CorruptIncrement, moment_of
@@ -104,9 +104,7 @@ def open_overlay(
     known_runs = tuple(run for run in runs if isinstance(run, Run))
     known = [one for one in manifests if isinstance(one, Manifest)]
     increments = [one for one in known if until is None or one.begin <= until]
-    keep = min((run.keep_increments for run in known_runs), default=DAYS)
-    old = history.stamp_at(now - keep * DAY)
-    begins = _chains(known, found, known_runs, old, until, selection, on_damage)
+    begins = _chains(known, found, known_runs, now, until, selection, on_damage)
     return Overlay(tuple(increments), known_runs, begins, bool(known) and not increments)
 
 
@@ -114,7 +112,7 @@ def _chains(
     increments: Iterable[Manifest],
     found: history.Found,
     runs: Sequence[Run],
-    old: str,
+    now: int,
     until: int | None,
     selection: Selection,
     on_damage: OnDamage,
@@ -122,7 +120,7 @@ def _chains(
     """Since when each tree's increments up to `until` have all that was written; what is lost since then is named.
 
     That is an increment which others began at, if backup runs that ended by `until` did not store all its metrics.  If
-    others did later, and none is older or it is `old`, retention may have deleted it: the chain begins after it.
+    others did later, and none is older or it was old, retention may have deleted it: the chain begins after it.
     """
     ended = runs if until is None else [run for run in runs if run.end <= until]
     begins: dict[Whose, int] = {}
@@ -132,9 +130,9 @@ def _chains(
             continue
         # One that is the newest run is a run: it may have no record any more, and its points are in backups.
         is_run = one.reference in ("", one.known_run, one.after_run, *found.runs)
-        lost = Names(()) if is_run else _not_backed_up(one, ended, old)
-        may_be_deleted = one.reference <= old or _whose(one) not in begins
-        if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, old).entries):
+        lost = Names(()) if is_run else _not_backed_up(one, ended, now)
+        may_be_deleted = _whose(one) not in begins or any(_may_delete(run, one, now) for run in runs)
+        if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, now).entries):
             if until is None or one.begin <= until:
                 begins[_whose(one)] = one.since + one.lag
             continue
@@ -152,15 +150,25 @@ def _chains(
     return begins
 
 
-def _not_backed_up(one: Manifest, runs: Iterable[Run], old: str) -> Names:
-    """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all.
+def _may_delete(run: Run, one: Manifest, now: int) -> bool:
+    """Whether a run may have deleted the increment that `one` begins at, or a prune before the next run.
 
-    An `old` increment is deleted by retention if it has nothing of what was not confirmed.
+    Retention does if the increment has nothing of what was not confirmed.
     """
+    day = min(now, run.begin + DAY) - run.keep_increments * DAY
+    return one.reference <= min(run.after_increment, history.stamp_at(day)) and _counts(run, one)
+
+
+def _counts(run: Run, one: Manifest) -> bool:
+    return counts(run, one.node, one.prefix, set(one.exclude))
+
+
+def _not_backed_up(one: Manifest, runs: Iterable[Run], now: int) -> Names:
+    """The metrics of which no backup run has what the increment had that `one` begins at; the empty name for all."""
     lost = Names([""])
     for run in runs:
-        if one.reference <= run.after_increment and counts(run, one.node, one.prefix, set(one.exclude)):
-            if one.reference <= old:
+        if one.reference <= run.after_increment and _counts(run, one):
+            if _may_delete(run, one, now):
                 return Names(())
             if run.unconfirmed is not None:
                 lost &= run.names
