@@ -543,8 +543,9 @@ def test_a_file_made_anew_before_its_backup_leaves_an_image_to_fill_from(
     tmp_path: Path, archives: list[tuple[int, int]]
 ) -> None:
     old = make(tmp_path / "old.wsp", archives, range(NOW - 5 * HOUR, NOW - 2 * HOUR, 60))
-    new = make(tmp_path / "new.wsp", archives, range(NOW - HOUR, NOW, 60))
-    found = read(old, NOW - 6 * HOUR, NOW - 2 * HOUR)
+    late = [NOW - 6 * HOUR + 60, NOW - 6 * HOUR + 120]
+    new = make(tmp_path / "new.wsp", archives, [*late, *range(NOW - HOUR, NOW, 60)])
+    found = read(old, NOW - 5 * HOUR, NOW - 2 * HOUR)
     made = image.lay(new.read_bytes(), order.Sorted((), earlier=(found,)), 10**6)
     assert made is not None
     assert len(made.earlier) == 1

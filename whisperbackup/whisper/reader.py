@@ -147,4 +147,7 @@ def _read_into(fd: int, content: bytearray) -> int:
 def may_be_new(fd: int) -> bool:
     """Whether a short file may be one that carbon is just creating: it is young, and holds no point."""
     status = os.fstat(fd)
-    return abs(time.time() - status.st_mtime) < CREATION_AGE and not is_cut_off(os.pread(fd, status.st_size, 0))
+    if abs(time.time() - status.st_mtime) >= CREATION_AGE:
+        return False
+    content = os.pread(fd, status.st_size, 0)
+    return os.fstat(fd).st_size != status.st_size or not is_cut_off(content)  # else it was made whole meanwhile
