@@ -60,6 +60,17 @@ def test_an_empty_directory_of_which_nothing_is_known_is_a_new_store_and_a_warni
     program.store.mkdir()
     assert "is empty, and no earlier backup in it is known" in program("backup", "disk", "-q")
     assert (program.store / MARKER).is_file()
+    shutil.rmtree(program.store)
+    program.store.mkdir()
+    assert "is empty, and no earlier" in program("backup", "disk", "-q", "--new-store"), "it may be in a cron job"
+
+
+def test_the_folder_of_a_file_systems_own_is_no_metric(program: Program) -> None:
+    program.write("a")
+    program("backup", "disk")
+    (program.store / "lost+found").mkdir(mode=0o700)
+    (program.store / "lost+found/2026-01-01T00:00:00+00:00.sha1").write_bytes(b"")
+    assert "lost+found" not in program("list", "disk", "--debris")
 
 
 @pytest.mark.parametrize("command", ["backup", "purge"])

@@ -836,6 +836,19 @@ def test_a_slot_that_a_span_cuts_is_not_filled_from_a_part_of_its_points(program
         assert {t: value for t, value in points_of(path) if value is not None} == whole
 
 
+def test_a_span_that_ends_now_cuts_no_slot(program: Program) -> None:
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 240)], xFilesFactor=0.0, aggregationMethod="sum")
+    now = int(time.time())
+    whisper.update(str(path), 5.0, now)
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(3600, 24)], xFilesFactor=0.0, aggregationMethod="sum")
+    until = stamp_of(datetime.fromtimestamp(now + 60, UTC))
+    program("restore", "disk", "--until", until, status=3)
+    assert [value for _, value in points_of(path) if value is not None] == [5.0]
+
+
 def test_a_span_is_neither_empty_nor_for_overwriting(program: Program) -> None:
     assert "--overwrite" in program("restore", "disk", "--overwrite", "--from", "2026-01-01", status=2)
     assert "later than" in program("restore", "disk", "--from", "2026-01-02", "--until", "2026-01-01", status=2)

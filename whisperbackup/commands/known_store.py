@@ -164,7 +164,11 @@ def _unknown(driver: Driver, options: Options, state: State) -> str:
 
     It may be a mount point without its disk, or another bucket.  One page of a listing must do.
     """
-    if state.store != EMPTY or options.driver == "noop" or (options.driver == "disk" and is_marked(driver)):
+    if (
+        (state.store != EMPTY and not options.new_store)
+        or options.driver == "noop"
+        or (options.driver == "disk" and is_marked(driver))
+    ):
         return ""
     try:
         if storage_paths.has_ours(driver, options.storage_path) or storage_paths.has_ours(driver, ""):

@@ -41,6 +41,7 @@ PIECE = 254
 CONTINUED = b"+"
 TEMPORARY = b".whisper-backup-"  # no metric's name begins with a dot
 MARKER = ".whisper-backup-store"
+LOST_AND_FOUND = "lost+found/"  # of the file system, where the store is its root
 MARKER_TEXT = b"whisper-backup: this directory is a store of backups; do not delete this file\n"
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 """The errors of link() on a file system without hard links."""
@@ -83,6 +84,8 @@ class Disk:
                     continue
                 if until and key > until:
                     return
+                if key == LOST_AND_FOUND:
+                    continue
                 if key.endswith("/"):
                     place = self._place(above + name)
                     try:

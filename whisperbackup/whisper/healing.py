@@ -111,6 +111,8 @@ def heal(live: bytes, backup: bytes, now: int, span: Span = EVER) -> Healing:
     """
     check(live)
     check(backup)
+    begin, end = span
+    span = begin, None if end is not None and end >= now else end
     header, other = parse_header(live), parse_header(backup)
     resample = [a[1:] for a in header.archives] != [a[1:] for a in other.archives]
     sources = read_sources(backup, other, resample, now)
