@@ -412,6 +412,21 @@ def test_where_the_last_backup_of_a_dead_disk_is_bad_the_one_before_is_used(nigh
     assert nights.history().items() == nights.old_history(-1).items()
 
 
+def test_a_larger_fall_that_is_bad_hides_no_smaller_one(program: Program) -> None:
+    """Not even one that was passed over until then."""
+    path, chance = program.prefix / "m.wsp", random.Random(1)
+    now = int(time.time()) // 60
+    for count in (9900, 400, 3000, 6000, 8000, 300, 2000, 5000):
+        whisper.create(str(path), [(60, 10_000)])
+        whisper.update_many(str(path), [(60 * (now - age), chance.gauss(50, 10)) for age in range(count)])
+        program("backup", "disk", "-r", "30")
+        path.unlink()
+    payload = program.store / "m" / f"{program.stamps('m')[0]}.wsp.gz"
+    payload.write_bytes(payload.read_bytes()[:-100])
+    program("restore", status=3)
+    assert len(points(path)) == 8000
+
+
 def test_the_last_backup_of_a_dead_disk_that_was_deleted_meanwhile_is_looked_for_again(nights: Nights) -> None:
     """A run elsewhere with a smaller -r: what it left is used."""
     nights.pass_by("-r", "20")

@@ -170,6 +170,26 @@ def test_the_second_of_two_disks_that_died_counts_if_nearly_as_much_was_lost() -
     assert [generation.size for generation in stored] == [1000, 2, 900, 900]
 
 
+def test_a_change_of_codec_is_no_fall_where_there_is_another() -> None:
+    """Of a sparse file one codec makes much less than another."""
+    sparse = [generation._replace(codec="sz") for generation in generations(32_000)]
+    history = [*sparse, *generations(0, 2000, 2200, 127, 900, codec="zst")[1:]]
+    fall = last_of_old_file(history)
+    assert fall is not None
+    assert [generation.size for generation in fall] == [2200, 127]
+    assert last_of_old_file(history[:2]) == (history[0], history[1])
+
+
+def test_where_the_clock_cannot_tell_a_year_the_largest_fall_counts_whatever_its_stamps() -> None:
+    history = [night(0, 1000), night(1, 3), night(400, 650), night(401, 260), night(402, 300)]
+    for can_tell, kept in ((True, [650, 260]), (False, [1000, 3])):
+        fall = last_of_old_file(history, can_tell)
+        assert fall is not None
+        assert [generation.size for generation in fall] == kept
+        dropped = retain(history, Keep(1, can_tell_year=can_tell)).dropped
+        assert not {generation.stamp for generation in fall} & {*dropped}
+
+
 def test_a_year_counts_from_the_first_backup_of_the_new_file() -> None:
     history = [night(0, 1000), night(1, 3)]
     for days, is_kept in ((367, True), (368, False)):

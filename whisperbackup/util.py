@@ -131,7 +131,7 @@ def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     kept |= _newest_of_each(generations, keep.daily, lambda day: day.toordinal())
     kept |= _newest_of_each(generations, keep.weekly, lambda day: day.isocalendar()[:2])
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
-    fall = last_of_old_file(generations)
+    fall = last_of_old_file(generations, keep.can_tell_year)
     if fall and keep.can_tell_year and _is_over(fall[1], generations[-1]):
         fall = None
     for index, generation in enumerate(generations):
@@ -175,14 +175,19 @@ def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     return all(other.size * 8 < generation.size for other in newer)
 
 
-def last_of_old_file(generations: Sequence[Generation]) -> tuple[Generation, Generation] | None:
+def last_of_old_file(
+    generations: Sequence[Generation], can_tell_year: bool = True
+) -> tuple[Generation, Generation] | None:
     """What seems to be the last backup of a file before it was made anew, and the next; `generations`: oldest first.
 
     It dwarfs the next one.  Sizes may swing for other reasons: of several such falls it is the one that lost the most,
-    and of those that lost nearly as much, the newest.  Those of the past year go before older ones.
+    and of those that lost nearly as much, the newest.  Those of the past year go before older ones, if the clock can
+    tell; and all go before a change of codec, which is no loss.
     """
     falls = [(before, after) for before, after in itertools.pairwise(generations) if dwarfs(before, [after])]
-    falls = [fall for fall in falls if not _is_over(fall[1], generations[-1])] or falls
+    if can_tell_year:
+        falls = [fall for fall in falls if not _is_over(fall[1], generations[-1])] or falls
+    falls = [(before, after) for before, after in falls if before.codec == after.codec] or falls
     most = max((before.size - after.size for before, after in falls), default=0)
     return next((fall for fall in reversed(falls) if (fall[0].size - fall[1].size) * 8 >= most * 7), None)
 

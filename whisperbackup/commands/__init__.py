@@ -74,7 +74,7 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:
     """Report each -m, of several, that no metric matched: a misspelt one must not look like a success."""
     for glob in unmatched.left:
-        fail(glob, "no metric matches this -m; is it misspelt?")
+        fail(glob, "no metric matches this -m: misspelt, excluded, a link, or only in increments, which restore uses?")
 
 
 def check_storage_path(options: Options, driver: Driver) -> None:

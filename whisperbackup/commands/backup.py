@@ -111,7 +111,7 @@ def _modified(
 ) -> Iterator[MetricJob]:
     """Yield a job for each file, except those whose current content is known to be in the store."""
     may_redate = not (steady.doubt or options.no_delete)  # a copy beside its original would help nobody
-    keep = options.keep._replace(can_tell_year=steady.covers(YEAR))
+    keep = options.keep._replace(can_tell_year=options.purge_anyway or steady.covers(YEAR))
     for local, metric in pairs:
         if not isinstance(local, LocalFile):
             continue
@@ -123,7 +123,7 @@ def _modified(
             continue
         if known and known.fingerprint != _fingerprint(local.path):
             known = None
-        if known and metric and _is_done(metric, known, options, steady.now, may_redate):
+        if known and metric and _is_done(metric, known, options, keep, steady.now, may_redate):
             stats.count(Count.EXAMINED)
             stats.count(Count.UNCHANGED)
             tick(stats)
@@ -139,9 +139,9 @@ def _fingerprint(path: bytes) -> str:
         return ""  # the job reports why it cannot read the file
 
 
-def _is_done(metric: Metric, known: Record, options: Options, now: datetime, may_redate: bool) -> bool:
+def _is_done(metric: Metric, known: Record, options: Options, keep: Keep, now: datetime, may_redate: bool) -> bool:
     """Whether a metric whose file has not changed since `known` was recorded needs no job."""
-    if not metric.backups or not known.is_of(metric.backups[-1]) or may_drop(metric.backups, options.keep):
+    if not metric.backups or not known.is_of(metric.backups[-1]) or may_drop(metric.backups, keep):
         return False
     if options.no_delete:
         return not needs_new_backup(metric, options.purge_days, now, deletes=False)

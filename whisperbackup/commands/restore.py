@@ -159,12 +159,13 @@ class RestoreMetric(NamedTuple):
                     metric := backups.look_again(context.driver, options.storage_path, self.name, backup)
                 ):
                     listed = newest_at(metric, options.date)
-                    candidates = [now for now in listed if now.stamp not in tried]
                 else:
                     errors.append(error.of(backup.stamp))
                     is_substitute = True
                     bad.add(backup.stamp)
                 last = last_of_old_file([now for now in listed if now.stamp not in bad])
+                passed_over = {last} - {*used, *bad}  # it may be one
+                candidates = [now for now in listed if now.stamp not in tried or now.stamp in passed_over]
                 continue
             except Differs as error:
                 if restored:

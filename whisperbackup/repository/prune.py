@@ -27,7 +27,9 @@ from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.repository.purge import (
     ANYWAY,
     KEPT,
+    MANY,
     ORPHAN_AGE,
+    TOGETHER,
     RemoveOrphan,
     is_due,
     is_old,
@@ -94,6 +96,7 @@ class Due(NamedTuple):
     name: str
     missing_since: str
     delete: PendingDelete
+    is_together: bool  # it disappeared with many others
 
 
 class DeleteDue(NamedTuple):
@@ -157,7 +160,7 @@ class Prune:
             others = tuple(key + suffix for suffix in keys_of(metric, self._now))
             tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
             delete = PendingDelete(Count.PURGED, others, tombstones)
-            self._spool.write(Due(metric.name, metric.missing_since, delete))
+            self._spool.write(Due(metric.name, metric.missing_since, delete, together))
             return
         if may_drop(metric.backups, self._keep):
             self._spool.write(RetainBackups(metric.name, key, metric.backups, self._keep))
@@ -183,10 +186,16 @@ class Prune:
             yield from deleter.full_jobs()
 
     def _deletions_of_due(self) -> Iterator[DeleteDue]:
+        keeps_together = self._due_together >= MANY and not self._rules.anyway
+        if keeps_together:
+            self._stats.fail("prune", TOGETHER.format(count=self._due_together))
         batch: list[Due] = []
         size = 0
         for due in self._spool.read():
             if not isinstance(due, Due):
+                continue
+            if keeps_together and due.is_together:
+                logger.debug("%s: kept, it disappeared together with many others", due.name)
                 continue
             if batch and size + size_of(due.delete) > KEYS_AT_ONCE:
                 yield self._deletion_of(batch, size)
@@ -202,11 +211,10 @@ class Prune:
 
     def _is_mistake(self) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
-        if looks_wrong(self._due, self._stored, self._due_together) and not self._rules.anyway:
-            which = of_which(self._due_together)
+        if looks_wrong(self._due, self._stored, 0) and not self._rules.anyway:
             self._stats.fail(
                 "prune",
-                f"{self._due} of {self._stored} metrics in the store are due for deletion{which}, which looks like a "
+                f"{self._due} of {self._stored} metrics in the store are due for deletion, which looks like a "
                 "mistake, nothing was deleted: check the tree that is backed up there (is a disk missing?), and -x; "
                 "if it is not a mistake, use --purge-anyway",
             )

@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=1)  # younger ones may be another run's work
 KEPT = "%d metrics that are missing for long enough are kept: %s; --purge-anyway deletes them now"
+TOGETHER = (
+    "{count} metrics that are due for deletion disappeared together, which looks like a mistake, so they are kept: "
+    "check the tree that is backed up (is a disk missing?), its -p, -b and --storage-path; -d names them; if it is not "
+    "a mistake, use --purge-anyway"
+)
 ANYWAY = "if it is not, --purge-anyway deletes them then"
 MANY = 10  # if at least this many metrics, and half of the store, are missing at once, that is treated as a mistake
 
@@ -93,6 +98,7 @@ class PurgeMetric(NamedTuple):
     name: str
     keys: tuple[str, ...]
     tombstones: tuple[str, ...]
+    is_together: bool  # it disappeared with many others
 
 
 class Rules(NamedTuple):
@@ -254,7 +260,7 @@ class Purge:
                 self._due_together += together
                 others = tuple(key + suffix for suffix in keys_of(metric, self._now))
                 tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
-                self._spool.write(PurgeMetric(metric.name, others, tombstones))
+                self._spool.write(PurgeMetric(metric.name, others, tombstones, together))
                 return
         if metric.is_canonical and self._steady.covers(ORPHAN_AGE):
             for half in metric.orphans:
@@ -277,6 +283,9 @@ class Purge:
         self._warn_of_leap()
         body = self._body()
         is_mistake = self._is_mistake(self._together + (self._marked if body else 0))
+        keeps_together = self._due_together >= MANY and self._rules.deletes and not self._rules.anyway
+        if keeps_together and not is_mistake:
+            self._stats.fail("purge", TOGETHER.format(count=self._due_together))
         for job in self._spool.read():
             if isinstance(job, PutTombstone):
                 would = "would be " if self._rules.noop else ""
@@ -284,6 +293,8 @@ class Purge:
                 yield job._replace(body=body)
             elif is_mistake:
                 continue
+            elif keeps_together and isinstance(job, PurgeMetric) and job.is_together:
+                logger.debug("%s: kept, it disappeared together with many others", job.name)
             elif isinstance(job, RemoveOrphan):
                 if self._rules.deletes:
                     yield job
@@ -334,12 +345,11 @@ class Purge:
                 f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
             )
             return True
-        if looks_wrong(self._due, stored, self._due_together) and not anyway:
+        if looks_wrong(self._due, stored, 0) and not anyway:
             self._stats.fail(
                 "purge",
-                f"{self._due} of {stored} metrics in the store are due for deletion{of_which(self._due_together)}, "
-                "which looks like a mistake, nothing was deleted: check the tree (is a disk missing?), -p, -b and "
-                f"--storage-path; {remedy}",
+                f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
+                f"nothing was deleted: check the tree (is a disk missing?), -p, -b and --storage-path; {remedy}",
             )
             return True
         together -= self._due_together if self._rules.deletes else 0
