@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from whisperbackup.commands import expected, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.pipeline import run_jobs
 from whisperbackup.commands.run_record import expire_increments, look_at_clock
@@ -15,6 +15,7 @@ from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.deleter import Deleter, Protected
 from whisperbackup.repository.outcome import Outcome
 from whisperbackup.repository.prune import Prune, Rules
+from whisperbackup.tree.selection import Unmatched
 
 DELETED = (Count.REMOVED, Count.PURGED, Count.CAME_BACK, Count.ORPHANS_REMOVED)
 
@@ -40,10 +41,12 @@ def run(options: Options, stats: RunStats) -> int:
             deleter = Deleter(protected=protected)
             steady = look_at_clock(driver, options)
             prune = Prune(rules, stats, steady)
+            unmatched = Unmatched(options.selection)
             catalog = open_catalog(options, driver)
             hours: set[str] = set()
             for metric in catalog:
                 prune.record(metric)
+                unmatched.see(metric.name)
                 hours.update(backup.stamp[:13] for backup in metric.backups)
                 tick(stats)
             run_jobs(pool, prune.jobs(deleter), stats, on_outcome)
@@ -53,6 +56,7 @@ def run(options: Options, stats: RunStats) -> int:
             catalog.report_foreign()
         if not prune.saw_any:
             raise nothing_matches(options, driver)
+        fail_unmatched(unmatched, stats.fail)
     if options.protected_ok and unexplained and not deleted:
         stats.fail("prune", "the store refused every deletion: are these credentials allowed to delete?")
     return stats.finish()

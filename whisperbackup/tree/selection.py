@@ -173,9 +173,12 @@ class Unmatched:
         if self.left:
             key = name + "/"
             for length in self._lengths:
-                for glob, pattern in self._by_prefix.get(key[:length], ()):
-                    if glob in self.left and (pattern is None or pattern.match(name)):
-                        del self.left[glob]
+                globs = self._by_prefix.get(key[:length], [])
+                found = [g for g, pattern in globs if g not in self.left or pattern is None or pattern.match(name)]
+                if found:
+                    for glob in found:
+                        self.left.pop(glob, None)
+                    self._by_prefix[key[:length]] = [each for each in globs if each[0] in self.left]
 
 
 def _expanded(globs: Sequence[str]) -> list[str]:
