@@ -253,11 +253,13 @@ def test_prune_heeds_tombstones_that_remember_what_disappeared_together(program:
         assert "; if it is not, --purge-anyway deletes them then" in said
         assert "1 purged" in said
     mark(days_ago(46), days_ago(44))
+    put(program, "other", OLD[0], f"{days_ago(46)}.missing")
     before = program.objects()
     for options in (["-n"], []):
         said = program("prune", "disk", "-r", "1", *options, status=3)
         assert "12 metrics that are due for deletion disappeared together" in said
         assert "40 removed" in said, "retention goes on"
+        assert "1 purged" in said
     assert {key for key in before if key.startswith("old")} <= program.objects().keys()
     assert "3 purged" in program("prune", "disk", "-r", "1", "-m", "old1?", "-m", "old1", "-m", "new*")
     said = program("prune", "disk", "-r", "1")
