@@ -81,15 +81,16 @@ def test_a_hot_file_stays_hot(path: Path) -> None:
 
 
 def test_a_backup_leaves_the_page_cache_as_it_was(program: Program, path: Path) -> None:
-    hot, cold = program.prefix / "hot.wsp", program.prefix / "cold.wsp"
-    for copy in (hot, cold):
-        copy.write_bytes(path.read_bytes())
-        evict(copy)
-    hot.read_bytes()
-    program("backup")
-    reclaimed = sum(length for _, length in absent(hot))
-    assert reclaimed <= 6 * mmap.PAGESIZE, "of 60; where memory is short, the kernel itself takes the oldest"
-    assert absent(cold) == WHOLE
+    for attempt in range(3):  # where memory is short, the kernel itself takes pages
+        hot, cold = program.prefix / f"hot{attempt}.wsp", program.prefix / f"cold{attempt}.wsp"
+        for copy in (hot, cold):
+            copy.write_bytes(path.read_bytes())
+            evict(copy)
+        hot.read_bytes()
+        program("backup")
+        if not absent(hot):
+            break
+    assert (absent(hot), absent(cold)) == ([], WHOLE)
     for stored in program.store.rglob("*.wsp.gz"):
         with stored.open("rb") as file:
             size = stored.stat().st_size

@@ -66,15 +66,13 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
                 return WrongStoragePath(f"{nothing}; it holds {others}")
         return CannotRun(f"{nothing}; {_first_object(driver)}")
     except AccessDenied:  # some nodes may list only what is below their own storage path
-        return CannotRun(
-            f"no metric in {options.bucket}{below} matches; check -m, --exclude and --storage-path, or run list"
-        )
+        return CannotRun(f"{nothing}; check -m, --exclude and --storage-path, or run list")
 
 
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:
     """Report each -m, of several, that no metric matched: a misspelt one must not look like a success."""
     for glob in unmatched.left:
-        fail(glob, "no metric matches this -m: misspelt, excluded, a link, or only in increments, which restore uses?")
+        fail(glob, "no metric matches this -m: is it misspelt, excluded, a link, or only in increments?")
 
 
 def check_storage_path(options: Options, driver: Driver) -> None:

@@ -109,8 +109,7 @@ class Run(Origin):
     `after_increment` is the stamp of the newest complete increment in the store when it began.  `unconfirmed` has keys,
     or beginnings of keys that end in ".", of which it is not sure that the store now has what the file had; None if
     there were too many to name.  `metrics` are the globs of `-m`; empty for all.  Retention deletes increments
-    after `keep_increments` days.  `steady_since` and `pause` are those
-    of `repository.steady`.
+    after `keep_increments` days.  `steady_since` and `pause` are those of `repository.steady`.
     """
 
     status: int

@@ -211,7 +211,7 @@ class Prune:
 
     def _is_mistake(self) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet."""
-        if looks_wrong(self._due, self._stored, 0) and not self._rules.anyway:
+        if looks_wrong(self._due, self._stored) and not self._rules.anyway:
             self._stats.fail(
                 "prune",
                 f"{self._due} of {self._stored} metrics in the store are due for deletion, which looks like a "
@@ -220,7 +220,7 @@ class Prune:
             )
             return True
         missing, together = self._missing - self._due, self._together - self._due_together
-        if looks_wrong(missing, self._stored, together):
+        if together >= MANY or looks_wrong(missing, self._stored):
             logger.warning(
                 "%d of %d metrics in the store were missing from their tree%s; if that is a mistake (a missing disk, a "
                 "renamed folder, a wrong -p of backup), fix it before they are due; %s",

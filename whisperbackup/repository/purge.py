@@ -157,12 +157,9 @@ def needs_new_backup(metric: Metric, days: int, now: datetime, deletes: bool) ->
     return not deletes or days <= 0 or tombstone <= stamp_of(now - timedelta(days=days - 1))
 
 
-def looks_wrong(count: int, stored: int, together: int) -> bool:
-    """Whether it looks like a mistake that `count` of the `stored` metrics are missing, or due.
-
-    Of them, `together` disappeared with many others.
-    """
-    return together >= MANY or (count >= MANY and count * 2 >= stored)
+def looks_wrong(count: int, known: int) -> bool:
+    """Whether it looks like a mistake that `count` of the `known` metrics are missing, or due."""
+    return count >= MANY and count * 2 >= known
 
 
 def of_which(together: int) -> str:
@@ -326,7 +323,7 @@ class Purge:
         The store may have got the metrics of the wrong tree since, and no longer show it.
         """
         known = self._stayed + self._marked
-        if self._marked < MANY or self._marked * 2 < known:
+        if not looks_wrong(self._marked, known):
             return b""
         return b"missing together with %d of %d metrics\n" % (self._marked, known)
 
@@ -345,7 +342,7 @@ class Purge:
                 f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
             )
             return True
-        if looks_wrong(self._due, stored, 0) and not anyway:
+        if looks_wrong(self._due, stored) and not anyway:
             self._stats.fail(
                 "purge",
                 f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
@@ -353,7 +350,7 @@ class Purge:
             )
             return True
         together -= self._due_together if self._rules.deletes else 0
-        if looks_wrong(self._missing, stored, together) and self._rules.days:
+        if (together >= MANY or looks_wrong(self._missing, stored)) and self._rules.days:
             days = self._rules.days
             before = f" before they are due, {days} days after they disappeared; {ANYWAY}" if days > 0 else ""
             logger.warning(

@@ -84,9 +84,9 @@ class Disk:
                     continue
                 if until and key > until:
                     return
-                if key == LOST_AND_FOUND:
-                    continue
                 if key.endswith("/"):
+                    if key == LOST_AND_FOUND:
+                        continue
                     place = self._place(above + name)
                     try:
                         stack.append((above + name, b"", place, self._names(place, b"")))

@@ -119,7 +119,7 @@ def _check_answer(response: requests.Response, **_: object) -> None:
     if asked := RANGE.fullmatch(str(response.request.headers.get("Range", ""))):
         _check_part(response, url.netloc, int(asked[1]), int(asked[2]))
     elif response.status_code == ranges.PARTIAL and "Range" not in response.request.headers:
-        raise Unavailable(f"{url.netloc} answers with a part of an object instead of the whole; check any proxy")
+        raise Unavailable(f"{url.netloc} answers with a part of it instead of the whole; check any proxy")
     if response.status_code != 200:
         return
     match url.path.rpartition("/")[2], response.request.method:

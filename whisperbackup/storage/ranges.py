@@ -9,7 +9,10 @@ PARTIAL, NOT_SATISFIABLE = 206, 416
 
 
 class WrongRange(ValueError):
-    """An answer with other bytes than the ones that were requested."""
+    """An answer with other bytes than the ones that were requested; it says which."""
+
+    def __init__(self, which: str = "another part of it than the requested one") -> None:
+        super().__init__(which)
 
 
 def header(offset: int, length: int) -> str:
@@ -20,7 +23,7 @@ def header(offset: int, length: int) -> str:
 def check_whole(status: int) -> None:
     """Raises WrongRange for the status of an answer that is a part, where the whole object was requested."""
     if status == PARTIAL:
-        raise WrongRange
+        raise WrongRange("a part of it instead of the whole")
 
 
 def cut(body: bytes, status: int, content_range: str | None, offset: int, length: int) -> bytes:

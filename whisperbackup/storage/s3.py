@@ -493,8 +493,7 @@ class S3:
             ) from error
         except ranges.WrongRange as error:
             raise Unavailable(
-                f"{what}: {self._endpoint} answers with another part of it than the requested one; check endpoint= and "
-                "any proxy"
+                f"{what}: {self._endpoint} answers with {error}; check endpoint= and any proxy"
             ) from error
         except boto.ParamValidationError as error:
             raise StorageError(f"{what}: {error}") from error

@@ -490,9 +490,7 @@ class Swift:
                 "check ST_AUTH or OS_AUTH_URL, and the names of project and domains"
             ) from error
         except ranges.WrongRange as error:
-            raise Unavailable(
-                f"{what}: the cluster answers with another part of it than the requested one; check any proxy"
-            ) from error
+            raise Unavailable(f"{what}: the cluster answers with {error}; check any proxy") from error
         except ValueError as error:
             raise Unavailable(
                 f"{what}: the cluster answers 200 with something that is not Swift: check ST_AUTH or OS_AUTH_URL, "

@@ -16,6 +16,7 @@ from whisperbackup.whisper.page_cache import absent_pages, drop_pages
 from whisperbackup.whisper.throttle import Throttle
 
 LOCK_TIMEOUT = 30.0  # seconds; carbon holds a file for milliseconds
+BEGINNING = 1 << 16  # bytes that hold any header, and the first slot
 CREATION_AGE = 60.0  # seconds; a short file younger than this is being created
 READINGS = 3
 TICK = 20_000_000  # nanoseconds; a file's times move in steps of up to a kernel tick
@@ -149,5 +150,6 @@ def may_be_new(fd: int) -> bool:
     status = os.fstat(fd)
     if abs(time.time() - status.st_mtime) >= CREATION_AGE:
         return False
-    content = os.pread(fd, status.st_size, 0)
+    # Whichever points a file holds, its first slot is not empty: its time is where all others are counted from.
+    content = os.pread(fd, min(status.st_size, BEGINNING), 0)
     return os.fstat(fd).st_size != status.st_size or not is_cut_off(content)  # else it was made whole meanwhile
