@@ -342,6 +342,41 @@ def test_each_of_several_globs_that_matches_nothing_is_a_failure(filled: Program
     assert said.count("misspelt") == 2
 
 
+BREAKING_OFF = """
+import os, time
+from whisperbackup.errors import StorageError
+from whisperbackup.storage import disk
+
+class Driver(disk.Disk):
+    def list_range(self, prefix, after, until):
+        yield from super().list_range(prefix, after, until)
+        if not prefix:
+            time.sleep(0.5)  # jobs begin
+            raise StorageError("the listing broke off")
+
+    def get(self, key):
+        time.sleep(1)
+        return super().get(key)
+
+def open(bucket, create, arguments):
+    return Driver(os.fsencode(bucket))
+"""
+
+
+def test_what_is_in_flight_when_a_listing_fails_is_counted(filled: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):  # more than one batch of jobs
+        filled.write(f"more.m{number}", number)
+    filled("backup")
+    install_driver(filled, monkeypatch, BREAKING_OFF)
+    shutil.rmtree(filled.prefix)
+    filled.prefix.mkdir()
+    said = filled("restore", "shelf", status=1)
+    assert "the listing broke off" in said
+    created = len(list(filled.prefix.rglob("*.wsp")))
+    assert 0 < created < 48, said
+    assert f", {created} created" in said
+
+
 def test_a_folder_in_the_store_that_cannot_be_read_is_named_and_the_rest_restored(filled: Program) -> None:
     filled("backup")
     want = contents(filled.prefix)

@@ -325,6 +325,8 @@ NEEDS_NO_MORE = (  # it is no error, or the message is the whole story
     "it does not exist in bucket",
     "the service …",
     "… answers …",
+    "answers with …; check",  # the FAQ has what follows "answers with"
+    "…; check -m, --exclude and --storage-path",  # and what is before this
 )
 
 

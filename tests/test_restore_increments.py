@@ -825,7 +825,7 @@ def test_a_slot_that_a_span_cuts_is_not_filled_from_a_part_of_its_points(program
     whisper.update_many(str(path), [(hour + 60 * number, 2.0**number) for number in range(40)])
     program("backup", "disk")
     whole = {hour + 300 * slot: sum(2.0 ** (slot * 5 + number) for number in range(5)) for slot in range(8)}
-    for since, until in ((120, 1500), (300, 1199), (240, 1140), (0, 90)):
+    for since, until in ((120, 1500), (300, 1199), (240, 1140), (0, 90), (0, 1050)):
         path.unlink()
         whisper.create(str(path), [(300, 288)], xFilesFactor=0.5, aggregationMethod="sum")
         begin, end = (stamp_of(datetime.fromtimestamp(hour + each, UTC)) for each in (since, until))
