@@ -242,6 +242,8 @@ def test_what_a_date_removed_from_live_files_stays_away_once_backup_has_run_as_r
     assert path.read_bytes() == held
     settle()
     program("backup", "disk")
+    settle()
+    (program.store / f"a.one/{stamp_of(datetime.now(UTC))}.wsp.gz").write_bytes(b"of a run that was killed")
     lose(program)
     program("restore", "disk")
     assert path.read_bytes() == held
@@ -444,6 +446,13 @@ def test_an_increment_that_was_deleted_is_named_also_where_a_date_needs_it(
         program("backup", "disk")
     for command in ("restore", "verify"):
         assert f"the increment of {lost.name}: it is not in the store" in program(command, "disk", "-c", date, status=3)
+    if is_backed_up and place == "in the middle":
+        first, second = sorted((program.store / ".runs").iterdir())
+        change(first, node="other", keep_increments=0, after_increment="3")
+        program("restore", "disk", "-c", date, status=3)  # whatever another node's retention deletes
+        change(second, keep_increments=0)  # retention deleted it, though not the older one: that has more metrics
+        lose(program)
+        assert "1 metrics are as their backup saw them" in program("restore", "disk", "-c", date)
 
 
 @pytest.mark.parametrize("has_older", [False, True])
