@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperbackup.util import Generation, Keep, last_of_old_file, retain
+from whisperbackup.util import Generation, Keep, falls, retain
 
 
 def at(number: int) -> str:
@@ -97,7 +97,7 @@ def test_the_newest_of_each_day_week_and_month_is_kept() -> None:
 def test_the_newest_distinct_are_never_given_up(drawn: list[tuple[str, int, str]], keep: int) -> None:
     all_of_them = [Generation(at(number), *rest) for number, rest in enumerate(drawn)]
     result = retain(all_of_them, Keep(keep))
-    held = last_of_old_file(all_of_them) or ()
+    held = itertools.chain(*falls(all_of_them))
     gone = {*result.dropped, *result.guarded, *(one.stamp for one in held)} - {
         one.stamp for one in newest_of(all_of_them, keep)
     }
@@ -142,14 +142,14 @@ def test_the_last_backup_of_an_old_file_stays_for_a_year_whatever_grew_since(
 
 
 @given(st.integers(1, 5), st.lists(st.integers(1, 1000), min_size=1, max_size=60))
-def test_sizes_that_swing_keep_two_more_backups_at_most(keep: int, sizes: list[int]) -> None:
+def test_sizes_that_swing_keep_six_more_backups_at_most(keep: int, sizes: list[int]) -> None:
     stored: list[Generation] = []
     for number, size in enumerate(sizes):
         stored = [*stored, night(number, size)]
         guarded = retain(stored, Keep(keep)).guarded
         stored = rotated(stored, Keep(keep))
         assert stored[-keep:] == [night(n, s) for n, s in enumerate(sizes)][: number + 1][-keep:]
-        assert len(stored) <= keep + 2 + len(guarded)
+        assert len(stored) <= keep + 6 + len(guarded)
 
 
 @pytest.mark.parametrize("keep", [1, 5])
@@ -158,36 +158,57 @@ def test_of_several_falls_the_one_that_lost_the_most_is_kept(keep: int) -> None:
     swing, dead = [1050, 400, *regrown[4:]], [1000, 2]
     swings_later = [800, 350, 500, 900, 300, *regrown[4:]]
     stored = nights(Keep(keep), *swing, *dead, *regrown, *swings_later)
-    assert [generation.size for generation in stored[:2]] == [1000, 2]
-    assert len(stored) == keep + 2
+    assert [generation.size for generation in stored[:4]] == [1000, 2, 900, 300]
+    assert len(stored) == keep + 4
 
 
-def test_the_second_of_two_disks_that_died_counts_if_nearly_as_much_was_lost() -> None:
+def test_of_two_disks_that_died_the_second_counts_too() -> None:
     """The history had been restored after the first."""
-    stored = nights(Keep(2), 1000, 2, 980, 990, 3, 300, 600, 900, 900)
-    assert [generation.size for generation in stored] == [990, 3, 900, 900]
-    stored = nights(Keep(2), 1000, 2, 600, 700, 3, 300, 600, 900, 900)
-    assert [generation.size for generation in stored] == [1000, 2, 900, 900]
+    for second in (990, 700):
+        stored = nights(Keep(2), 1000, 2, 600, second, 3, 300, 600, 900, 900)
+        assert [generation.size for generation in stored] == [1000, 2, second, 3, 900, 900]
+    stored = nights(Keep(2), 1000, 3, 980, 990, 2, 300, 600, 900, 400, 900, 900)
+    assert [generation.size for generation in stored] == [990, 2, 900, 400, 900, 900]
 
 
-def test_a_change_of_codec_is_no_fall_where_there_is_another() -> None:
+def test_a_metric_that_became_quiet_hides_no_disk_that_died() -> None:
+    """Of its smaller and smaller backups the calendar keeps two, which look like a fall."""
+    stored = nights(Keep(3, monthly=12), *[224] * 31, *range(223, 85, -1), 1, *range(20, 230, 20), 90, 100, 200, 220)
+    sizes = [generation.size for generation in stored]
+    assert sizes[sizes.index(1) - 1] == 86
+
+
+@pytest.mark.parametrize("codec", ["gz", "zst"])
+@pytest.mark.parametrize("before", [[319, 93], [1275, 256]])
+def test_neither_a_quiet_week_nor_a_smaller_layout_hides_a_disk_that_died(before: list[int], codec: str) -> None:
+    sizes = [*before, *[255] * 9, 7, 27, 28, 90, 40, 130, 150, 240, 250]
+    stored: list[Generation] = []
+    for number, size in enumerate(sizes):
+        stored = rotated([*stored, night(number, size, "gz" if number < 11 else codec)], Keep(2))
+        if number > 11:
+            assert (night(10, 255), night(11, 7, codec)) in falls(stored)
+            assert {night(10, 255), night(11, 7, codec)} <= {*stored}
+
+
+def test_an_empty_payload_is_no_fall() -> None:
+    """A store that lost power may have one."""
+    assert falls(generations(1000, 2, 1000, 0, 1000)) == [(generations(1000)[0], generations(1000, 2)[1])] * 3
+
+
+def test_a_change_of_codec_takes_the_place_of_no_other_fall() -> None:
     """Of a sparse file one codec makes much less than another."""
     sparse = [generation._replace(codec="sz") for generation in generations(32_000)]
     history = [*sparse, *generations(0, 2000, 2200, 127, 900, codec="zst")[1:]]
-    fall = last_of_old_file(history)
-    assert fall is not None
-    assert [generation.size for generation in fall] == [2200, 127]
-    assert last_of_old_file(history[:2]) == (history[0], history[1])
+    found = {(last.size, first.size) for last, first in falls(history)}
+    assert found == {(32_000, 2000), (2200, 127)}
 
 
-def test_where_the_clock_cannot_tell_a_year_the_largest_fall_counts_whatever_its_stamps() -> None:
+def test_where_the_clock_cannot_tell_a_year_a_fall_counts_whatever_its_stamps() -> None:
     history = [night(0, 1000), night(1, 3), night(400, 650), night(401, 260), night(402, 300)]
-    for can_tell, kept in ((True, [650, 260]), (False, [1000, 3])):
-        fall = last_of_old_file(history, can_tell)
-        assert fall is not None
-        assert [generation.size for generation in fall] == kept
-        dropped = retain(history, Keep(1, can_tell_year=can_tell)).dropped
-        assert not {generation.stamp for generation in fall} & {*dropped}
+    assert {*itertools.chain(*falls(history))} == {*history[2:4]}
+    assert {*itertools.chain(*falls(history, can_tell_year=False))} == {*history[:4]}
+    assert retain(history, Keep(1)).dropped == [history[0].stamp, history[1].stamp]
+    assert retain(history, Keep(1, can_tell_year=False)).dropped == []
 
 
 def test_a_year_counts_from_the_first_backup_of_the_new_file() -> None:
@@ -202,15 +223,15 @@ def test_a_year_counts_from_the_first_backup_of_the_new_file() -> None:
 def test_a_fall_of_the_past_year_goes_before_a_larger_one() -> None:
     """Which calendar rules may keep for longer."""
     history = [night(0, 1000), night(1, 3), night(300, 800), night(301, 4), night(400, 900)]
-    assert last_of_old_file(history) == (history[2], history[3])
-    assert last_of_old_file(history[:2]) == (history[0], history[1])
-    assert last_of_old_file([history[0], history[1], history[4]]) == (history[0], history[1])
+    assert {*falls(history)} == {(history[2], history[3])}
+    assert {*falls(history[:2])} == {(history[0], history[1])}
+    assert {*falls([history[0], history[1], history[4]])} == {(history[0], history[1])}
 
 
 def test_codecs_that_differ_are_no_fall() -> None:
-    assert last_of_old_file([night(0, 1000, "gz"), night(1, 300, "zst")]) is None
-    assert last_of_old_file([night(0, 1000, "gz"), night(1, 300, "gz")])
-    assert last_of_old_file([night(0, 1000, "gz"), night(1, 120, "zst")])
+    assert not falls([night(0, 1000, "gz"), night(1, 300, "zst")])
+    assert falls([night(0, 1000, "gz"), night(1, 300, "gz")])
+    assert falls([night(0, 1000, "gz"), night(1, 120, "zst")])
 
 
 def test_guarded_are_only_those_that_dwarf_all_newer_ones() -> None:

@@ -131,14 +131,17 @@ def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     kept |= _newest_of_each(generations, keep.daily, lambda day: day.toordinal())
     kept |= _newest_of_each(generations, keep.weekly, lambda day: day.isocalendar()[:2])
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
-    fall = last_of_old_file(generations, keep.can_tell_year)
-    if fall and keep.can_tell_year and _is_over(fall[1], generations[-1]):
-        fall = None
+    fallen = {
+        generation
+        for before, after in falls(generations, keep.can_tell_year)
+        if not (keep.can_tell_year and _is_over(after, generations[-1]))
+        for generation in (before, after)
+    }
     for index, generation in enumerate(generations):
         if generation.stamp not in kept:
             if dwarfs(generation, generations[index + 1 :]):
                 result.guarded.append(generation.stamp)
-            elif not fall or generation not in fall:
+            elif generation not in fallen:
                 result.dropped.append(generation.stamp)
     return result
 
@@ -175,21 +178,29 @@ def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
     return all(other.size * 8 < generation.size for other in newer)
 
 
-def last_of_old_file(
-    generations: Sequence[Generation], can_tell_year: bool = True
-) -> tuple[Generation, Generation] | None:
-    """What seems to be the last backup of a file before it was made anew, and the next; `generations`: oldest first.
+def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list[tuple[Generation, Generation]]:
+    """What may be the last backups of a file before it was made anew, each with the next backup.
 
-    It dwarfs the next one.  Sizes may swing for other reasons: of several such falls it is the one that lost the most,
-    and of those that lost nearly as much, the newest.  Those of the past year go before older ones, if the clock can
-    tell; and all go before a change of codec, which is no loss.
+    `generations`: the oldest first.  Such a backup dwarfs the next one.  Sizes also fall where a metric becomes quiet,
+    or its layout smaller, so several falls count: the one that lost the most bytes (of those that lost nearly as much,
+    the newest), the one that left the smallest share, the newest, and the newest with a change of codec, which may be
+    no loss.  Those of the past year go before older ones, if the clock can tell.
     """
-    falls = [(before, after) for before, after in itertools.pairwise(generations) if dwarfs(before, [after])]
+    stored = [generation for generation in generations if generation.size]
+    found = [(before, after) for before, after in itertools.pairwise(stored) if dwarfs(before, [after])]
     if can_tell_year:
-        falls = [fall for fall in falls if not _is_over(fall[1], generations[-1])] or falls
-    falls = [(before, after) for before, after in falls if before.codec == after.codec] or falls
-    most = max((before.size - after.size for before, after in falls), default=0)
-    return next((fall for fall in reversed(falls) if (fall[0].size - fall[1].size) * 8 >= most * 7), None)
+        found = [fall for fall in found if not _is_over(fall[1], generations[-1])] or found
+    found.reverse()
+    chosen = [fall for fall in found if fall[0].codec != fall[1].codec][:1]
+    same = [fall for fall in found if fall[0].codec == fall[1].codec]
+    if same:
+        most = max(before.size - after.size for before, after in same)
+        chosen += [
+            next((before, after) for before, after in same if (before.size - after.size) * 8 >= most * 7),
+            min(same, key=lambda fall: fall[1].size / fall[0].size),
+            same[0],
+        ]
+    return chosen
 
 
 def _is_over(after: Generation, newest: Generation) -> bool:

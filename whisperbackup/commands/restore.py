@@ -10,7 +10,6 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-from whisperbackup import util
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.pipeline import work_on_backups
 from whisperbackup.increments import image
@@ -24,14 +23,13 @@ from whisperbackup.report.counters import IN_A_DRY_RUN, Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
+from whisperbackup.repository.choice import Choice
 from whisperbackup.repository.outcome import Outcome, failed
-from whisperbackup.repository.retention import last_of_old_file
 from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import StorageError
 from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
-from whisperbackup.util import Generation
 from whisperbackup.whisper import cwhisper, span
 from whisperbackup.whisper.format import parse_header
 from whisperbackup.whisper.healing import Write
@@ -105,13 +103,11 @@ class RestoreMetric(NamedTuple):
     examines: bool = True
 
     def run(self, context: Context) -> Outcome:
-        """Restore from the newest good candidate, then fill from older ones that are much larger.
+        """Restore from the newest good candidate, then fill from older ones that may have what it lacks (`Choice`).
 
-        Retention uses the same rules (`util.dwarfs`, `util.last_of_old_file`): after a disk was replaced, the newest
-        backup may be that of a file made anew, and a much larger one has the history.  With --overwrite only the
-        newest good one is used.  A bad candidate is an error, and the next older one that is no smaller replaces it.
-        A candidate that a concurrent run deleted is no error: the backups that exist now replace it.  Raises OSError,
-        StorageError.
+        With --overwrite only the newest good one is used.  A bad candidate is an error, and the next older one that is
+        no smaller replaces it.  A candidate that a concurrent run deleted is no error: the backups that exist now
+        replace it.  Raises OSError, StorageError.
         """
         try:
             return self._restore(context)
@@ -124,32 +120,14 @@ class RestoreMetric(NamedTuple):
         key = keys.metric_key(options.storage_path, self.name)
         path = names.metric_path(self.name)
         errors: list[str] = []
-        newer: list[Generation] = []  # bad ones are not included
         used: list[str] = []
         restored: Placed | None = None
         refusal: Outcome | None = None
         is_substitute = needed_older = False
-        listed = list(self.candidates)
-        candidates, tried, bad = list(listed), set[str | None](), set[str]()
-        last = last_of_old_file(candidates)
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
-        while candidates or (self.shares and not newer and not restored and None not in tried):
-            if not candidates:
-                tried.add(None)
-                placed = self._restore_from_records(context, path, laid, errors)
-                if placed is None:
-                    has_nothing_there = True
-                elif placed.how:
-                    used.append("increments")
-                    restored = placed
-                break
-            backup, *candidates = candidates
-            tried.add(backup.stamp)
-            generation = backups.generation_of(backup)
-            if backup.stamp != last and not util.dwarfs(generation, newer):
-                newer.append(generation)
-                continue
+        choice = Choice(self.candidates)
+        for backup in choice:
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
             use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors)
             try:
@@ -158,14 +136,11 @@ class RestoreMetric(NamedTuple):
                 if isinstance(error, backups.GoneBackup) and (
                     metric := backups.look_again(context.driver, options.storage_path, self.name, backup)
                 ):
-                    listed = newest_at(metric, options.date)
+                    choice.replace(backup, newest_at(metric, options.date))
                 else:
                     errors.append(error.of(backup.stamp))
                     is_substitute = True
-                    bad.add(backup.stamp)
-                last = last_of_old_file([now for now in listed if now.stamp not in bad])
-                passed_over = {last} - {*used, *bad}  # it may be one
-                candidates = [now for now in listed if now.stamp not in tried or now.stamp in passed_over]
+                    choice.replace(backup)
                 continue
             except Differs as error:
                 if restored:
@@ -182,7 +157,6 @@ class RestoreMetric(NamedTuple):
                 refusal = failed(self, error)  # what was written so far is counted all the same
                 errors.append(UNREAD.format(stamp=backup.stamp, reason=refusal.errors[0]))
                 break
-            newer.append(generation)
             if placed is None:
                 has_nothing_there = True
                 is_substitute = False
@@ -201,6 +175,13 @@ class RestoreMetric(NamedTuple):
             restored = _combined(restored, placed)
             if options.overwrite or placed.how == "skipped":
                 break
+        else:
+            if self.shares and not choice.saw_good:
+                placed = self._restore_from_records(context, path, laid, errors)
+                has_nothing_there |= placed is None
+                if placed and placed.how:
+                    used.append("increments")
+                    restored = placed
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
             points = f", {restored.points} points" if restored.how == "healed" else ""

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from whisperbackup import util
 from whisperbackup.commands import verify_tree
 from whisperbackup.commands.context import Context
 from whisperbackup.commands.known_store import known_bad_of
@@ -22,9 +21,9 @@ from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
+from whisperbackup.repository.choice import Choice
 from whisperbackup.repository.known_bad import MAX_LINES
 from whisperbackup.repository.outcome import Outcome, failed
-from whisperbackup.repository.retention import generations_of, last_of_old_file
 from whisperbackup.runtime import clock
 from whisperbackup.tree.selection import is_in_share
 
@@ -39,7 +38,7 @@ def run(options: Options, stats: RunStats) -> int:
             return verify_tree.run(options, stats, is_selected, on_outcome)
 
         def jobs(metric: Metric, candidates: list[Backup], _: tuple[Share, ...]) -> list[VerifyBackup]:
-            chosen = candidates if options.every_backup else used_by_restore(candidates)
+            chosen = candidates if options.every_backup else list(Choice(candidates))
             return [VerifyBackup(metric.name, one, one is candidates[0], bool(metric.missing_since)) for one in chosen]
 
         def parts(overlay: Overlay) -> Iterator[VerifyPart]:
@@ -48,20 +47,6 @@ def run(options: Options, stats: RunStats) -> int:
                     yield VerifyPart(f"the increment of {stamp}", stamp, part, after)
 
         return work_on_backups(options, stats, jobs, is_selected, on_outcome, parts)
-
-
-def used_by_restore(candidates: list[Backup]) -> list[Backup]:
-    """The newest of `candidates`, the older ones that dwarf all newer ones, and the last one of an old file.
-
-    Restore fills gaps from these.
-    """
-    generations = generations_of(candidates)
-    last = last_of_old_file(candidates)
-    return [
-        one
-        for index, one in enumerate(candidates)
-        if one.stamp == last or util.dwarfs(generations[index], generations[:index])
-    ]
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from whisperbackup import util
 from whisperbackup.repository import backups
 from whisperbackup.repository.catalog import Backup
 from whisperbackup.storage.base import Driver
@@ -38,15 +37,6 @@ def dropped(
         contents = {backup.stamp: backups.content_of(driver, key, backup) for backup in existing}
         kept = retain([g._replace(content=contents.get(g.stamp, g.content)) for g in generations], keep)
     return Dropped([backup for backup in existing if backup.stamp in kept.dropped], kept.guarded)
-
-
-def last_of_old_file(candidates: Sequence[Backup]) -> str:
-    """The stamp of the last backup of a file that was made anew, among `candidates`, the newest first; empty: none.
-
-    Restore fills gaps from it, though newer ones may have grown larger.
-    """
-    fall = util.last_of_old_file(generations_of(candidates[::-1]))
-    return fall[0].stamp if fall else ""
 
 
 def generations_of(existing: Sequence[Backup]) -> list[Generation]:

@@ -1,0 +1,52 @@
+"""Which backups of a metric restore uses, by the rules of retention (`util.dwarfs`, `util.falls`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from whisperbackup import util
+from whisperbackup.repository.backups import generation_of
+from whisperbackup.repository.catalog import Backup
+from whisperbackup.util import Generation
+
+
+class Choice:
+    """Iterate over the backups to restore a metric from: the newest, and older ones that have what it may lack.
+
+    After a disk was replaced, the newest backup may be that of a file made anew, and a much larger one has the history.
+    Every backup that was yielded counts as good, unless it was replaced before the next one is requested.
+    """
+
+    def __init__(self, candidates: Sequence[Backup]) -> None:
+        """`candidates`: the newest first."""
+        self.saw_good = False
+        self._left = list(candidates)
+        self._listed = candidates
+        self._lasts = _last_of_old_files(candidates)
+        self._tried: set[str] = set()
+        self._useless: set[str] = set()  # bad or gone
+        self._newer: list[Generation] = []
+
+    def __iter__(self) -> Iterator[Backup]:
+        while self._left:
+            backup = self._left.pop(0)
+            generation = generation_of(backup)
+            if backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
+                self._tried.add(backup.stamp)
+                yield backup
+            if backup.stamp not in self._useless:
+                self._newer.append(generation)
+                self.saw_good = True
+
+    def replace(self, backup: Backup, candidates: Sequence[Backup] | None = None) -> None:
+        """Choose again without `backup`, which is bad; or among the `candidates` that exist now, since it is gone."""
+        self._useless.add(backup.stamp)
+        if candidates is not None:
+            self._listed = candidates
+        self._lasts = _last_of_old_files([one for one in self._listed if one.stamp not in self._useless])
+        self._left = [one for one in self._listed if one.stamp not in self._tried]
+
+
+def _last_of_old_files(candidates: Sequence[Backup]) -> set[str]:
+    """The stamps of what may be the last backups of a file that was made anew."""
+    return {last.stamp for last, _ in util.falls([generation_of(one) for one in reversed(candidates)])}
