@@ -229,11 +229,12 @@ def test_no_list_is_written_beside_a_device(stored: Program) -> None:
     assert not device.with_name("null.bad").exists()
 
 
-def test_a_newest_backup_with_an_empty_payload_is_made_anew(program: Program) -> None:
+@pytest.mark.parametrize("end", ["gz", "sha1"])
+def test_a_newest_backup_with_an_empty_object_is_made_anew(program: Program, end: str) -> None:
     os.utime(program.write("a"), (1_700_000_000,) * 2)
     program("backup")
-    (payload,) = program.store.glob("a/*.gz")
-    os.truncate(payload, 0)
+    (emptied,) = program.store.glob(f"a/*.{end}")
+    os.truncate(emptied, 0)
     assert "1 backed up" in program("backup")
     assert "1 unchanged" in program("backup")
     assert "1 good" in program("verify")

@@ -158,8 +158,24 @@ def test_a_clock_that_is_behind_gives_no_backup_another_stamp(world: World) -> N
     before = sorted(path.name for path in (world.store / NAMES[0]).iterdir())
     assert len(before) == 6
     world.now -= 399 * DAY
-    world.nights(1)
+    world.nights(7)
     assert sorted(path.name for path in (world.store / NAMES[0]).iterdir()) == before
+
+
+def test_a_week_after_a_clock_was_ahead_its_backups_get_present_stamps(world: World) -> None:
+    world.nights(2)
+    world.now += 400 * DAY
+    world.write(NAMES[0])
+    world.nights(1)
+    world.now -= 400 * DAY
+
+    def newest() -> str:
+        return max(path.name for path in (world.store / NAMES[0]).iterdir())[:10]
+
+    world.nights(7)
+    assert newest() > f"{world.now + 300 * DAY:%Y-%m-%d}"
+    world.nights(1)
+    assert newest() == f"{world.now:%Y-%m-%d}"
 
 
 @pytest.mark.parametrize("field", ["begin", "end", "uptime", "steady_since", "pause", "last_stamp"])

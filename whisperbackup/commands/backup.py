@@ -20,7 +20,7 @@ from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import backups, future_stamps, keys
-from whisperbackup.repository.catalog import Backup, Metric, mark_md5
+from whisperbackup.repository.catalog import MARK_SIZE, Backup, Metric, mark_md5
 from whisperbackup.repository.deleter import Deleter
 from whisperbackup.repository.join import Pair
 from whisperbackup.repository.known_bad import KnownBad
@@ -93,7 +93,7 @@ def run(options: Options, stats: RunStats) -> int:
 
 
 def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, str]) -> Iterator[Pair]:
-    """Yield `pairs`; add a metric's newest backup to `still_bad` if it is known to be damaged, or has an empty payload.
+    """Yield `pairs`; add a metric's newest backup to `still_bad` if it is known to be damaged, or has an empty object.
 
     A disk can lose the content of a file in a power failure.
     """
@@ -101,7 +101,8 @@ def _find_bad(pairs: Iterable[Pair], known_bad: KnownBad, still_bad: dict[str, s
         metric = pair.metric
         if metric and metric.backups:
             newest = metric.backups[-1]
-            if newest.stamp == known_bad.stamps.get(metric.name) or not all(each.size for each in newest.payloads):
+            is_cut = newest.mark_size < MARK_SIZE or not all(each.size for each in newest.payloads)
+            if is_cut or newest.stamp == known_bad.stamps.get(metric.name):
                 still_bad[metric.name] = newest.stamp
         yield pair
 
@@ -110,7 +111,8 @@ def _modified(
     pairs: Iterable[Pair], bad: Container[str], state: State, options: Options, stats: RunStats, steady: Steady
 ) -> Iterator[MetricJob]:
     """Yield a job for each file, except those whose current content is known to be in the store."""
-    may_redate = not (steady.doubt or options.no_delete)  # a copy beside its original would help nobody
+    # A copy beside its original would help nobody.
+    may_redate = steady.covers(future_stamps.SURE) and not options.no_delete
     keep = options.keep._replace(can_tell_year=options.purge_anyway or steady.covers(YEAR))
     for local, metric in pairs:
         if not isinstance(local, LocalFile):

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from whisperbackup.repository import compression, keys
-from whisperbackup.repository.catalog import Backup, Metric, look_up, mark_md5, parse_suffix
+from whisperbackup.repository.catalog import MARK_SIZE, Backup, Metric, look_up, mark_md5, parse_suffix
 from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
 from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STAMPS = 10  # stamps to try for one backup; if all are taken, the cause is not just another run
-MAX_MARK = 256  # bytes; a mark has 40, and some tools end a file with a newline
+MAX_MARK = 256  # bytes
 NOT_ITS_SHA1 = "its content does not have the SHA-1 of its mark"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 
@@ -143,7 +143,7 @@ def _md5(body: bytes) -> str:
 def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     """The SHA-1 in a backup's mark.  Raises BadBackup, also when the mark is gone."""
     if backup.mark_size > MAX_MARK:
-        raise BadBackup(f"its mark has {backup.mark_size} bytes instead of 40")
+        raise BadBackup(f"its mark has {backup.mark_size} bytes instead of {MARK_SIZE}")
     try:
         text = driver.get(keys.mark(key, backup.stamp)).decode("ascii", "replace").strip().lower()
     except NotFound:

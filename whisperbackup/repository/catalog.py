@@ -30,6 +30,8 @@ from whisperbackup.tree.selection import Selection
 
 logger = logging.getLogger(__name__)
 
+MARK_SIZE = 40
+"""Bytes of a mark; some tools end a file with a newline."""
 _OBJECT = re.compile(rf"({STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
 _TEMPORARY = re.compile(TEMPORARY, re.ASCII)
 _RECORD = re.compile(r"(.*/)?(\.(?:increments|runs)/.+)", re.DOTALL)
@@ -51,7 +53,7 @@ class Backup(NamedTuple):
     stamp: str
     payloads: tuple[Payload, ...]
     mark_md5: str | None
-    mark_size: int = 40
+    mark_size: int = MARK_SIZE
 
     def suffixes(self) -> list[str]:
         """The ends of its keys."""

@@ -2,7 +2,8 @@
 
 A metric's stamps are in the order in which its backups were made, so after a stamp that is years ahead all later stamps
 must be later still.  One stamp does not show whether the clock was wrong then or is wrong now, but a history does: a
-clock that was far ahead leaves a gap in it, and a clock that is behind now shows a time in the middle of it.
+clock that was far ahead leaves a gap in it, and a clock that is behind now shows a time in the middle of it.  After a
+leap of the clock a week must pass first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from whisperbackup.whisper.format import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # errors of clocks and time zones are smaller
 LEAP = timedelta(days=60)
+SURE = timedelta(days=7)  # a clock that has leapt is believed after so long
 TIMES = 10
 
 

@@ -31,6 +31,7 @@ from whisperbackup.repository.purge import (
     ORPHAN_AGE,
     TOGETHER,
     RemoveOrphan,
+    VoidTombstones,
     is_due,
     is_old,
     keys_of,
@@ -81,13 +82,6 @@ class RetainBackups(NamedTuple):
             for backup in surplus.backups
         ]
         return Outcome(self.name, counts, deletes=tuple(deletes))
-
-
-class VoidTombstones(NamedTuple):
-    """Delete tombstones of the metric `name` that are older than its newest backup."""
-
-    name: str
-    keys: tuple[str, ...]
 
 
 class Due(NamedTuple):

@@ -41,6 +41,10 @@ TOGETHER = (
     "check the tree that is backed up (is a disk missing?), its -p, -b and --storage-path; -d names them; if it is not "
     "a mistake, use --purge-anyway"
 )
+HIDDEN = (
+    "{count} metrics were marked as missing before a link took the place of their files: prune will delete their "
+    "backups; replace the link by what it leads to, or run backup once without --no-delete, which removes the marks"
+)
 ANYWAY = "if it is not, --purge-anyway deletes them then"
 MANY = 10  # if at least this many metrics, and half of the store, are missing at once, that is treated as a mistake
 
@@ -93,12 +97,23 @@ class RemoveOrphan(NamedTuple):
 
 
 class PurgeMetric(NamedTuple):
-    """Delete all objects of the metric `name`, its tombstones after the others."""
+    """Delete all objects of the metric `name`, its tombstones after the others.
+
+    `tombstone` is the key of the one that it gets instead, if its deletion looks like a mistake.
+    """
 
     name: str
     keys: tuple[str, ...]
     tombstones: tuple[str, ...]
     is_together: bool  # it disappeared with many others
+    tombstone: str
+
+
+class VoidTombstones(NamedTuple):
+    """Delete tombstones of the metric `name`, which is not purged any more."""
+
+    name: str
+    keys: tuple[str, ...]
 
 
 class Rules(NamedTuple):
@@ -113,7 +128,7 @@ class Rules(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The action for one metric: write a tombstone with this stamp, or delete everything."""
+    """The action for one metric: delete everything, or else write a tombstone with this stamp."""
 
     tombstone: str | None
     is_due: bool
@@ -128,11 +143,9 @@ def plan(metric: Metric, days: int, now: datetime, deletes: bool = True) -> Plan
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
-    if days == 0 and deletes:
-        return Plan(None, True)
     if not metric.missing_since:
-        return Plan(next_stamp(now, metric.last_stamp) if metric.backups else None, False)
-    return Plan(None, is_due(metric, days, now))
+        return Plan(next_stamp(now, metric.last_stamp) if metric.backups else None, days == 0 and deletes)
+    return Plan(None, (days == 0 and deletes) or is_due(metric, days, now))
 
 
 def is_due(metric: Metric, days: int, now: datetime) -> bool:
@@ -201,14 +214,15 @@ class Purge:
         self._here = 0  # in the tree
         self._stayed = 0  # of them, those that have not just come back
         self._missing = 0  # not in the tree
-        self._marked = 0  # of them, those that this run marks as missing
+        self._marked = 0  # of them, those that this run marks as missing, if it does not delete them
         self._together = 0  # those that an earlier run marked together with many others
         self._due = 0  # those to be deleted
         self._due_together = 0  # of them, those that were marked together with many others
         self._kept = 0  # those that would be, could the clock be trusted
+        self._hidden = 0  # those that were marked as missing before a link took their place
         self._is_blind = False
         self._root = os.stat(rules.prefix)
-        self._spool = Spool[PutTombstone | PurgeMetric | RemoveOrphan]()
+        self._spool = Spool[PutTombstone | PurgeMetric | VoidTombstones | RemoveOrphan]()
 
     def watch(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield `pairs` unchanged; record missing metrics and the parts of the tree that the walk could not read."""
@@ -216,6 +230,8 @@ class Purge:
             if isinstance(pair.local, Skipped):
                 if pair.metric is None:
                     self._record_skipped(pair.local)
+                elif pair.metric.missing_since and not pair.local.is_unseen:
+                    self._record_hidden(pair.metric)
             elif pair.metric is not None:
                 self._record(pair.metric, pair.local is None)
             self.saw_stored |= pair.metric is not None
@@ -229,6 +245,12 @@ class Purge:
             self._stats.fail(path, skipped.reason)
         elif skipped.reason:
             logger.warning("%s: neither backed up nor purged: %s", path, skipped.reason)
+
+    def _record_hidden(self, metric: Metric) -> None:
+        self._hidden += 1
+        key = keys.metric_key(self._rules.storage_path, metric.name)
+        tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
+        self._spool.write(VoidTombstones(metric.name, tombstones))
 
     def _record(self, metric: Metric, is_missing: bool) -> None:
         has_backup = bool(metric.backups)
@@ -247,9 +269,10 @@ class Purge:
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
-            if tombstone and not self._steady.doubt:
-                self._marked += 1
-                self._spool.write(PutTombstone(metric.name, keys.tombstone(key, tombstone)))
+            mark = keys.tombstone(key, tombstone) if tombstone and not self._steady.doubt else ""
+            self._marked += bool(mark)
+            if mark and not is_due:
+                self._spool.write(PutTombstone(metric.name, mark))
             if is_due and not self._steady.has_shown(self._rules.days):
                 self._kept += has_backup
             elif is_due:
@@ -257,7 +280,7 @@ class Purge:
                 self._due_together += together
                 others = tuple(key + suffix for suffix in keys_of(metric, self._now))
                 tombstones = tuple(keys.tombstone(key, stamp) for stamp in metric.tombstones)
-                self._spool.write(PurgeMetric(metric.name, others, tombstones, together))
+                self._spool.write(PurgeMetric(metric.name, others, tombstones, together, mark))
                 return
         if metric.is_canonical and self._steady.covers(ORPHAN_AGE):
             for half in metric.orphans:
@@ -278,6 +301,8 @@ class Purge:
         if not self._is_same_tree():
             return
         self._warn_of_leap()
+        if self._hidden and not self._rules.deletes:
+            self._stats.fail("purge", HIDDEN.format(count=self._hidden))
         body = self._body()
         is_mistake = self._is_mistake(self._together + (self._marked if body else 0))
         keeps_together = self._due_together >= MANY and self._rules.deletes and not self._rules.anyway
@@ -288,8 +313,13 @@ class Purge:
                 would = "would be " if self._rules.noop else ""
                 logger.info("%s: not in the tree, %smarked as missing", job.name, would)
                 yield job._replace(body=body)
+            elif isinstance(job, VoidTombstones):
+                if self._rules.deletes:
+                    log_return(job.name, self._rules.noop)
+                    deleter.add(PendingDelete(Count.CAME_BACK, job.keys))
             elif is_mistake:
-                continue
+                if isinstance(job, PurgeMetric) and job.tombstone:
+                    yield PutTombstone(job.name, job.tombstone, body)
             elif keeps_together and isinstance(job, PurgeMetric) and job.is_together:
                 logger.debug("%s: kept, it disappeared together with many others", job.name)
             elif isinstance(job, RemoveOrphan):
