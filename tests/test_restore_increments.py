@@ -488,6 +488,45 @@ def test_a_date_for_which_not_all_increments_are_kept_gives_what_the_backup_saw(
     assert paths[1].read_bytes() == states[5][1]
 
 
+@pytest.mark.parametrize("what", ["gone", "rewritten", "whole"])
+@pytest.mark.parametrize("is_before_the_next", [True, False])
+def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_are_told(
+    program: Program, what: str, is_before_the_next: bool
+) -> None:
+    """Neither in a metric that has later records, nor one that has none, nor where the date is just after them."""
+    paths = [program.write("a.one"), program.write("b.quiet")]
+    dates = []
+    for number, command in enumerate(("backup", "backup", "increment", "backup", "increment")):
+        for path in paths if number != 4 else paths[:1]:
+            add_point(path, 7.0 + number)
+        settle()
+        program(command, "disk", *(["-r", 9] if command == "backup" else []))
+        dates.append(stamp_of(datetime.now(UTC)))
+        if number == 1:
+            states = [path.read_bytes() for path in paths]
+        settle()
+    for path in paths:
+        add_point(path, 70.0)
+    program("backup", "disk", "-r", 9)
+    middle, last = sorted((program.store / ".increments").iterdir())
+    for metric in ("a.one", "b.quiet"):
+        thinned = program.stamps(metric)[2]
+        for suffix in ("sha1", "wsp.gz"):
+            (program.store / metric / f"{thinned}.{suffix}").unlink()
+    if what == "gone":
+        shutil.rmtree(middle)
+    if what == "rewritten":
+        change(middle / "manifest.json", all_records=9)
+    lose(program)
+    said = program("restore", "disk", "-c", dates[3 if is_before_the_next else 4])
+    if what == "whole":
+        assert "metrics are as their backup saw them" not in said
+        assert not {path.read_bytes() for path in paths} & {*states}
+    else:
+        assert "2 metrics are as their backup saw them" in said
+        assert [path.read_bytes() for path in paths] == states
+
+
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swift's listings lag behind."""
     held = lose(node)

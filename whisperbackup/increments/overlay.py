@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,26 +36,38 @@ OnDamage = Callable[[str, str], None]
 DELETED = "it was deleted or rewritten during this run: run it again"
 
 
-class Overlay(NamedTuple):
-    """Increments in their order (those that began by a date, if one is given), and the records of backup runs.
+class Chain(NamedTuple):
+    """The increments of one tree: since when, up to a date, they have all that was written (infinite: never).
 
-    `begins` tells since when each tree's increments have all that was written; `are_later`: the store has some, and all
-    began after the date.
+    `last` is the stamp of the newest one, whatever the date.
     """
+
+    begin: float = math.inf
+    last: str = ""
+
+
+class Overlay(NamedTuple):
+    """Increments in their order (those that began by a date, if one is given), and the records of backup runs."""
 
     increments: tuple[Manifest, ...]
     runs: tuple[Run, ...]
-    begins: Mapping[Whose, int]
-    are_later: bool = False
+    chains: Mapping[Whose, Chain]
 
     def without_frames(self) -> Overlay:
         """What a worker needs to judge records."""
         return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs, {})
 
     def has_gap(self, shares: Iterable[Share], stamp: str) -> bool:
-        """Whether some increment between the backup of `stamp` and these later records is not kept any more."""
+        """Whether some increment between the backup of `stamp` and the date is not kept, or not whole any more.
+
+        `shares` are the metric's records; one without later ones may have had some in what was deleted.
+        """
+        moment = seconds(stamp)
         later = [one for one in (self.increments[share.number] for share in shares) if one.stamp > stamp]
-        return any(seconds(stamp) < self.begins.get(_whose(one), 0) for one in later)
+        chains = [self.chains[_whose(one)] for one in later] or [
+            chain for chain in self.chains.values() if chain.last > stamp
+        ]
+        return any(moment < chain.begin for chain in chains)
 
 
 def _whose(one: Manifest) -> Whose:
@@ -104,8 +117,8 @@ def open_overlay(
     known_runs = tuple(run for run in runs if isinstance(run, Run))
     known = [one for one in manifests if isinstance(one, Manifest)]
     increments = [one for one in known if until is None or one.begin <= until]
-    begins = _chains(known, found, known_runs, now, until, selection, on_damage)
-    return Overlay(tuple(increments), known_runs, begins, bool(known) and not increments)
+    chains = _chains(known, found, known_runs, now, until, selection, on_damage)
+    return Overlay(tuple(increments), known_runs, chains)
 
 
 def _chains(
@@ -116,38 +129,50 @@ def _chains(
     until: int | None,
     selection: Selection,
     on_damage: OnDamage,
-) -> dict[Whose, int]:
-    """Since when each tree's increments up to `until` have all that was written; what is lost since then is named.
+) -> dict[Whose, Chain]:
+    """The chain of each tree up to `until`; what is lost since it begins is named.
 
     That is an increment which others began at, if backup runs that ended by `until` did not store all its metrics.  If
-    others did later, and none is older or it was old, retention may have deleted it: the chain begins after it.
+    others did later, and none is older or it was old, retention may have deleted it: the chain begins after it.  So it
+    does after one that retention has rewritten: that lacks the records of which backups were made.
     """
     ended = runs if until is None else [run for run in runs if run.end <= until]
-    begins: dict[Whose, int] = {}
+    chains: dict[Whose, Chain] = {}
     there = {*found.complete, *(one.stamp for one in increments)}
     for one in increments:
-        if one.reference in there:
-            continue
+        begin, _ = chain = chains.get(_whose(one), Chain())
+        since = one.since + one.lag
         # One that is the newest run is a run: it may have no record any more, and its points are in backups.
         is_run = one.reference in ("", one.known_run, one.after_run, *found.runs)
-        lost = Names(()) if is_run else _not_backed_up(one, ended, now)
-        may_be_deleted = _whose(one) not in begins or any(_may_delete(run, one, now) for run in runs)
-        if not lost.entries or (may_be_deleted and not _not_backed_up(one, runs, now).entries):
-            if until is None or one.begin <= until:
-                begins[_whose(one)] = one.since + one.lag
-            continue
-        named = sorted(
-            f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries if _may_be(name, selection)
+        lost = Names(()) if one.reference in there or is_run else _not_backed_up(one, ended, now)
+        if one.reference in there:
+            begin = min(begin, since)
+        elif not lost.entries or (
+            (begin == math.inf or any(_may_delete(run, one, now) for run in runs))
+            and not _not_backed_up(one, runs, now).entries
+        ):
+            begin = since
+        else:
+            begin = 0 if begin == math.inf else begin
+            _name_lost(one, lost, until, selection, on_damage)
+        if one.records < one.all_records:
+            begin = math.inf
+        is_used = until is None or one.begin <= until
+        chains[_whose(one)] = Chain(begin, one.stamp) if is_used else chain._replace(last=one.stamp)
+    return chains
+
+
+def _name_lost(one: Manifest, lost: Names, until: int | None, selection: Selection, on_damage: OnDamage) -> None:
+    """Name the increment that `one` begins at, if it had something of the selection by `until`."""
+    named = sorted(f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries if _may_be(name, selection))
+    if named and one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
+        first, *others = named
+        more = f" and {len(others)} more" if others else ""
+        on_damage(
+            f"the increment of {one.reference}",
+            f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost"
+            + (f", of what no backup run has stored since ({first}{more})" if first != "*" else ""),
         )
-        if named and one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
-            first, *others = named
-            more = f" and {len(others)} more" if others else ""
-            on_damage(
-                f"the increment of {one.reference}",
-                f"it is not in the store, though that of {one.stamp} begins where it did: its points are lost"
-                + (f", of what no backup run has stored since ({first}{more})" if first != "*" else ""),
-            )
-    return begins
 
 
 def _may_delete(run: Run, one: Manifest, now: int) -> bool:
@@ -207,13 +232,13 @@ class Reading:
         return name in self._waiting
 
     def take(self, metric: Metric, candidates: list[Backup]) -> tuple[Share, ...]:
-        """The records of the metric just yielded; none where increments between its backup and them are gone.
+        """The records of the metric just yielded; none where increments between its backup and the date are gone.
 
         That can be where a date chooses another than the newest backup: one between may be thinned out.
         """
         shares = self._waiting.pop(metric.name, ())
         is_older = self._until is not None and candidates and candidates[0].stamp != metric.backups[-1].stamp
-        if is_older and (self._overlay.are_later or self._overlay.has_gap(shares, candidates[0].stamp)):
+        if is_older and self._overlay.has_gap(shares, candidates[0].stamp):
             self.left_alone += 1
             return ()
         return shares
