@@ -660,6 +660,19 @@ def test_a_file_born_in_the_window_is_taken_whole_but_not_thousands(stored: Prog
     assert "1104 recorded" in said
 
 
+def test_large_files_born_in_the_window_are_not_all_held_at_once(stored: Program) -> None:
+    settle()
+    time.sleep(1)
+    for number in range(20):  # of 2.4 MB
+        path = stored.prefix / f"large/m{number:04}.wsp"
+        path.parent.mkdir(exist_ok=True)
+        whisper.create(str(path), [(60, 200_000)])
+        whisper.update(str(path), float(number))
+    said = stored("increment", "disk", "-f", "1")
+    assert "13 taken whole" in said
+    assert "7 new, left to backup" in said
+
+
 # Faults
 
 

@@ -495,17 +495,21 @@ def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_ar
 ) -> None:
     """Neither in a metric that has later records, nor one that has none, nor where the date is just after them."""
     paths = [program.write("a.one"), program.write("b.quiet")]
+    program.write("c.later")
     dates = []
     for number, command in enumerate(("backup", "backup", "increment", "backup", "increment")):
         for path in paths if number != 4 else paths[:1]:
             add_point(path, 7.0 + number)
+        if number >= 3:
+            add_point(program.prefix / "c/later.wsp", 7.0 + number)
         settle()
         program(command, "disk", *(["-r", 9] if command == "backup" else []))
         dates.append(stamp_of(datetime.now(UTC)))
         if number == 1:
             states = [path.read_bytes() for path in paths]
         settle()
-    for path in paths:
+    later = (program.prefix / "c/later.wsp").read_bytes()
+    for path in (*paths, program.prefix / "c/later.wsp"):
         add_point(path, 70.0)
     program("backup", "disk", "-r", 9)
     middle, last = sorted((program.store / ".increments").iterdir())
@@ -518,7 +522,11 @@ def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_ar
     if what == "rewritten":
         change(middle / "manifest.json", all_records=9)
     lose(program)
-    said = program("restore", "disk", "-c", dates[3 if is_before_the_next else 4])
+    said = program("restore", "disk", "-c", dates[4], "-m", "c.later")
+    assert "as their backup saw them" not in said, "its backup is later than what is gone"
+    assert (program.prefix / "c/later.wsp").read_bytes() == later
+    shutil.rmtree(program.prefix / "c")
+    said = program("restore", "disk", "-c", dates[3 if is_before_the_next else 4], "-m", "[ab].*")
     if what == "whole":
         assert "metrics are as their backup saw them" not in said
         assert not {path.read_bytes() for path in paths} & {*states}

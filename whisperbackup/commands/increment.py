@@ -242,8 +242,8 @@ class _Work:
         self.stats.add("", taken.counts)
         for name, reason in taken.failed:
             self.stats.fail(name, reason)
-        if taken.new_left:
-            self.stats.count(Count.NEW_LEFT, taken.new_left)
+        if left := taken.new_left + taken.large_left:
+            self.stats.count(Count.NEW_LEFT, left)
         self._counts += taken.counts
         self._whole -= taken.counts[Count.WHOLE]
         self._failed += taken.owed

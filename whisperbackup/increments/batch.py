@@ -37,7 +37,7 @@ class Taken:
 
     `failed`: paths and reasons; `owed`: keys to be read again from where their window began; `lateness`: how many
     metrics had their newest point written so late, in steps; `new_left`: files born in the window that were not taken
-    whole, since there were too many.
+    whole, since there were too many; `large_left`: those that would have been too many bytes at once.
     """
 
     number: int
@@ -47,6 +47,7 @@ class Taken:
     owed: list[str] = field(default_factory=list)
     lateness: Counter[int] = field(default_factory=Counter)
     new_left: int = 0
+    large_left: int = 0
 
 
 class Batch(NamedTuple):

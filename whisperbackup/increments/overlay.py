@@ -153,7 +153,6 @@ def _chains(
         ):
             begin = since
         else:
-            begin = 0 if begin == math.inf else begin
             _name_lost(one, lost, until, selection, on_damage)
         if one.records < one.all_records:
             begin = math.inf

@@ -19,6 +19,7 @@ from whisperbackup.whisper.throttle import Throttle
 
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HELD = 1024 * 1024  # bytes of slots
+MAX_WHOLE_BYTES = 32 * 1024 * 1024  # of the files of a batch that are taken whole, unless one alone has more
 
 
 def take(batch: Batch, throttle: Throttle) -> Taken:
@@ -31,6 +32,7 @@ class _Reading:
 
     def __init__(self, batch: Batch, throttle: Throttle) -> None:
         self.limits, self.whole, self.throttle = batch.limits, batch.whole, throttle
+        self.whole_bytes = 0
         self.taken = Taken(batch.number)
         self.look = Looker().look
         self.quick = Quick(self.limits.since, self.limits.lag)
@@ -105,10 +107,15 @@ class _Reading:
 
     def _may_be_whole(self, size: int) -> bool:
         """Whether one more file that was born in the window may be taken whole."""
-        is_whole = self.whole > 0 and size <= record.MAX_RECORD
-        self.whole -= is_whole
-        self.taken.new_left += not is_whole
-        return is_whole
+        held = self.whole_bytes + size
+        if self.whole <= 0 or size > record.MAX_RECORD:
+            self.taken.new_left += 1
+            return False
+        if self.whole_bytes and held > MAX_WHOLE_BYTES:
+            self.taken.large_left += 1
+            return False
+        self.whole, self.whole_bytes = self.whole - 1, held
+        return True
 
     def _read(self, fd: int, since: int, size: int, written: int, is_whole: bool) -> fresh.Raw:
         absent: list[int] = []
