@@ -663,6 +663,13 @@ def test_a_clock_that_was_set_is_noticed_while_the_kernel_runs() -> None:
     assert choose([], [late_run], now=rebooted) is None
     before = increment_at(NOW - 600, boot="boot", uptime=10_000)
     assert choose([right, before], [], now=rebooted).since == NOW - 600 - 900  # type: ignore[union-attr]
+    # A run whose stamp can be true is not to be trusted if one after it, under the same clock, was ahead.
+    early = increment_at(NOW - HOUR, boot="boot", uptime=5_000)
+    late = increment_at(NOW + HOUR, boot="boot", uptime=5_000 + 2 * HOUR)
+    assert choose([right, early, late], [], now=rebooted).since == NOW - 2 * HOUR - 900  # type: ignore[union-attr]
+    assert choose([early], [run, late_run], now=rebooted).reference == early.stamp  # type: ignore[union-attr]
+    early_run = run_at(NOW - HOUR, boot="boot", uptime=5_000)
+    assert choose([late], [run, early_run], now=rebooted).reference == run.stamp  # type: ignore[union-attr]
 
 
 def test_what_is_owed_has_a_window_of_its_own() -> None:

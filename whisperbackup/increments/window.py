@@ -121,11 +121,14 @@ def choose(
     excluded = set(exclude)
     runs = list(runs)
     mine = [i for i in increments if (i.node, i.prefix, set(i.exclude)) == (node, prefix, excluded)]
+    slack = max(lag // 4, 1)  # both clocks are in whole seconds
+    fast = {(o.boot, o.begin - o.uptime) for o in (*mine, *runs) if _leapt(o, now) > slack}
     usable = [
         i
         for i in mine
         if now.time - MAX_AGE <= i.begin < now.time
-        and _step(i, now) <= max(lag // 4, 1)  # both are whole seconds
+        and _step(i, now) <= slack
+        and not _is_one_of(fast, i, slack)
         and i.owed is not None
         and 2 * i.files >= i.reference_files
     ]
@@ -139,7 +142,14 @@ def choose(
             newest.known_run or newest.after_run, newest.lag,
         )  # fmt: skip
     counting = sorted(
-        (run for run in runs if counts(run, node, prefix, excluded) and run.begin < now.time and not _leapt(run, now)),
+        (
+            run
+            for run in runs
+            if counts(run, node, prefix, excluded)
+            and run.begin < now.time
+            and not _leapt(run, now)
+            and not _is_one_of(fast, run, slack)
+        ),
         key=lambda run: run.stamp,
         reverse=True,
     )
@@ -188,6 +198,12 @@ def _leapt(origin: Origin, now: Now) -> int:
     if not now.boot or origin.boot in ("", now.boot):
         return 0
     return max(origin.begin - (now.time - now.uptime), 0)
+
+
+def _is_one_of(fast: Iterable[tuple[str, int]], origin: Origin, slack: int) -> bool:
+    """Whether a run of a boot before this one had the clock of one that is known to have been ahead."""
+    booted = origin.begin - origin.uptime
+    return any(boot == origin.boot and abs(booted - other) <= slack for boot, other in fast)
 
 
 def _begin(origin: Origin, now: Now) -> int:
