@@ -38,10 +38,11 @@ import numpy as np
 from whispertree import RECORD, series
 
 from whisperbackup.commands.increment import FILES_IN_BATCH
-from whisperbackup.increments import batch, history, image, manifest, merge, part, reader, record
+from whisperbackup.increments import batch, image, manifest, merge, part, reader, record
 from whisperbackup.increments.order import Sorted
 from whisperbackup.increments.plan import plan_of
 from whisperbackup.increments.take import take
+from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import LocalFile, walk
 from whisperbackup.whisper.format import header_size, parse_header
@@ -213,7 +214,7 @@ def command(metrics: int, rounds: int, scratch: Path | None) -> None:
         make_tree(root, metrics, now)
         paths = sorted(root.rglob("*.wsp"))
         begin = now - HOUR
-        stamp = history.stamp_at(begin)
+        stamp = stamp_at(begin)
         values = {"stamp": stamp, "node": os.uname().nodename, "prefix": str(root), "begin": begin, "end": begin}
         run = manifest.Run(**values, files=1, status=0, is_complete=True)  # type: ignore[arg-type]
 
@@ -274,7 +275,7 @@ def restore(metrics: int, rounds: int, scratch: Path | None) -> None:
             begin = run.end + 60 * (25 - hours)
             written = write(root, now - hours * HOUR - LAG, now - (hours - 1) * HOUR)
             made = replace(
-                written.made, stamp=history.stamp_at(begin), node=run.node, prefix=run.prefix,
+                written.made, stamp=stamp_at(begin), node=run.node, prefix=run.prefix,
                 begin=begin, end=begin + 30, after_run=run.stamp,
             )  # fmt: skip
             for name, content in {**written.store, manifest.MANIFEST: made.to_json()}.items():

@@ -398,11 +398,35 @@ def test_a_folder_in_the_store_that_cannot_be_read_is_named_and_the_rest_restore
         assert ", 1 failed" in said
         status, said = run(command, "-p", str(target), "--exclude", "servers.web1.cpu")
         assert (status, "ERROR" in said) == (0, False), said
+        status, said = run(command, "-p", str(target), "-m", "servers.web1.cpu", "-m", "top")
+        assert (status, said.count(told), said.count("ERROR: ")) == (3, 1, 2), said
     want.pop("servers/web1/cpu.wsp")
     assert contents(target) == want
     for command in ("backup", "purge"):
         assert run(command)[0] == 1
     (filled.store / "servers.web1.cpu").chmod(0o755)
+
+
+def test_of_many_folders_in_the_store_that_cannot_be_read_some_are_named_and_the_rest_restored(
+    program: Program,
+) -> None:
+    for number in range(25):
+        program.write(f"a.m{number:02}")
+    program.write("b.good")
+    program("backup")
+    for number in range(25):
+        (program.store / f"a.m{number:02}").chmod(0)
+    target = program.home / "target"
+    target.mkdir()
+    words = program.words("restore", "disk", "-p", str(target))
+    ran = subprocess.run([*unprivileged(), *words], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 3
+    assert ran.stderr.count("its folder in the store cannot be read") == 20
+    assert "ERROR: 25 metrics have a folder in the store that cannot be read, 20 of them named above" in ran.stderr
+    assert "1 created" in ran.stderr
+    assert ", 25 failed" in ran.stderr
+    for number in range(25):
+        (program.store / f"a.m{number:02}").chmod(0o755)
 
 
 def test_nothing_is_written_through_a_link_in_a_store(filled: Program) -> None:

@@ -780,6 +780,47 @@ def open(bucket, create, arguments):
 """
 
 
+BAD_BLOCKS = """
+import errno, os
+from whisperbackup.storage import disk
+real = os.open
+def open_or_fail(path, *rest, **named):
+    if os.fsdecode(path).endswith(os.environ["BAD"]):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return real(path, *rest, **named)
+def open(bucket, create, arguments):
+    os.open = open_or_fail
+    return disk.open(bucket, create, arguments)
+"""
+
+
+@pytest.mark.parametrize("end", [".wsp.gz", ".sha1"])
+def test_a_bad_block_of_the_store_costs_one_backup_and_no_run(
+    program: Program, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    names = [f"a.m{number:02}" for number in range(25)]  # so many failures in a row end a run if the store is to blame
+    for name in names:
+        program.write(name)
+    program("backup")
+    older = contents(program.prefix)
+    time.sleep(1.1)
+    for name in names:
+        add_point(program.prefix / (name.replace(".", "/") + ".wsp"))
+    program("backup")
+    (bad,) = {program.stamps(name)[-1] for name in names}  # their second
+    install_driver(program, monkeypatch, BAD_BLOCKS)
+    monkeypatch.setenv("BAD", bad + end)
+    assert program("verify", "shelf", status=3).count("cannot be read: its ") == 25
+    shutil.rmtree(program.prefix / "a")
+    said = program("restore", "shelf", status=3)
+    assert "25 created" in said
+    assert "25 needed an older backup" in said
+    assert contents(program.prefix) == older
+    assert not Path(f"{program.state}.bad").exists(), "another machine may read it"
+    if end == ".sha1":
+        assert "25 backed up" in program("backup", "shelf"), "what cannot be compared is stored again"
+
+
 @pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])
 @pytest.mark.parametrize("call", ["preadv", "fdatasync", "link", "fsync"])
 def test_a_sick_disk_fails_the_metric_and_leaves_nothing_half_written(

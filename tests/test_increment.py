@@ -38,6 +38,7 @@ from whisperbackup.increments.window import Now
 from whisperbackup.options import parse
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.catalog import Catalog
+from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.runtime import clock, defaults
 from whisperbackup.storage import disk
 from whisperbackup.storage.base import Driver
@@ -469,7 +470,7 @@ def test_a_disk_that_was_away_during_any_backup_is_named_until_one_has_its_files
     stored.write("my disk.one")
     settle()
     if how == "stopped":
-        record = json.loads(runs(stored)[-1].to_json()) | {"is_complete": False, "stamp": history.stamp_at(time.time())}
+        record = json.loads(runs(stored)[-1].to_json()) | {"is_complete": False, "stamp": stamp_at(time.time())}
         driver_of(stored).put(f".runs/{record['stamp']}.json", json.dumps(record).encode())
     else:
         stored("backup", "disk", "-m", "my disk.*")
@@ -535,7 +536,7 @@ def test_a_backup_that_an_increment_overlaps_ends_the_waiting_for_a_disk_too(dis
     disk_below("backup", "disk")
     driver, newest = driver_of(disk_below), runs(disk_below)[-1]
     (disk_below.store / ".runs" / f"{newest.stamp}.json").unlink()  # as if it had begun before that increment
-    before = history.stamp_at(datetime.fromisoformat(made(disk_below)[-1].stamp).timestamp() - 1)
+    before = stamp_at(datetime.fromisoformat(made(disk_below)[-1].stamp).timestamp() - 1)
     assert before > runs(disk_below)[-1].stamp
     driver.put(f".runs/{before}.json", replace(newest, stamp=before).to_json())
     settle()
@@ -823,7 +824,7 @@ def test_a_clock_that_was_ahead_costs_no_point(stored: Program) -> None:
     (first,) = made(stored)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     ahead = json.loads(first.to_json()) | {
-        "stamp": history.stamp_at(tomorrow.timestamp()),
+        "stamp": stamp_at(tomorrow.timestamp()),
         "begin": int(tomorrow.timestamp()),
         "end": int(tomorrow.timestamp()),
     }
@@ -941,7 +942,7 @@ def age(program: Program, days: float) -> None:
 
 
 def moved(stamp: str, days: float) -> str:
-    return history.stamp_at(datetime.fromisoformat(stamp).timestamp() - days * 86400)
+    return stamp_at(datetime.fromisoformat(stamp).timestamp() - days * 86400)
 
 
 def old_increment(program: Program) -> None:

@@ -26,6 +26,19 @@ def test_a_glob_that_names_a_folder_is_told_its_star(backed_up: Program) -> None
         assert "use -m 'servers.web1.*'" in said, command
 
 
+def test_an_exclude_that_names_a_folder_ends_what_would_not_spare_it(program: Program) -> None:
+    program.write("servers.web1.cpu")
+    program.write("top")
+    program("backup")
+    before = program.objects()
+    for command in (["restore", "--overwrite"], ["verify"], ["purge", "-x", "0"], ["prune", "-x", "0"]):
+        said = program(command[0], "disk", *command[1:], "--exclude", "servers.web1", status=1)
+        assert "use --exclude 'servers.web1.*'" in said, command
+        for fine in ("servers.web1.cpu", "servers.web1.*", "gone"):
+            program(command[0], "disk", *command[1:], "--exclude", fine)
+    assert program.objects() == before
+
+
 def test_a_wrong_storage_path_is_answered_with_one_that_is_there(backed_up: Program) -> None:
     for command in ("restore", "verify", "list"):
         said = backed_up(command, "disk", "--storage-path", "node2", status=1)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -512,7 +513,7 @@ def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_ar
     for path in (*paths, program.prefix / "c/later.wsp"):
         add_point(path, 70.0)
     program("backup", "disk", "-r", 9)
-    middle, last = sorted((program.store / ".increments").iterdir())
+    middle, _ = sorted((program.store / ".increments").iterdir())
     for metric in ("a.one", "b.quiet"):
         thinned = program.stamps(metric)[2]
         for suffix in ("sha1", "wsp.gz"):
@@ -864,7 +865,10 @@ def test_a_missing_file_is_created_only_if_it_has_points_in_the_span(program: Pr
     assert "1 skipped" in program("restore", "disk", "--until", "2001-01-01")
     assert not path.exists()
     since, until, begin, length = window(program)
-    assert "1 created" in program("restore", "disk", "--from", since, "--until", until)
+    said = program("restore", "disk", "--from", since, "--until", until)
+    assert "1 created" in said
+    assert "WARNING: 1 files were created with the points of --from and --until alone" in said
+    assert re.search(rf"using only points from {re.escape(since)} \(.* here\) until {re.escape(until)} \(", said)
     held = {t: v for t, v in points_of(path) if v is not None}
     assert held == {t: v for t, v in full.items() if begin <= t <= begin + length and v is not None}
     assert held
@@ -890,6 +894,52 @@ def test_a_slot_that_a_span_cuts_is_not_filled_from_a_part_of_its_points(program
         assert held == {t: v for t, v in whole.items() if hour + since <= t and t + 240 <= hour + until}
         program("restore", "disk", *options, status=3)  # single minutes have no room
         assert {t: value for t, value in points_of(path) if value is not None} == whole
+
+
+def test_a_slot_that_a_span_cuts_is_not_aggregated_from_a_part_of_its_points(program: Program) -> None:
+    """The backup has all single points, and the file none."""
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 240), (300, 288)], xFilesFactor=0.0, aggregationMethod="sum")
+    hour = int(time.time()) // 300 * 300 - 3600
+    whisper.update_many(str(path), [(hour + 60 * number, 1.0) for number in range(40)])
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), [(60, 240), (300, 288)], xFilesFactor=0.0, aggregationMethod="sum")
+    begin, end = (stamp_of(datetime.fromtimestamp(hour + each, UTC)) for each in (120, 1320))
+
+    def sums() -> dict[int, float]:
+        ring = path.read_bytes()[16 + 2 * 12 + 240 * 12 :]
+        return {t - hour: value for t, value in struct.iter_unpack(">Ld", ring) if t}
+
+    program("restore", "disk", "--from", begin, "--until", end)
+    assert sums() == dict.fromkeys((300, 600, 900, 1200), 5.0)  # the last is the backup's own
+    program("restore", "disk")
+    assert sums() == dict.fromkeys(range(0, 2400, 300), 5.0)
+
+
+def test_a_gap_that_a_newer_backup_has_is_filled_from_those_of_its_time(program: Program) -> None:
+    """A disk lost a part of a file, which was backed up so; nothing shows that the older one has more."""
+    path = program.prefix / "m.wsp"
+    now = int(time.time()) // 60 * 60
+    points = [(now - 60 * age, float(age)) for age in range(1, 1400)]
+    whisper.create(str(path), [(60, 1440)])
+    whisper.update_many(str(path), points)
+
+    def held() -> list[float | None]:
+        return whisper.fetch(str(path), now - 7200, now - 60, now)[1]  # type: ignore[no-any-return]
+
+    before = held()
+    program("backup", "disk")
+    settle()
+    path.unlink()
+    whisper.create(str(path), [(60, 1440)])
+    whisper.update_many(str(path), points[:40] + points[90:])
+    program("backup", "disk")
+    assert "0 points filled" in program("restore", "disk")
+    said = program("restore", "disk", "--from", "3h")
+    assert "50 points filled" in said
+    assert "1 needed an older backup" in said
+    assert held() == before
 
 
 def test_a_span_that_ends_now_cuts_no_slot(program: Program) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 import stat
 import struct
 from pathlib import Path
@@ -116,3 +118,21 @@ def test_overwrite_passes_no_capability_on(program: Program, target: Path, name:
     set_attribute(path, name, struct.pack("<5L", 0x02000001, 1, 0, 0, 0))
     program("restore", "disk", "-p", target, "--overwrite")
     assert name not in os.listxattr(path)
+
+
+@pytest.mark.soak
+def test_a_folder_that_another_process_has_locked_is_named_and_not_waited_for_without_end(program: Program) -> None:
+    """Such as `flock TREE whisper-backup restore`."""
+    program.write("a.b")
+    program.write("top")
+    program("backup")
+    shutil.rmtree(program.prefix / "a")
+    fd = os.open(program.prefix, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        said = program("restore", status=3)
+    finally:
+        os.close(fd)
+    assert "a.b: no folder can be made for it: another process has locked the one above it" in said
+    assert "1 already whole" in said
+    program("restore")

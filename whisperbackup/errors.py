@@ -33,6 +33,10 @@ class Unavailable(StorageError):
     """The store did not answer, or answered with an error, even after the client library's retries."""
 
 
+class Unreadable(StorageError):
+    """The disk of the store cannot read this object, but may read others."""
+
+
 class StartAfterUnsupported(StorageError):
     """The service does not start a listing at the requested key."""
 

@@ -15,7 +15,7 @@ from whisperbackup.options import Options
 from whisperbackup.report import carbon
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository import dates
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.stamps import stamp_at, stamp_of
 from whisperbackup.runtime import clock, files, logs, signals
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,9 @@ def _run(settings: Options, stats: RunStats | None) -> int:
         logger.info("using the newest backups at or before %s", dates.shown(settings.date))
         if settings.date > stamp_of(clock.utc_now()):
             logger.warning("-c %s is in the future, so the newest backups are used", settings.date)
+    bounds = (("from", settings.since), ("until", settings.until))
+    if span := [f"{word} {dates.shown(stamp_at(moment))}" for word, moment in bounds if moment is not None]:
+        logger.info("using only points %s", " ".join(span))
     verb = importlib.import_module(f"whisperbackup.commands.{settings.command}")
     with contextlib.ExitStack() as held:
         if writes:

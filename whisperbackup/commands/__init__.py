@@ -69,6 +69,17 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
         return CannotRun(f"{nothing}; check -m, --exclude and --storage-path, or run list")
 
 
+def check_excluded(options: Options, driver: Driver) -> None:
+    """Raises CannotRun for an --exclude that names a folder, and so excludes nothing; StorageError."""
+    for name in options.selection.excluded_names:
+        key = f"{options.storage_path}{name}"
+        if next(driver.list(f"{key}/"), None) is None and next(driver.list(f"{key}."), None):
+            raise CannotRun(
+                f"--exclude {name} excludes nothing: there is no metric of that name in {options.bucket}, but metrics "
+                f"exist below it: use --exclude '{name}.*'"
+            )
+
+
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:
     """Report each -m, of several, that no metric matched: a misspelt one must not look like a success."""
     for glob in unmatched.left:

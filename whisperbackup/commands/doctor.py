@@ -21,7 +21,7 @@ from whisperbackup.increments.manifest import RUNS, Run
 from whisperbackup.options import Options
 from whisperbackup.report import json_lines
 from whisperbackup.report.run_stats import shown_size
-from whisperbackup.repository.stamps import seconds
+from whisperbackup.repository.stamps import seconds, stamp_at
 from whisperbackup.repository.state import EMPTY, MARKED, State
 from whisperbackup.runtime.defaults import on_this_machine
 from whisperbackup.runtime.logs import printable
@@ -252,7 +252,7 @@ def rights(driver: Driver, options: Options, now: float) -> Iterator[Line]:
     if options.noop or options.driver == "noop":
         yield Line("rights", WARNING, "not tried: nothing may be written", "run doctor without -n, on a real store")
         return
-    key = f"{options.storage_path}{RUNS}.whisper-backup-{history.stamp_at(now)}-{secrets.token_hex(8)}"
+    key = f"{options.storage_path}{RUNS}.whisper-backup-{stamp_at(now)}-{secrets.token_hex(8)}"
     doing = "put"
     try:
         before = time.time()

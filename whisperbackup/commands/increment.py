@@ -26,6 +26,7 @@ from whisperbackup.options import Options
 from whisperbackup.report.counters import Count
 from whisperbackup.report.progress import reporting, tick
 from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.runtime import clock
 from whisperbackup.runtime.pool import Pool
 from whisperbackup.storage.base import Driver
@@ -57,7 +58,7 @@ def run(options: Options, stats: RunStats) -> int:
         check_tree(options.prefix)
         whose = history.Origins(os.uname().nodename, os.fsdecode(options.prefix), options.exclude)
         found = history.look(driver, options.storage_path, now.time)
-        if found.newest_run >= history.stamp_at(now.time):  # a window begins at an earlier second
+        if found.newest_run >= stamp_at(now.time):  # a window begins at an earlier second
             time.sleep(1)
             now = Now(int(time.time()), clock.boot_id(), clock.uptime())
         window, found = history.find_window(driver, options.storage_path, found, now, whose, options.lag)
@@ -79,7 +80,7 @@ def run(options: Options, stats: RunStats) -> int:
         window = window.after(runs, *whose).within(options.selection)
         logger.info(
             "points since %s (the start of %s, less %d seconds)",
-            history.stamp_at(window.since), window.reference or "an hour", window.lag,
+            stamp_at(window.since), window.reference or "an hour", window.lag,
         )  # fmt: skip
         work = _Work(options, stats, driver, stamp, window, now.time)
         files = window.reference_files

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from whisperbackup.commands import expected, fail_unmatched, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import check_excluded, expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
 from whisperbackup.errors import StorageError, Unavailable
 from whisperbackup.increments.merge import Share
@@ -38,6 +38,10 @@ MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # the run ends after two or more failures ov
 SET_BACK = (
     "%d files were set back: where increments have the points that were removed, a restore would bring them back: "
     "run backup now"
+)
+PART_CREATED = (
+    "%d files were created with the points of --from and --until alone: restore the rest of them, without these "
+    "options, before -r more backups are made"
 )
 MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody
 
@@ -170,16 +174,18 @@ def work_on_backups(
 
     def pass_over(key: str, error: StorageError) -> None:
         nonlocal unreadable
-        unreadable += 1
         name = key.removeprefix(options.storage_path)[:-1]
-        if name.startswith(".") or unreadable > MANY_LINES:  # increments, or more than one folder's trouble
+        if not name or name.startswith("."):  # all of the storage path, or increments
             raise error
         if name in options.selection and "/" not in name:
+            unreadable += 1
             unmatched.see(name)
-            stats.fail(name, f"its folder in the store cannot be read: {error}")
+            reason = f"its folder in the store cannot be read: {error}"
+            stats.fail(name, reason, is_logged=unreadable <= MANY_LINES)
 
     with open_store(options) as driver:
         on_unreadable(driver, pass_over)
+        check_excluded(options, driver)
 
         def about() -> int:
             return 0 if options.every_backup else expected.metrics(options, driver) // options.shares
@@ -200,7 +206,10 @@ def work_on_backups(
             )
             run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
             catalog.report_foreign()
-            replaced = stats.whole_numbers().get(key_of(Count.REPLACED), 0)
+            counted = stats.whole_numbers()
+            replaced, created = (counted.get(key_of(count), 0) for count in (Count.REPLACED, Count.CREATED))
+            if created and not options.since is options.until is None and not options.noop:
+                logger.warning(PART_CREATED, created)
             may_have_increments = overlay is not NO_OVERLAY or options.no_increments
             if replaced and options.date and not options.noop and may_have_increments:
                 logger.warning(SET_BACK, replaced)
@@ -209,7 +218,12 @@ def work_on_backups(
                     "%d metrics are as their backup saw them: not all increments between that and %s are kept",
                     reading.left_alone, options.date,
                 )  # fmt: skip
-        if not saw_any:
+        if unreadable > MANY_LINES:
+            logger.error(
+                "%d metrics have a folder in the store that cannot be read, %d of them named above; run as a user who "
+                "may read them", unreadable, MANY_LINES,
+            )  # fmt: skip
+        if not saw_any and not unreadable:
             raise nothing_matches(options, driver)
         fail_unmatched(unmatched, stats.fail)
     return stats.finish()

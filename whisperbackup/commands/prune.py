@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from whisperbackup.commands import expected, fail_unmatched, nothing_matches, open_catalog, open_store
+from whisperbackup.commands import check_excluded, expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.pipeline import run_jobs
 from whisperbackup.commands.run_record import expire_increments, look_at_clock
@@ -36,6 +36,7 @@ def run(options: Options, stats: RunStats) -> int:
         unexplained += outcome.unexplained
 
     with open_store(options) as driver:
+        check_excluded(options, driver)
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             deleter = Deleter(protected=protected)

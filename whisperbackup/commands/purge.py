@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 
-from whisperbackup.commands import check_storage_path, expected, fail_unmatched
+from whisperbackup.commands import check_excluded, check_storage_path, expected, fail_unmatched
 from whisperbackup.commands.context import open_pool
 from whisperbackup.commands.known_store import holds_nothing, open_for_purge, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, match, run_jobs, tree_and_store
@@ -29,6 +29,7 @@ def run(options: Options, stats: RunStats) -> int:
     state = state_of(options)
     with contextlib.closing(open_for_purge(options, state)) as driver:
         check_tree(options.prefix)
+        check_excluded(options, driver)
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             catalog, pairs = tree_and_store(options, driver, state)

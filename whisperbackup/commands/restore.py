@@ -25,7 +25,7 @@ from whisperbackup.repository import backups, keys
 from whisperbackup.repository.catalog import Backup, Metric, newest_at
 from whisperbackup.repository.choice import Choice
 from whisperbackup.repository.outcome import Outcome, failed
-from whisperbackup.repository.stamps import seconds, stamp_of
+from whisperbackup.repository.stamps import seconds, stamp_at, stamp_of
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import StorageError
 from whisperbackup.tree import names, walk
@@ -126,7 +126,7 @@ class RestoreMetric(NamedTuple):
         is_substitute = needed_older = False
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
-        choice = Choice(self.candidates)
+        choice = Choice(self.candidates, None if options.since is None else stamp_at(options.since))
         for backup in choice:
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
             use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors)

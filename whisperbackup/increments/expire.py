@@ -28,6 +28,7 @@ from whisperbackup.increments.retention import (
 from whisperbackup.increments.window import MAX_AGE
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
+from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.storage.base import Driver, NotFound
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class _Held(NamedTuple):
 class _Expiry:
     def __init__(self, driver: Driver, rules: Rules, now: int, found: history.Found, stats: RunStats) -> None:
         self.driver, self.rules, self.now, self.found, self.stats = driver, rules, now, found, stats
-        limit, ahead = history.stamp_at(now - rules.keep), history.stamp_at(now + DAY)
+        limit, ahead = stamp_at(now - rules.keep), stamp_at(now + DAY)
         path = rules.storage_path
         # After a run under a fast clock all stamps follow its stamp: how old these are, only manifests tell.
         old = [stamp for stamp in found.complete if stamp <= limit or stamp > ahead]
@@ -203,7 +204,7 @@ class _Expiry:
         for stamp in sorted({key[len(INCREMENTS) :].partition("/")[0] for key in left}):
             if not self._has_manifest(stamp):
                 gone += [path + key for key in left if key.startswith(f"{INCREMENTS}{stamp}/")]
-        day_ago = history.stamp_at(self.now - DAY)
+        day_ago = stamp_at(self.now - DAY)
         temporary = f"{RUNS}.whisper-backup-"
         gone += [
             path + key
@@ -228,7 +229,7 @@ class _Expiry:
     def delete_runs(self, hours: set[str]) -> None:
         """Delete the records of runs of which no backup is left, and that no increment needs."""
         remaining = [stamp for stamp in self.found.complete if stamp not in self.deleted]
-        limit = min([history.stamp_at(self.now - MAX_AGE), *remaining[:1]])
+        limit = min([stamp_at(self.now - MAX_AGE), *remaining[:1]])
         needed = {one.reference for one in self.old if one.stamp not in self.deleted}  # or restore would miss it
         old = [stamp for stamp in self.found.runs[:-RUNS_KEPT] if stamp < limit and stamp not in needed]
         gone = []

@@ -6,7 +6,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from whisperbackup.increments.manifest import (
@@ -23,7 +23,7 @@ from whisperbackup.increments.manifest import (
 from whisperbackup.increments.record import CorruptIncrement
 from whisperbackup.increments.window import MAX_AGE, Now, Window, choose
 from whisperbackup.repository.keys import is_record
-from whisperbackup.repository.stamps import next_stamp, stamp_of
+from whisperbackup.repository.stamps import next_stamp, stamp_at
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import Driver, NotFound, StartAfterUnsupported, StoredObject, list_range
 
@@ -87,11 +87,6 @@ class Found(NamedTuple):
     def next_stamp(self) -> str:
         """The stamp of what begins now.  Raises ValueError if no later stamp exists."""
         return next_stamp(clock.utc_now(), max([*self.stamps[-1:], *self.runs[-1:]], default=""))
-
-
-def stamp_at(moment: float) -> str:
-    """The stamp of a Unix time."""
-    return stamp_of(datetime.fromtimestamp(max(moment, 0), UTC))
 
 
 def look(driver: Driver, storage_path: str, now: float) -> Found:

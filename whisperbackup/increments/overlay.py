@@ -20,7 +20,7 @@ from whisperbackup.increments.names import Names, is_folder
 from whisperbackup.increments.record import CorruptIncrement, moment_of
 from whisperbackup.increments.window import counts
 from whisperbackup.repository.catalog import Backup, Metric
-from whisperbackup.repository.stamps import seconds
+from whisperbackup.repository.stamps import seconds, stamp_at
 from whisperbackup.storage.base import Driver, NotFound, get_range
 from whisperbackup.tree.selection import Selection
 
@@ -164,7 +164,7 @@ def _chains(
 def _name_lost(one: Manifest, lost: Names, until: int | None, selection: Selection, on_damage: OnDamage) -> None:
     """Name the increment that `one` begins at, if it had something of the selection by `until`."""
     named = sorted(f"{name}*" if is_folder(name) else name[:-1] for name in lost.entries if _may_be(name, selection))
-    if named and one.reference < one.stamp and (until is None or one.reference <= history.stamp_at(until)):
+    if named and one.reference < one.stamp and (until is None or one.reference <= stamp_at(until)):
         first, *others = named
         more = f" and {len(others)} more" if others else ""
         on_damage(
@@ -180,7 +180,7 @@ def _may_delete(run: Run, one: Manifest, now: int) -> bool:
     Retention does if the increment has nothing of what was not confirmed.
     """
     day = min(now, run.begin + DAY) - run.keep_increments * DAY
-    return one.reference <= min(run.after_increment, history.stamp_at(day)) and _counts(run, one)
+    return one.reference <= min(run.after_increment, stamp_at(day)) and _counts(run, one)
 
 
 def _counts(run: Run, one: Manifest) -> bool:

@@ -19,7 +19,7 @@ from whisperbackup.repository import compression, keys
 from whisperbackup.repository.catalog import MARK_SIZE, Backup, Metric, look_up, mark_md5, parse_suffix
 from whisperbackup.repository.stamps import next_stamp, stamp_of
 from whisperbackup.runtime.budget import BYTES_IN_FLIGHT, Budget
-from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, create_all, holds
+from whisperbackup.storage.base import Driver, Exists, NotFound, StorageError, Unreadable, create_all, holds
 from whisperbackup.util import Generation
 from whisperbackup.whisper import format
 
@@ -148,6 +148,8 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
         text = driver.get(keys.mark(key, backup.stamp)).decode("ascii", "replace").strip().lower()
     except NotFound:
         raise GoneBackup("its mark is gone") from None
+    except Unreadable as error:
+        raise BadBackup(f"its mark cannot be read: {error}", is_damaged=False) from error
     if not _DIGEST.fullmatch(text):
         raise BadBackup(f"its mark holds {text[:60]!a} instead of a SHA-1")
     return text
@@ -233,6 +235,8 @@ def load(
                 is_damaged = True
                 gone += 1
                 reasons.append(f"its {codec} payload is gone")
+            except Unreadable as error:
+                reasons.append(f"its {codec} payload cannot be read: {error}")
             except format.TooLarge as error:
                 reasons.append(f"its {codec} payload may be good, but {error}")
             except (compression.CorruptPayload, format.CorruptFile) as error:

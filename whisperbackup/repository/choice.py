@@ -17,11 +17,12 @@ class Choice:
     Every backup that was yielded counts as good, unless it was replaced before the next one is requested.
     """
 
-    def __init__(self, candidates: Sequence[Backup]) -> None:
-        """`candidates`: the newest first."""
+    def __init__(self, candidates: Sequence[Backup], since: str | None = None) -> None:
+        """`candidates`: the newest first; all of them that were made after the stamp `since` are used."""
         self.saw_good = False
         self._left = list(candidates)
         self._listed = candidates
+        self._since = since
         self._lasts = _last_of_old_files(candidates)
         self._tried: set[str] = set()
         self._useless: set[str] = set()  # bad or gone
@@ -31,7 +32,8 @@ class Choice:
         while self._left:
             backup = self._left.pop(0)
             generation = generation_of(backup)
-            if backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
+            is_since = self._since is not None and backup.stamp >= self._since
+            if is_since or backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
                 self._tried.add(backup.stamp)
                 yield backup
             if backup.stamp not in self._useless:

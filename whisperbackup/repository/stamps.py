@@ -11,6 +11,11 @@ def stamp_of(moment: datetime) -> str:
     return f"{moment.year:04}" + moment.strftime("-%m-%dT%H:%M:%S+00:00")  # %Y does not pad
 
 
+def stamp_at(moment: float) -> str:
+    """The stamp of a Unix time."""
+    return stamp_of(datetime.fromtimestamp(max(moment, 0), UTC))
+
+
 def seconds(stamp: str) -> int:
     """A stamp as Unix time."""
     return int(datetime.fromisoformat(stamp).timestamp())

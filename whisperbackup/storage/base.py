@@ -36,6 +36,9 @@ from whisperbackup.errors import (
     Unavailable as Unavailable,
 )
 from whisperbackup.errors import (
+    Unreadable as Unreadable,
+)
+from whisperbackup.errors import (
     UnsortedListing as UnsortedListing,
 )
 from whisperbackup.errors import (

@@ -31,6 +31,7 @@ from whisperbackup.storage.base import (
     StorageError,
     StoredObject,
     Unavailable,
+    Unreadable,
     holds,
     keyword_arguments,
 )
@@ -72,7 +73,13 @@ class Disk:
         folder, slash, beginning = prefix.rpartition("/")
         above = (folder + slash).encode()
         place = self._place(above)
-        stack = [(above, beginning.encode(), place, self._names(place, beginning.encode()))]
+        try:
+            stack = [(above, beginning.encode(), place, self._names(place, beginning.encode()))]
+        except StorageError as error:
+            if self._report_unreadable is None or not above:
+                raise
+            self._report_unreadable(above.decode(), error)
+            return
         while stack:
             above, start, place, names = stack[-1]
             for name in names:
@@ -171,6 +178,8 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"'{key}' is not in {os.fsdecode(self._directory)}") from None
         except OSError as error:
+            if error.errno == errno.EIO:  # a bad block, and not all of the disk
+                raise Unreadable(f"'{key}': {error.strerror}") from error
             raise _storage_error(error, key) from error
 
     def put(self, key: str, body: bytes) -> None:

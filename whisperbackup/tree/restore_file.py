@@ -216,7 +216,10 @@ def _warn_of_sidecar(folder: int, name: bytes) -> str:
 
 def _make_folder(parent: int, name: bytes) -> int:
     """Make a folder that belongs to its parent's owner from the moment that it can be seen."""
-    fcntl.flock(parent, fcntl.LOCK_EX)  # other workers may want the same folder
+    try:
+        reader.acquire(parent, fcntl.LOCK_EX)  # other workers may want the same folder
+    except reader.Locked as error:
+        raise CannotPlace("no folder can be made for it: another process has locked the one above it") from error
     try:
         with contextlib.suppress(FileNotFoundError):
             return os.open(name, READ | os.O_DIRECTORY, dir_fd=parent)

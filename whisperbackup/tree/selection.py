@@ -102,6 +102,7 @@ class Selection:
     excluded: re.Pattern[str] | None  # None: none
     folders_excluded: re.Pattern[str] | None
     globs: tuple[str, ...] = ()  # the wanted ones as they were given
+    excluded_names: tuple[str, ...] = ()  # the excluded ones without any wildcard
 
     @property
     def exact(self) -> list[str]:
@@ -150,6 +151,7 @@ def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
         # a trailing `*` that may stand for nothing: what matches the folder's own prefix matches all below it
         folders_excluded=_any_of([glob for glob in excludes if glob.endswith("*")]),
         globs=tuple(wanted),
+        excluded_names=tuple(glob for glob in excluded if not WILDCARD.search(glob) and glob in excludes),
     )
 
 

@@ -163,7 +163,7 @@ def heal_archive(
     np.copyto(window.values, found, where=fill)
     window.known |= fill
     if finer is not None:
-        aggregate_anew(window, finer, header, found, copied, now)
+        aggregate_anew(window, finer, header, found, copied, now, span)
     if resample:
         for source in sources:
             if source.step > step:
@@ -336,13 +336,20 @@ def downsample(window: Window, source: Source, header: Header, found: Floats, av
     total = multiples(window.times, step, source.step)
     result, count = aggregate(header.aggregation, groups, source.values[inside], total)
     fill = ~available & (window.times > source.since) & is_enough(result, count, total, header)
-    begin, end = span
-    if begin is not None:
-        fill &= -(-window.times // source.step) * source.step >= begin  # the first of the points that a slot can have
-    if end is not None:
-        fill &= (window.times + step - 1) // source.step * source.step <= end  # the last
+    fill &= are_within(span, window.times, step, source.step)
     np.copyto(found, result, where=fill)
     available |= fill
+
+
+def are_within(span: Span, times: Ints, step: int, finer_step: int) -> Bools:
+    """Which slots, of `step` seconds from these times on, have no finer point that is outside of `span`."""
+    begin, end = span
+    inside = np.ones(len(times), np.bool_)
+    if begin is not None:
+        inside &= -(-times // finer_step) * finer_step >= begin  # the first point that a slot can have
+    if end is not None:
+        inside &= (times + step - 1) // finer_step * finer_step <= end  # the last
+    return inside
 
 
 def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None:
@@ -373,8 +380,13 @@ def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None
 # Rule 4
 
 
-def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats, copied: Bools, now: int) -> None:
-    """Rule 4: aggregate coarser slots again from the healed next finer archive."""
+def aggregate_anew(
+    window: Window, finer: Window, header: Header, found: Floats, copied: Bools, now: int, span: Span
+) -> None:
+    """Rule 4: aggregate coarser slots again from the healed next finer archive.
+
+    A slot that reaches out of `span` may lack points that the backup has: it is aggregated only if all are known.
+    """
     step = window.archive.step
     tail = slice(int(np.searchsorted(window.times, now - finer.span, side="right")), None)
     size = len(window.times[tail])
@@ -411,6 +423,7 @@ def aggregate_anew(window: Window, finer: Window, header: Header, found: Floats,
         total,
     )
     asked &= is_enough(result, count, total, header) & (count_of(finer.sparse) == 0)
+    asked &= are_within(span, window.times[tail], step, finer.archive.step) | (count == total)
 
     # An empty slot is left to the backup's value if the live file has no points of its own below it.
     take = asked & ~held & (own | ~copied[tail])
