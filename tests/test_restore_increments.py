@@ -962,7 +962,10 @@ def test_a_span_is_neither_empty_nor_for_overwriting(program: Program) -> None:
 
 def test_a_dry_run_changes_nothing(node: Program) -> None:
     lose(node)
-    assert "4 would be created" in node("restore", "disk", "-n")
+    said = node("restore", "disk", "-n")
+    assert "4 would be created" in said
+    assert re.search("a.one: would be created, from [^ ,]*, 2 increments\n", said)
+    assert re.search("c.new: would be created, from increments\n", said)
     assert not contents(node.prefix)
 
 

@@ -185,6 +185,8 @@ class RestoreMetric(NamedTuple):
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
             points = f", {restored.points} points" if restored.how == "healed" else ""
+            if laid and used != ["increments"]:
+                used.append(f"{len(laid)} increments")
             logger.info("%s: %s%s, from %s", self.name, IN_A_DRY_RUN[Count(restored.how)], points, ", ".join(used))
         if restored:
             counts |= {Count(restored.how): 1, Count.POINTS_FILLED: restored.points}
