@@ -222,8 +222,8 @@ class Store(RuleBasedStateMachine):
         if is_killed:
             self.killed_backup(writes)
         self.backup(-1)
-        for _ in range(3):  # a week after the clock was in doubt
-            Clock.advance(timedelta(days=3))
+        for _ in range(4):  # a week after the clock was in doubt
+            Clock.advance(timedelta(days=2))
             self.backup(-1)
         stored = self.catalog()
         assert not any(misdated(stored[metric].backups, Clock.now) for metric in self.files if metric in stored)
