@@ -214,6 +214,12 @@ def test_json_has_the_counters_and_list_shows_runs_and_increments(stored: Progra
     assert (second["command"], second["status"], second["records"]) == ("increment", 0, 3)
     assert datetime.fromisoformat(second["end"]) >= datetime.fromisoformat(second["begin"])
     assert len(stored("list", "disk", "--runs").splitlines()) == 2
+    manifest = stored.store / increment_key(made(stored)[0].stamp)
+    changed = json.loads(manifest.read_text()) | {"node": "other", "prefix": "/its", "all_records": 9}
+    manifest.write_text(json.dumps(changed))
+    run, increment = stored("list", "disk", "--runs").splitlines()
+    assert increment.endswith(", 3 records kept, of /its on other")
+    assert " on " not in run
 
 
 def test_no_command_takes_increments_and_records_of_runs_for_strangers(stored: Program) -> None:

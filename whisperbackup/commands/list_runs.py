@@ -16,11 +16,15 @@ Fields = dict[str, object]
 
 
 def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
-    """A line for each run, the oldest first.  Raises StorageError."""
+    """A line for each run, the oldest first.  Raises StorageError.
+
+    Those of another host or tree than the last backup run say so: no run deletes their increments.
+    """
     found = history.look_at_all(driver, storage_path)
     sizes = dict(found.increments)
-    runs: dict[str, str] = {}
+    runs: dict[str, Run] = {}
     begun: dict[tuple[object, ...], str] = {}
+    usual: tuple[str, str] | None = None
     for run in history.runs_of(driver, storage_path, found.runs):
         # Where the record of its begin could not be replaced, a run has two.
         same = (run.node, run.prefix, run.begin, run.boot, run.uptime)
@@ -28,14 +32,15 @@ def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
             runs.pop(begun.pop(same, ""), None)
         else:
             begun[same] = run.stamp
-        runs[run.stamp] = _line(run, _of_run(run), as_json)
+        runs[run.stamp] = run
+        usual = run.node, run.prefix
     for stamp, kind in sorted([*((s, "backup") for s in found.runs), *((s, "increment") for s in found.complete)]):
         if kind == "backup":
             if stamp in runs:
-                yield runs[stamp]
+                yield _line(runs[stamp], _of_run(runs[stamp]), as_json, usual)
         else:
             for made in history.manifests(driver, storage_path, [stamp]):
-                yield _line(made, _of_increment(made, sizes[stamp]), as_json)
+                yield _line(made, _of_increment(made, sizes[stamp]), as_json, usual)
 
 
 def newest(driver: Driver, storage_path: str) -> tuple[int, int, Fields | None]:
@@ -79,12 +84,16 @@ def _fields(one: Run | Manifest, fields: Fields) -> Fields:
     return {"run": one.stamp, "begin": _moment(one.begin), "end": end, **fields, **about, "counters": one.counters}
 
 
-def _line(one: Run | Manifest, fields: Fields, as_json: bool) -> str:
+def _line(one: Run | Manifest, fields: Fields, as_json: bool, usual: tuple[str, str] | None) -> str:
     whole = _fields(one, fields)
     if as_json:
         return json_lines.line(whole)
     status = "no end" if fields["status"] is None else f"status {fields['status']}"
     shown = [f"{name} {number}" for name, number in one.counters.items() if number]
+    if isinstance(one, Manifest) and one.records < one.all_records:
+        shown.append(f"{one.records} records kept")
+    if usual and (one.node, one.prefix) != usual:
+        shown.append(f"of {one.prefix} on {one.node}")
     end = whole["end"] or "-"
     return folded(printable(f"{whole['begin']}  {end:<25}  {fields['command']:<9}  {status}  {', '.join(shown)}"), 4)
 
