@@ -84,7 +84,7 @@ def touch_stamp(path: str) -> None:
 
 
 YEAR = timedelta(days=366)
-"""For so long the last backup of a file that was made anew is kept."""
+"""For so long the last backup of a file that was recreated is kept."""
 
 
 class Generation(NamedTuple):
@@ -179,7 +179,7 @@ def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
 
 
 def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list[tuple[Generation, Generation]]:
-    """What may be the last backups of a file before it was made anew, each with the next backup.
+    """What may be the last backups of a file before it was recreated, each with the next backup.
 
     `generations`: the oldest first.  Such a backup dwarfs the next one.  Sizes also fall where a metric becomes quiet,
     or its layout smaller, so several falls count: the one that lost the most bytes (of those that lost nearly as much,

@@ -148,7 +148,7 @@ class RunRecord:
                 "and none is deleted because of it", MAX_OWED,
             )  # fmt: skip
         elif len(unconfirmed) + len(self._minor) <= MAX_OWED:
-            # Increments may have what they held before they broke, or were made anew.  If there are more of them than
+            # Increments may have what they held before they broke, or were recreated.  If there are more of them than
             # that, the tree has junk, or a rule of its schemas was changed.
             unconfirmed = sorted({*unconfirmed, *self._minor})
         run = replace(

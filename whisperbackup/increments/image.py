@@ -3,7 +3,7 @@
 Records are laid in the order of the increments.  Of an archive's points:
 
 1. What comes later wins its slot.  Only a record of all points does not win it from a later stamp (unless that lies
-   after its reading): a file that was made anew from older content does not push out newer points.  Of a window's
+   after its reading): a file that was recreated from older content does not push out newer points.  Of a window's
    points it is known that the file held no others; a later stamp was ahead, as a sender's clock was, and carbon wrote
    over it.
 2. Slot 0's stamp says where every other slot is.  Only an empty archive takes it from the record; where the record does
@@ -11,7 +11,7 @@ Records are laid in the order of the increments.  Of an archive's points:
 3. The image has the latest record's header (aggregation, xFilesFactor).
 4. A record of all points is laid as any other: what was there before a disk died is still the metric's.
 5. A record that may be earlier than the backup only fills in what the backup has not.  Earlier ones make images of
-   their own, from which restore fills if they have much more: then the file was made anew before the backup.
+   their own, from which restore fills if they have much more: then the file was recreated before the backup.
 6. A record whose file has other archives begins an image of its own; in the end the others are healed into the image of
    the latest record, the latest of them first (docs/design.md, "Healing").  If that has no room for some of their
    points, and one of the other layouts has room for all, everything is healed into that one.
@@ -109,7 +109,7 @@ def _has_much_more(image: bytearray, other: bytearray) -> bool:
     """Whether an image has points for as many times, which `other` lacks, as `other` has; in each of their archives.
 
     A file from which points of the last days were removed may have none of the image's times in its finest archive, but
-    has its history, in the coarser ones, most of it older than the image.  Two slots are none: one made anew has those
+    has its history, in the coarser ones, most of it older than the image.  Two slots are none: one recreated has those
     of today, as the image has.
     """
     archives = zip(parse_header(bytes(image)).archives, parse_header(bytes(other)).archives, strict=False)

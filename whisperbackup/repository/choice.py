@@ -13,7 +13,7 @@ from whisperbackup.util import Generation
 class Choice:
     """Iterate over the backups to restore a metric from: the newest, and older ones that have what it may lack.
 
-    After a disk was replaced, the newest backup may be that of a file made anew, and a much larger one has the history.
+    After a disk was replaced, the newest backup may be that of a file recreated, and a much larger one has the history.
     Every backup that was yielded counts as good, unless it was replaced before the next one is requested.
     """
 
@@ -50,5 +50,5 @@ class Choice:
 
 
 def _last_of_old_files(candidates: Sequence[Backup]) -> set[str]:
-    """The stamps of what may be the last backups of a file that was made anew."""
+    """The stamps of what may be the last backups of a file that was recreated."""
     return {last.stamp for last, _ in util.falls([generation_of(one) for one in reversed(candidates)])}
