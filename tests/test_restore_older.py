@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import whisper
 from conftest import Program, contents, install_driver
+from test_faults import mounted
 from test_restore import points
 
 from whisperbackup import main
@@ -493,6 +494,22 @@ def test_a_tree_whose_disk_is_unmounted_during_a_restore_is_not_restored_beside_
     with pytest.raises(CannotPlace, match="became another folder"):
         restorer.place(b"b.wsp", source.read_bytes())
     assert not list(prefix.iterdir())
+
+
+def test_a_disk_below_the_tree_that_is_unmounted_during_a_restore_is_not_restored_beside_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    whisper.create(str(tmp_path / "source.wsp"), SCHEMA)
+    source = (tmp_path / "source.wsp").read_bytes()
+    restorer = Placer(os.fsencode(tmp_path), overwrite=False, noop=False, max_file_size=1 << 30)
+    for _ in mounted(disk, "-t", "tmpfs", "none"):
+        for path in (b"disk/a.wsp", b"disk/inner/a.wsp", b"other/a.wsp"):
+            assert restorer.place(path, source).how == "created"
+    for path in (b"disk/b.wsp", b"disk/inner/b.wsp"):
+        with pytest.raises(CannotPlace, match="disk became another folder"):
+            restorer.place(path, source)
+    assert not list(disk.iterdir())
+    assert restorer.place(b"other/b.wsp", source).how == "created"
 
 
 @pytest.mark.parametrize("is_only_looked_at", [True, False])

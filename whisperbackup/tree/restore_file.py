@@ -79,6 +79,7 @@ class Placer:
         self.max_file_size = max_file_size
         self.span = span
         self._tidied: set[tuple[int, int]] = set()
+        self._mounted: dict[bytes, int] = {}  # the device of each folder that is on another one than that above it
         self._root = os.stat(prefix)
 
     def is_occupied(self, path: bytes) -> bool:
@@ -146,6 +147,7 @@ class Placer:
             if not os.path.samestat(os.fstat(fd), self._root):
                 where = os.fsdecode(self.prefix)
                 raise CannotPlace(f"{where} became another folder during this run; was its disk unmounted?")
+            device = self._root.st_dev
             for number, name in enumerate(names):
                 self._tidy(fd)
                 try:
@@ -162,10 +164,20 @@ class Placer:
                     ) from None
                 os.close(fd)
                 fd = inner
+                device = self._enter(fd, b"/".join(names[: number + 1]), device)
             self._tidy(fd)
             yield fd
         finally:
             os.close(fd)
+
+    def _enter(self, folder: int, path: bytes, above: int) -> int:
+        """The device of a folder below one on the device `above`.  Raises CannotPlace if a mounted one is gone."""
+        device = os.fstat(folder).st_dev
+        if device != above:
+            self._mounted.setdefault(path, device)
+        if self._mounted.get(path, device) != device:
+            raise CannotPlace(f"{os.fsdecode(path)} became another folder during this run; was its disk unmounted?")
+        return device
 
     def _tidy(self, folder: int) -> None:
         """Remove what a killed run left in a folder on the way, once."""
