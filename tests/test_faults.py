@@ -785,7 +785,7 @@ import errno, os
 from whisperbackup.storage import disk
 real = os.open
 def open_or_fail(path, *rest, **named):
-    if os.fsdecode(path).endswith(os.environ["BAD"]):
+    if os.fsdecode(path).endswith(tuple(os.environ["BAD"].split())):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     return real(path, *rest, **named)
 def open(bucket, create, arguments):
@@ -807,18 +807,20 @@ def test_a_bad_block_of_the_store_costs_one_backup_and_no_run(
     for name in names:
         add_point(program.prefix / (name.replace(".", "/") + ".wsp"))
     program("backup")
-    (bad,) = {program.stamps(name)[-1] for name in names}  # their second
+    bad = {program.stamps(name)[-1] for name in names}
     install_driver(program, monkeypatch, BAD_BLOCKS)
-    monkeypatch.setenv("BAD", bad + end)
-    assert program("verify", "shelf", status=3).count("cannot be read: its ") == 25
+    monkeypatch.setenv("BAD", " ".join(stamp + end for stamp in bad))
+    said = program("verify", "shelf", status=3)
+    assert len(re.findall("is bad: its [a-z ]* cannot be read: ", said)) == 25
+    assert "25 backed up" in program("backup", "shelf"), "what verify found is stored again"
+    for name in names:
+        for newer in program.store.glob(f"{name}/{program.stamps(name)[-1]}.*"):
+            newer.unlink()
     shutil.rmtree(program.prefix / "a")
     said = program("restore", "shelf", status=3)
     assert "25 created" in said
     assert "25 needed an older backup" in said
     assert contents(program.prefix) == older
-    assert not Path(f"{program.state}.bad").exists(), "another machine may read it"
-    if end == ".sha1":
-        assert "25 backed up" in program("backup", "shelf"), "what cannot be compared is stored again"
 
 
 @pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])

@@ -31,12 +31,17 @@ def test_an_exclude_that_names_a_folder_ends_what_would_not_spare_it(program: Pr
     program.write("top")
     program("backup")
     before = program.objects()
-    for command in (["restore", "--overwrite"], ["verify"], ["purge", "-x", "0"], ["prune", "-x", "0"]):
-        said = program(command[0], "disk", *command[1:], "--exclude", "servers.web1", status=1)
+    for command in (["restore", "--overwrite"], ["restore"], ["verify"], ["backup"], ["purge"], ["prune"]):
+        is_fatal = command[0] == "purge" or len(command) > 1
+        said = program(*command[:1], "disk", *command[1:], "--exclude", "servers.web1", status=int(is_fatal))
         assert "use --exclude 'servers.web1.*'" in said, command
         for fine in ("servers.web1.cpu", "servers.web1.*", "gone"):
-            program(command[0], "disk", *command[1:], "--exclude", fine)
-    assert program.objects() == before
+            assert "excludes nothing" not in program(*command[:1], "disk", *command[1:], "--exclude", fine)
+    (program.prefix / "servers/web1.wsp").write_bytes((program.prefix / "top.wsp").read_bytes())
+    for command in (["restore", "--overwrite"], ["backup"], ["purge"]):  # it is in no backup, since it is excluded
+        said = program(*command[:1], "disk", *command[1:], "--exclude", "servers.web1")
+        assert "excludes nothing" not in said
+    assert {key for key in program.objects() if ".runs/" not in key} == {key for key in before if ".runs/" not in key}
 
 
 def test_a_wrong_storage_path_is_answered_with_one_that_is_there(backed_up: Program) -> None:

@@ -354,7 +354,7 @@ def test_what_retention_deleted_is_not_called_lost(node: Program) -> None:
     def verify(age: timedelta, days: int, ran: timedelta, status: int) -> str:
         """With an increment of this age gone, and a backup run since, with --keep-increments `days`."""
         now = datetime.now(UTC)
-        change(manifest, reference=stamp_of(now - age))
+        change(manifest, reference=stamp_of(now - age), since=int((now - age).timestamp()), lag=0)
         for record in (node.store / ".runs").iterdir():
             change(record, keep_increments=days, begin=int((now - ran).timestamp()))
         return node("verify", "disk", status=status)

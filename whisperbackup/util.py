@@ -83,6 +83,8 @@ def touch_stamp(path: str) -> None:
 # -- retention -------------------------------------------------------------------------------------
 
 
+MOST_FALLS = 4
+"""So many falls of a metric count, each of two backups."""
 YEAR = timedelta(days=366)
 """For so long the last backup of a file that was recreated is kept."""
 
@@ -182,9 +184,9 @@ def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list
     """What may be the last backups of a file before it was recreated, each with the next backup.
 
     `generations`: the oldest first.  Such a backup dwarfs the next one.  Sizes also fall where a metric becomes quiet,
-    or its layout smaller, so several falls count: the one that lost the most bytes (of those that lost nearly as much,
-    the newest), the one that left the smallest share, the newest, and the newest with a change of codec, which may be
-    no loss.  Those of the past year go before older ones, if the clock can tell.
+    or its layout smaller, so four falls count, at most: the one that lost the most bytes (of those that lost nearly as
+    much, the newest), the one that left the smallest share, the newest, the newest with a change of codec, which may be
+    no loss, and then those that lost the most.  Those of the past year go before older ones, if the clock can tell.
     """
     stored = [generation for generation in generations if generation.size]
     found = [(before, after) for before, after in itertools.pairwise(stored) if dwarfs(before, [after])]
@@ -194,13 +196,15 @@ def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list
     chosen = [fall for fall in found if fall[0].codec != fall[1].codec][:1]
     same = [fall for fall in found if fall[0].codec == fall[1].codec]
     if same:
-        most = max(before.size - after.size for before, after in same)
+        largest = sorted(same, key=lambda fall: fall[1].size - fall[0].size)
+        most = largest[0][0].size - largest[0][1].size
         chosen += [
             next((before, after) for before, after in same if (before.size - after.size) * 8 >= most * 7),
             min(same, key=lambda fall: fall[1].size / fall[0].size),
             same[0],
+            *largest,
         ]
-    return chosen
+    return list(dict.fromkeys(chosen))[:MOST_FALLS]
 
 
 def _is_over(after: Generation, newest: Generation) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,8 @@ from whisperbackup.storage.base import AccessDenied, Driver, is_marked
 from whisperbackup.storage.windows import is_ranged
 from whisperbackup.tree import names
 from whisperbackup.tree.selection import Unmatched
+
+logger = logging.getLogger(__name__)
 
 
 def open_driver(options: Options, create: bool = False) -> Driver:
@@ -70,14 +73,23 @@ def nothing_matches(options: Options, driver: Driver) -> CannotRun:
 
 
 def check_excluded(options: Options, driver: Driver) -> None:
-    """Raises CannotRun for an --exclude that names a folder, and so excludes nothing; StorageError."""
+    """Warn of an --exclude that names a folder, and so excludes nothing.  Raises CannotRun before it costs something.
+
+    Where the tree has a metric of that name beside the folder, it is in no backup, since it is excluded.  So may it be
+    where there is no tree: then this is only a warning.  Raises StorageError.
+    """
     for name in options.selection.excluded_names:
         key = f"{options.storage_path}{name}"
-        if next(driver.list(f"{key}/"), None) is None and next(driver.list(f"{key}."), None):
-            raise CannotRun(
-                f"--exclude {name} excludes nothing: there is no metric of that name in {options.bucket}, but metrics "
-                f"exist below it: use --exclude '{name}.*'"
-            )
+        path = os.path.join(options.prefix, names.metric_path(name))
+        if os.path.lexists(path) or next(driver.list(f"{key}/"), None) or next(driver.list(f"{key}."), None) is None:
+            continue
+        nothing = (
+            f"--exclude {name} excludes nothing: there is no metric of that name, but metrics exist below it: use "
+            f"--exclude '{name}.*' if these are meant"
+        )
+        if options.command == "purge" or options.overwrite:
+            raise CannotRun(nothing)
+        logger.warning("%s", nothing)
 
 
 def fail_unmatched(unmatched: Unmatched, fail: Callable[[str, str], None]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from whisperbackup.commands import expected, fail_unmatched, nothing_to_back_up
+from whisperbackup.commands import check_excluded, expected, fail_unmatched, nothing_to_back_up
 from whisperbackup.commands.context import Context, MetricJob, open_pool
 from whisperbackup.commands.known_store import holds_nothing, known_bad_of, open_for_backup, purge_rules, state_of
 from whisperbackup.commands.pipeline import finish_purge, match, run_jobs, tree_and_store
@@ -46,6 +46,7 @@ def run(options: Options, stats: RunStats) -> int:
     state = state_of(options)
     with contextlib.closing(open_for_backup(options, state)) as driver:
         check_tree(options.prefix)
+        check_excluded(options, driver)
         about = functools.partial(expected.metrics, options, driver)
         with open_pool(options, driver) as pool, reporting(stats, options.quiet, about):
             places = Places()

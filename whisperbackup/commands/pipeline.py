@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from whisperbackup.commands import check_excluded, expected, fail_unmatched, nothing_matches, open_catalog, open_store
 from whisperbackup.commands.context import MetricJob, WorkerPool, open_pool
-from whisperbackup.errors import StorageError, Unavailable
+from whisperbackup.errors import AccessDenied, StorageError, Unavailable
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.overlay import NO_OVERLAY, Overlay, Reading, open_overlay
 from whisperbackup.options import Options
@@ -37,11 +37,11 @@ MAX_CONSECUTIVE_FAILURES = 20  # the run ends after so many; the driver has retr
 MAX_SECONDS_WITHOUT_SUCCESS = 50.0  # the run ends after two or more failures over so long
 SET_BACK = (
     "%d files were set back: where increments have the points that were removed, a restore would bring them back: "
-    "run backup now"
+    "run backup now; if these points were wrong, also delete the backups that have them"
 )
 PART_CREATED = (
     "%d files were created with the points of --from and --until alone: restore the rest of them, without these "
-    "options, before -r more backups are made"
+    "options, before the next backup"
 )
 MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody
 
@@ -147,6 +147,16 @@ def restorable(
         )  # fmt: skip
 
 
+def _warn_of_changes(options: Options, stats: RunStats, may_have_increments: bool) -> None:
+    """Say what must follow a restore to a date or of a span, also one that was stopped."""
+    counted = stats.whole_numbers()
+    replaced, created = (counted.get(key_of(count), 0) for count in (Count.REPLACED, Count.CREATED))
+    if created and not options.since is options.until is None and not options.noop:
+        logger.warning(PART_CREATED, created)
+    if replaced and options.date and not options.noop and may_have_increments:
+        logger.warning(SET_BACK, replaced)
+
+
 def work_on_backups(
     options: Options,
     stats: RunStats,
@@ -175,7 +185,8 @@ def work_on_backups(
     def pass_over(key: str, error: StorageError) -> None:
         nonlocal unreadable
         name = key.removeprefix(options.storage_path)[:-1]
-        if not name or name.startswith("."):  # all of the storage path, or increments
+        # All of the storage path, or increments; or the disk is dying, which is no matter of one folder's rights.
+        if not name or name.startswith(".") or (unreadable == MANY_LINES and not isinstance(error, AccessDenied)):
             raise error
         if name in options.selection and "/" not in name:
             unreadable += 1
@@ -204,15 +215,11 @@ def work_on_backups(
             of_metrics = (
                 job for metric, backups in found for job in jobs(metric, backups, reading.take(metric, backups))
             )
-            run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
+            try:
+                run_jobs(pool, itertools.chain(of_metrics, more(overlay)), stats, on_outcome)
+            finally:
+                _warn_of_changes(options, stats, overlay is not NO_OVERLAY or options.no_increments)
             catalog.report_foreign()
-            counted = stats.whole_numbers()
-            replaced, created = (counted.get(key_of(count), 0) for count in (Count.REPLACED, Count.CREATED))
-            if created and not options.since is options.until is None and not options.noop:
-                logger.warning(PART_CREATED, created)
-            may_have_increments = overlay is not NO_OVERLAY or options.no_increments
-            if replaced and options.date and not options.noop and may_have_increments:
-                logger.warning(SET_BACK, replaced)
             if reading.left_alone:
                 logger.warning(
                     "%d metrics are as their backup saw them: not all increments between that and %s are kept",

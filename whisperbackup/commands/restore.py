@@ -126,7 +126,8 @@ class RestoreMetric(NamedTuple):
         is_substitute = needed_older = False
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
-        choice = Choice(self.candidates, None if options.since is None else stamp_at(options.since))
+        has_span = options.since is not None or options.until is not None
+        choice = Choice(self.candidates, stamp_at(options.since or 0) if has_span else None)
         for backup in choice:
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
             use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors)
@@ -145,7 +146,7 @@ class RestoreMetric(NamedTuple):
             except Differs as error:
                 if restored:
                     errors.append(CANNOT_FILL.format(stamp=backup.stamp))
-                    break
+                    continue
                 counts = {Count.EXAMINED: 1, Count.SKIPPED: 1, Count.COMPRESSED_DIFFERING: 1}
                 return Outcome(self.name, counts, (*errors, f"{error} (the backup is of {backup.stamp})"))
             except CannotPlace as error:
@@ -161,11 +162,11 @@ class RestoreMetric(NamedTuple):
                 has_nothing_there = True
                 is_substitute = False
                 continue
-            used.append(backup.stamp)
-            logger.debug("%s: %s from %s", self.name, placed.how, backup.stamp)
             if restored and placed.how == "skipped":
                 errors.append(CANNOT_FILL.format(stamp=backup.stamp))
-                break
+                continue
+            used.append(backup.stamp)
+            logger.debug("%s: %s from %s", self.name, placed.how, backup.stamp)
             if placed.warning:
                 logger.warning("%s: %s", self.name, placed.warning)
             needed_older |= (restored is not None or is_substitute) and placed.how != "already whole"

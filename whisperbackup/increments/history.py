@@ -25,7 +25,7 @@ from whisperbackup.increments.window import MAX_AGE, Now, Window, choose
 from whisperbackup.repository.keys import is_record
 from whisperbackup.repository.stamps import next_stamp, stamp_at
 from whisperbackup.runtime import clock
-from whisperbackup.storage.base import Driver, NotFound, StartAfterUnsupported, StoredObject, list_range
+from whisperbackup.storage.base import Driver, NotFound, StartAfterUnsupported, StoredObject, Unreadable, list_range
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _read(driver: Driver, key: str, reader: Callable[[bytes], T]) -> T | None:
         return reader(driver.get(key))
     except NotFound:
         return None  # deleted since it was listed
-    except CorruptIncrement as error:
+    except (CorruptIncrement, Unreadable) as error:
         logger.warning("%s is damaged and ignored: %s; after a complete backup run, delete it", key, error)
         return None
 
@@ -201,7 +201,8 @@ def find_window(
         window = _by_increment(driver, storage_path, found, now, whose, lag)
     if window is None:
         runs = list(runs_of(driver, storage_path, found.runs))
-        window = choose([], runs, now, *whose, lag)
+        # None of the increments can be built on, but one can show that the clock was ahead when a run began.
+        window = choose(manifests(driver, storage_path, found.complete), runs, now, *whose, lag)
     return window, found
 
 

@@ -21,7 +21,7 @@ from whisperbackup.increments.record import CorruptIncrement, moment_of
 from whisperbackup.increments.window import counts
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.stamps import seconds, stamp_at
-from whisperbackup.storage.base import Driver, NotFound, get_range
+from whisperbackup.storage.base import Driver, NotFound, Unreadable, get_range
 from whisperbackup.tree.selection import Selection
 
 T = TypeVar("T")
@@ -39,11 +39,12 @@ DELETED = "it was deleted or rewritten during this run: run it again"
 class Chain(NamedTuple):
     """The increments of one tree: since when, up to a date, they have all that was written (infinite: never).
 
-    `last` is the stamp of the newest one, whatever the date.
+    `last` is the stamp of the newest one, whatever the date; `is_over`: one that began after the date was seen.
     """
 
     begin: float = math.inf
     last: str = ""
+    is_over: bool = False
 
 
 class Overlay(NamedTuple):
@@ -57,21 +58,15 @@ class Overlay(NamedTuple):
         """What a worker needs to judge records."""
         return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs, {})
 
-    def has_gap(self, shares: Iterable[Share], stamp: str) -> bool:
-        """Whether some increment between the backup of `stamp` and the date is not kept, or not whole any more.
-
-        `shares` are the metric's records; one without later ones may have had some in what was deleted.
-        """
+    def has_gap(self, stamp: str) -> bool:
+        """Whether some increment between the backup of `stamp` and the date is not kept, or not whole any more."""
         moment = seconds(stamp)
-        later = [one for one in (self.increments[share.number] for share in shares) if one.stamp > stamp]
-        chains = [self.chains[_whose(one)] for one in later] or [
-            chain for chain in self.chains.values() if chain.last > stamp
-        ]
-        return any(moment < chain.begin for chain in chains)
+        chains = [chain for chain in self.chains.values() if chain.last > stamp]
+        return any(moment < chain.begin or not self.increments for chain in chains)
 
 
 def _whose(one: Manifest) -> Whose:
-    return one.node, one.prefix, one.exclude
+    return one.node, one.prefix, tuple(sorted({*one.exclude}))
 
 
 NO_OVERLAY = Overlay((), (), {})
@@ -99,6 +94,8 @@ def open_overlay(
             return Unread(key, DELETED)
         except CorruptIncrement as error:
             return Unread(key, f"it is damaged: {error}")
+        except Unreadable as error:
+            return Unread(key, f"it cannot be read: {error}")
 
     def manifest_of(stamp: str) -> Manifest | Unread:
         return _checked(stamp, increment_key(stamp), read(increment_key(stamp), read_manifest))
@@ -140,7 +137,8 @@ def _chains(
     chains: dict[Whose, Chain] = {}
     there = {*found.complete, *(one.stamp for one in increments)}
     for one in increments:
-        begin, _ = chain = chains.get(_whose(one), Chain())
+        chain = chains.get(_whose(one), Chain())
+        begin = chain.begin
         since = one.since + one.lag
         # One that is the newest run is a run: it may have no record any more, and its points are in backups.
         is_run = one.reference in ("", one.known_run, one.after_run, *found.runs)
@@ -156,8 +154,14 @@ def _chains(
             _name_lost(one, lost, until, selection, on_damage)
         if one.records < one.all_records:
             begin = math.inf
-        is_used = until is None or one.begin <= until
-        chains[_whose(one)] = Chain(begin, one.stamp) if is_used else chain._replace(last=one.stamp)
+        if until is None or one.begin <= until:
+            chains[_whose(one)] = Chain(begin, one.stamp)
+        elif not chain.is_over:
+            is_gone = one.reference not in there and not is_run  # what came before the date, or reached up to it
+            begins_later = chain.begin if chain.last else 0
+            chains[_whose(one)] = Chain(math.inf if is_gone else begins_later, one.stamp, True)
+        else:
+            chains[_whose(one)] = chain._replace(last=one.stamp)
     return chains
 
 
@@ -180,7 +184,7 @@ def _may_delete(run: Run, one: Manifest, now: int) -> bool:
     Retention does if the increment has nothing of what was not confirmed.
     """
     day = min(now, run.begin + DAY) - run.keep_increments * DAY
-    return one.reference <= min(run.after_increment, stamp_at(day)) and _counts(run, one)
+    return one.reference <= run.after_increment and one.since + one.lag <= day and _counts(run, one)
 
 
 def _counts(run: Run, one: Manifest) -> bool:
@@ -231,15 +235,16 @@ class Reading:
         return name in self._waiting
 
     def take(self, metric: Metric, candidates: list[Backup]) -> tuple[Share, ...]:
-        """The records of the metric just yielded; none where increments between its backup and the date are gone.
+        """The records of the metric just yielded; no later ones if increments between its backup and the date are gone.
 
         That can be where a date chooses another than the newest backup: one between may be thinned out.
         """
         shares = self._waiting.pop(metric.name, ())
         is_older = self._until is not None and candidates and candidates[0].stamp != metric.backups[-1].stamp
-        if is_older and self._overlay.has_gap(shares, candidates[0].stamp):
+        if is_older and self._overlay.has_gap(candidates[0].stamp):
             self.left_alone += 1
-            return ()
+            increments = self._overlay.increments
+            return tuple(share for share in shares if increments[share.number].stamp <= candidates[0].stamp)
         return shares
 
     def beside(self, catalog: Iterable[Metric]) -> Iterator[Metric]:
@@ -296,6 +301,8 @@ def fetch_part(driver: Driver, storage_path: str, stamp: str, name: str, offset:
         return get_range(driver, storage_path + increment_key(stamp, name), offset, length)
     except NotFound:
         raise CorruptIncrement(missing(driver, storage_path, stamp, name)) from None
+    except Unreadable as error:
+        raise CorruptIncrement(f"part {name} cannot be read: {error}") from error
 
 
 def missing(driver: Driver, storage_path: str, stamp: str, name: str) -> str:

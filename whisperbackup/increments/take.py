@@ -19,7 +19,7 @@ from whisperbackup.whisper.throttle import Throttle
 
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 HELD = 1024 * 1024  # bytes of slots
-MAX_WHOLE_BYTES = 32 * 1024 * 1024  # of the files of a batch that are taken whole, unless one alone has more
+MAX_WHOLE_BYTES = 32 * 1024 * 1024  # of records: after so many no more files of a batch are taken whole
 
 
 def take(batch: Batch, throttle: Throttle) -> Taken:
@@ -63,6 +63,7 @@ class _Reading:
                 taken.failed.append((key[:-1], "its record would be too large to be read again"))
                 taken.owed.append(key)
                 continue
+            self.whole_bytes += len(content) if raw.is_whole else 0
             written, since = raw.written, since_of(key)
             if written >= since and not raw.is_whole:
                 lateness[_lateness(layout.end, written, since) // LATENESS_STEP] += 1
@@ -107,14 +108,13 @@ class _Reading:
 
     def _may_be_whole(self, size: int) -> bool:
         """Whether one more file that was born in the window may be taken whole."""
-        held = self.whole_bytes + size
         if self.whole <= 0 or size > record.MAX_RECORD:
             self.taken.new_left += 1
             return False
-        if self.whole_bytes and held > MAX_WHOLE_BYTES:
+        if self.whole_bytes >= MAX_WHOLE_BYTES:
             self.taken.large_left += 1
             return False
-        self.whole, self.whole_bytes = self.whole - 1, held
+        self.whole -= 1
         return True
 
     def _read(self, fd: int, since: int, size: int, written: int, is_whole: bool) -> fresh.Raw:

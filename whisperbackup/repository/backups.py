@@ -149,7 +149,7 @@ def read_mark(driver: Driver, key: str, backup: Backup) -> str:
     except NotFound:
         raise GoneBackup("its mark is gone") from None
     except Unreadable as error:
-        raise BadBackup(f"its mark cannot be read: {error}", is_damaged=False) from error
+        raise BadBackup(f"its mark cannot be read: {error}") from error
     if not _DIGEST.fullmatch(text):
         raise BadBackup(f"its mark holds {text[:60]!a} instead of a SHA-1")
     return text
@@ -193,9 +193,10 @@ def content_of(driver: Driver, key: str, backup: Backup) -> str:
 
 
 def generation_of(backup: Backup) -> Generation:
-    """A backup as retention sees it, its content treated as different from every other's."""
+    """A backup as retention sees it, its content treated as different from every other's; empty if its mark is cut."""
     largest = max(backup.payloads, key=lambda payload: payload.size)
-    return Generation(backup.stamp, largest.codec, largest.size, backup.stamp)
+    size = largest.size if backup.mark_size >= MARK_SIZE else 0
+    return Generation(backup.stamp, largest.codec, size, backup.stamp)
 
 
 def load(
@@ -236,6 +237,7 @@ def load(
                 gone += 1
                 reasons.append(f"its {codec} payload is gone")
             except Unreadable as error:
+                is_damaged = True
                 reasons.append(f"its {codec} payload cannot be read: {error}")
             except format.TooLarge as error:
                 reasons.append(f"its {codec} payload may be good, but {error}")

@@ -18,7 +18,7 @@ class Choice:
     """
 
     def __init__(self, candidates: Sequence[Backup], since: str | None = None) -> None:
-        """`candidates`: the newest first; all of them that were made after the stamp `since` are used."""
+        """`candidates`: the newest first; of them, those made after the stamp `since` are used, and the one before."""
         self.saw_good = False
         self._left = list(candidates)
         self._listed = candidates
@@ -29,16 +29,17 @@ class Choice:
         self._newer: list[Generation] = []
 
     def __iter__(self) -> Iterator[Backup]:
+        is_of_span = self._since is not None
         while self._left:
             backup = self._left.pop(0)
             generation = generation_of(backup)
-            is_since = self._since is not None and backup.stamp >= self._since
-            if is_since or backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
+            if is_of_span or backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
                 self._tried.add(backup.stamp)
                 yield backup
             if backup.stamp not in self._useless:
                 self._newer.append(generation)
                 self.saw_good = True
+                is_of_span = is_of_span and self._since is not None and backup.stamp > self._since
 
     def replace(self, backup: Backup, candidates: Sequence[Backup] | None = None) -> None:
         """Choose again without `backup`, which is bad; or among the `candidates` that exist now, since it is gone."""
@@ -50,5 +51,6 @@ class Choice:
 
 
 def _last_of_old_files(candidates: Sequence[Backup]) -> set[str]:
-    """The stamps of what may be the last backups of a file that was recreated."""
-    return {last.stamp for last, _ in util.falls([generation_of(one) for one in reversed(candidates)])}
+    """The stamps of what may be the last backups of a file that was recreated, whatever the clock can tell."""
+    generations = [generation_of(one) for one in reversed(candidates)]
+    return {last.stamp for can_tell in (True, False) for last, _ in util.falls(generations, can_tell)}

@@ -269,7 +269,8 @@ class Purge:
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
-            mark = keys.tombstone(key, tombstone) if tombstone and not self._steady.doubt else ""
+            is_marked = tombstone and (is_due or not self._steady.doubt)
+            mark = keys.tombstone(key, tombstone) if tombstone and is_marked else ""
             self._marked += bool(mark)
             if mark and not is_due:
                 self._spool.write(PutTombstone(metric.name, mark))
@@ -304,7 +305,7 @@ class Purge:
         if self._hidden and not self._rules.deletes:
             self._stats.fail("purge", HIDDEN.format(count=self._hidden))
         body = self._body()
-        is_mistake = self._is_mistake(self._together + (self._marked if body else 0))
+        is_mistake = self._is_mistake(self._together, self._marked if body else 0)
         keeps_together = self._due_together >= MANY and self._rules.deletes and not self._rules.anyway
         if keeps_together and not is_mistake:
             self._stats.fail("purge", TOGETHER.format(count=self._due_together))
@@ -315,7 +316,9 @@ class Purge:
                 yield job._replace(body=body)
             elif isinstance(job, VoidTombstones):
                 if self._rules.deletes:
-                    log_return(job.name, self._rules.noop)
+                    logger.info(
+                        "%s: a link is in the place of its file, so it is no longer marked as missing", job.name
+                    )
                     deleter.add(PendingDelete(Count.CAME_BACK, job.keys))
             elif is_mistake:
                 if isinstance(job, PurgeMetric) and job.tombstone:
@@ -357,10 +360,10 @@ class Purge:
             return b""
         return b"missing together with %d of %d metrics\n" % (self._marked, known)
 
-    def _is_mistake(self, together: int) -> bool:
+    def _is_mistake(self, before: int, now: int) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet.
 
-        `together` metrics are missing that disappeared with many others.
+        So many metrics are missing that disappeared with many others, `before` this run and `now`.
         """
         stored = self._here + self._missing
         remedy = "if it is not a mistake, use --purge-anyway"
@@ -372,20 +375,20 @@ class Purge:
                 f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
             )
             return True
-        if looks_wrong(self._due, stored) and not anyway:
+        if (looks_wrong(self._due, stored) or (now and not self._rules.days)) and not anyway:
             self._stats.fail(
                 "purge",
                 f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
                 f"nothing was deleted: check the tree (is a disk missing?), -p, -b and --storage-path; {remedy}",
             )
             return True
-        together -= self._due_together if self._rules.deletes else 0
-        if (together >= MANY or looks_wrong(self._missing, stored)) and self._rules.days:
-            days = self._rules.days
-            before = f" before they are due, {days} days after they disappeared; {ANYWAY}" if days > 0 else ""
+        days, deletes = self._rules.days, self._rules.deletes
+        together = before + now - (self._due_together if deletes else 0)
+        if (together >= MANY or looks_wrong(self._missing, stored)) and (days or not deletes):
+            until = f" before they are due, {days} days after they disappeared; {ANYWAY}" if days > 0 else ""
             logger.warning(
                 "%d of %d metrics in the store are not in the tree any more%s; if that is a mistake (a missing disk, a "
-                "renamed folder, a wrong -p), fix it%s", self._missing, stored, of_which(together), before,
+                "renamed folder, a wrong -p), fix it%s", self._missing, stored, of_which(together), until,
             )  # fmt: skip
         return False
 

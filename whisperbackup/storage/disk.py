@@ -178,7 +178,7 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"'{key}' is not in {os.fsdecode(self._directory)}") from None
         except OSError as error:
-            if error.errno == errno.EIO:  # a bad block, and not all of the disk
+            if error.errno in (errno.EIO, errno.EUCLEAN):  # a bad block, and not all of the disk
                 raise Unreadable(f"'{key}': {error.strerror}") from error
             raise _storage_error(error, key) from error
 

@@ -79,6 +79,7 @@ class Placer:
         self.max_file_size = max_file_size
         self.span = span
         self._tidied: set[tuple[int, int]] = set()
+        self._locked: set[tuple[int, int]] = set()  # folders whose lock another process does not give up
         self._mounted: dict[bytes, int] = {}  # the device of each folder that is on another one than that above it
         self._root = os.stat(prefix)
 
@@ -156,7 +157,7 @@ class Placer:
                     if self.noop:
                         yield None
                         return
-                    inner = _make_folder(fd, name)
+                    inner = self._make_folder(fd, name)
                 except NotADirectoryError:
                     where = os.fsdecode(b"/".join(names[: number + 1]))
                     raise CannotPlace(
@@ -178,6 +179,16 @@ class Placer:
         if self._mounted.get(path, device) != device:
             raise CannotPlace(f"{os.fsdecode(path)} became another folder during this run; was its disk unmounted?")
         return device
+
+    def _make_folder(self, parent: int, name: bytes) -> int:
+        """Make a folder.  Raises CannotPlace if another process keeps the one above it locked; waits for that once."""
+        status = os.fstat(parent)
+        identity = status.st_dev, status.st_ino
+        try:
+            return _make_folder(parent, name, 0.0 if identity in self._locked else reader.LOCK_TIMEOUT)
+        except reader.Locked as error:
+            self._locked.add(identity)
+            raise CannotPlace("no folder can be made for it: another process has locked the one above it") from error
 
     def _tidy(self, folder: int) -> None:
         """Remove what a killed run left in a folder on the way, once."""
@@ -226,12 +237,9 @@ def _warn_of_sidecar(folder: int, name: bytes) -> str:
 # -- folders -----------------------------------------------------------------------------------------
 
 
-def _make_folder(parent: int, name: bytes) -> int:
-    """Make a folder that belongs to its parent's owner from the moment that it can be seen."""
-    try:
-        reader.acquire(parent, fcntl.LOCK_EX)  # other workers may want the same folder
-    except reader.Locked as error:
-        raise CannotPlace("no folder can be made for it: another process has locked the one above it") from error
+def _make_folder(parent: int, name: bytes, timeout: float) -> int:
+    """Make a folder that belongs to its parent's owner from the moment that it can be seen.  Raises Locked."""
+    reader.acquire(parent, fcntl.LOCK_EX, timeout)  # other workers may want the same folder
     try:
         with contextlib.suppress(FileNotFoundError):
             return os.open(name, READ | os.O_DIRECTORY, dir_fd=parent)
