@@ -823,6 +823,27 @@ def test_a_bad_block_of_the_store_costs_one_backup_and_no_run(
     assert contents(program.prefix) == older
 
 
+@pytest.mark.parametrize("bad", [".json", ".wbi"])
+def test_bad_blocks_in_increments_and_records_end_no_run(
+    program: Program, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    path = program.write("a.b")
+    program("backup")
+    time.sleep(1.1)
+    add_point(path)
+    program("increment")
+    install_driver(program, monkeypatch, BAD_BLOCKS)
+    monkeypatch.setenv("BAD", bad)
+    path.unlink()
+    said = program("restore", "shelf", status=3)
+    assert "1 created" in said
+    assert "cannot be read: '" in said
+    program("verify", "shelf", status=3)
+    program("list", "shelf", "--runs")
+    add_point(path)
+    assert "1 backed up" in program("backup", "shelf")
+
+
 @pytest.mark.parametrize("sickness", ["EIO", "EDQUOT", "ENOSPC"])
 @pytest.mark.parametrize("call", ["preadv", "fdatasync", "link", "fsync"])
 def test_a_sick_disk_fails_the_metric_and_leaves_nothing_half_written(

@@ -683,7 +683,8 @@ def test_large_files_born_in_the_window_are_not_all_held_at_once(stored: Program
     for number in range(20):
         whisper.create(str(path.with_name(f"empty{number}.wsp")), [(60, 200_000)])  # these take no memory
     said = stored("increment", "disk", "-f", "1")
-    assert (found := re.search("([0-9]+) taken whole, ([0-9]+) new, left to backup", said))
+    found = re.search("([0-9]+) taken whole, ([0-9]+) new, left to backup", said)
+    assert found
     taken, left = int(found[1]), int(found[2])
     assert 20 + 15 < taken < 20 + 25
     assert 45 <= taken + left <= 48  # some that were there before, too: a second of rounding

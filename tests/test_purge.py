@@ -224,6 +224,21 @@ def test_half_of_everything_is_taken_for_a_mistake(many: Program) -> None:
     assert len(many.objects()) == 2 * 120
 
 
+def test_what_disappears_together_is_remembered_also_while_others_come_back(many: Program) -> None:
+    away = many.home / "away"
+    away.mkdir()
+    for number in range(218):
+        (many.prefix / f"m/m{number}.wsp").rename(away / f"m{number}.wsp")
+    many("backup")
+    for number in range(218):
+        (away / f"m{number}.wsp").rename(many.prefix / f"m/m{number}.wsp")
+    for number in range(218, 230):  # of the 22 that had stayed
+        remove(many, f"m.m{number}")
+    before = many.objects().keys()
+    assert "12 of 240 metrics" in many("backup", "disk", "-x", "0", status=3)
+    assert {key for key in before if not key.endswith("missing")} <= many.objects().keys()
+
+
 @pytest.mark.parametrize("command", ["backup", "purge"])
 def test_what_a_link_hides_is_not_marked_as_missing_any_more(backed_up: Program, command: str) -> None:
     """A nightly run came while a folder was moved, and a link replaced by it."""

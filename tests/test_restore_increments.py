@@ -536,6 +536,24 @@ def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_ar
         assert [path.read_bytes() for path in paths] == states
 
 
+def test_increments_that_begin_after_a_date_say_nothing_of_it(program: Program) -> None:
+    """Such as those with another --exclude, or of another host."""
+    path = program.write("a.one")
+    for command in ("backup", "increment", "backup", "increment", "backup"):
+        settle()
+        add_point(path)
+        program(command, "disk", *(["-r", 9] if command == "backup" else []))
+        if command == "increment" and not (program.home / "held").exists():
+            shutil.copy(path, program.home / "held")
+            date = stamp_of(datetime.now(UTC))
+    later = max((program.store / ".increments").iterdir()) / "manifest.json"
+    run = sorted((program.store / ".runs").iterdir())[1].name.removesuffix(".json")
+    change(later, exclude=["tmp.*"], reference=run)
+    lose(program)
+    assert "as their backup saw them" not in program("restore", "disk", "-c", date)
+    assert path.read_bytes() == (program.home / "held").read_bytes()
+
+
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swift's listings lag behind."""
     held = lose(node)

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -123,16 +124,19 @@ def test_overwrite_passes_no_capability_on(program: Program, target: Path, name:
 @pytest.mark.soak
 def test_a_folder_that_another_process_has_locked_is_named_and_not_waited_for_without_end(program: Program) -> None:
     """Such as `flock TREE whisper-backup restore`."""
-    program.write("a.b")
-    program.write("top")
+    for name in ("a.b", "c.d", "e.f", "top"):
+        program.write(name)
     program("backup")
-    shutil.rmtree(program.prefix / "a")
+    for name in ("a", "c", "e"):
+        shutil.rmtree(program.prefix / name)
+    begin = time.monotonic()
     fd = os.open(program.prefix, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        said = program("restore", status=3)
+        said = program("restore", "disk", "-f", "1", "--threads", "1", status=3)
     finally:
         os.close(fd)
+    assert time.monotonic() - begin < 50, "it waits once"
     assert "a.b: no folder can be made for it: another process has locked the one above it" in said
     assert "1 already whole" in said
     program("restore")

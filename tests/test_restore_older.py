@@ -16,6 +16,7 @@ import pytest
 import whisper
 from conftest import Program, contents, install_driver
 from test_faults import mounted
+from test_opaque import compressed
 from test_restore import points
 
 from whisperbackup import main
@@ -149,6 +150,24 @@ def test_overwrite_restores_the_newest_as_it_is(replaced: tuple[Program, Path, d
     make_full(program, seed=3)
     assert "needed" not in program("restore", "disk", "--overwrite")
     assert path.read_bytes() == newest
+
+
+def test_a_compressed_backup_between_two_others_hides_no_older_one(program: Program) -> None:
+    path, now = program.prefix / "m.wsp", int(time.time()) // 60 * 60
+    chance = random.Random(1)
+    points_of_all = [(now - 60 * age, chance.random()) for age in range(1, 9000)]
+    for number in range(3):
+        if number == 1:
+            path.write_bytes(compressed())
+        else:
+            whisper.create(str(path), [(60, 10_000)])
+            whisper.update_many(str(path), points_of_all if number == 0 else points_of_all[:3])
+        program("backup")
+        path.unlink()
+        time.sleep(1.1)
+    said = program("restore", status=3)
+    assert said.count("a compressed whisper file cannot be filled from it") == 1
+    assert len(points(path)) == len(points_of_all)
 
 
 def test_only_backups_at_or_before_the_date_are_used(replaced: tuple[Program, Path, dict[int, float]]) -> None:

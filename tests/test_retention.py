@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whisperbackup.repository.backups import generation_of
+from whisperbackup.repository.catalog import Backup, Payload
 from whisperbackup.util import Generation, Keep, falls, retain
 
 
@@ -196,6 +198,12 @@ def test_neither_a_quiet_week_nor_a_smaller_layout_hides_a_disk_that_died(before
 def test_an_empty_payload_is_no_fall() -> None:
     """A store that lost power may have one."""
     assert falls(generations(1000, 2, 1000, 0, 1000)) == [(generations(1000)[0], generations(1000, 2)[1])]
+
+
+def test_a_backup_whose_mark_is_cut_is_no_last_backup() -> None:
+    whole = Backup("2026-01-01T00:00:00+00:00", (Payload("gz", 900),), None)
+    assert generation_of(whole).size == 900
+    assert generation_of(whole._replace(mark_size=0)).size == 0
 
 
 def test_a_change_of_codec_takes_the_place_of_no_other_fall() -> None:

@@ -148,6 +148,18 @@ def test_who_knows_better_can_purge_anyway(world: World, capfd: pytest.CaptureFi
     assert world.stored() == set(NAMES) - set(MISSING)
 
 
+def test_a_wrong_tree_is_remembered_also_by_a_run_whose_clock_is_in_doubt(world: World) -> None:
+    """A node was off for long, and boots with another tree."""
+    world.nights(2)
+    for name in NAMES:
+        (world.tree / f"{name}.wsp").rename(world.tree / f"other{name}.wsp")
+    world.now += 30 * DAY
+    for _ in range(3):
+        assert world.run("backup", "-x", "0") == 3
+        assert world.stored() >= set(NAMES)
+        world.now += DAY
+
+
 def test_a_clock_that_is_behind_gives_no_backup_another_stamp(world: World) -> None:
     world.nights(2)
     world.write(NAMES[0])
