@@ -539,11 +539,11 @@ def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_ar
 def test_increments_that_begin_after_a_date_say_nothing_of_it(program: Program) -> None:
     """Such as those with another --exclude, or of another host."""
     path = program.write("a.one")
-    for command in ("backup", "increment", "backup", "increment", "backup"):
+    for number, command in enumerate(("backup", "increment", "backup", "increment", "backup")):
         settle()
-        add_point(path)
+        add_point(path, 70.0 + number)
         program(command, "disk", *(["-r", 9] if command == "backup" else []))
-        if command == "increment" and not (program.home / "held").exists():
+        if number == 1:
             shutil.copy(path, program.home / "held")
             date = stamp_of(datetime.now(UTC))
     later = max((program.store / ".increments").iterdir()) / "manifest.json"
@@ -552,6 +552,25 @@ def test_increments_that_begin_after_a_date_say_nothing_of_it(program: Program) 
     lose(program)
     assert "as their backup saw them" not in program("restore", "disk", "-c", date)
     assert path.read_bytes() == (program.home / "held").read_bytes()
+
+
+def test_that_retention_deleted_the_last_increment_before_a_date_is_told(program: Program) -> None:
+    path = program.write("a.one")
+    for number, command in enumerate(("backup", "increment", "increment", "backup", "increment", "backup")):
+        settle()
+        add_point(path, 70.0 + number)
+        program(command, "disk", *(["-r", 9] if command == "backup" else []))
+        if number == 0:
+            held = path.read_bytes()
+        if number == 2:
+            date = stamp_of(datetime.now(UTC))
+    _, gone, _ = sorted((program.store / ".increments").iterdir())
+    shutil.rmtree(gone)
+    for record in (program.store / ".runs").iterdir():
+        change(record, keep_increments=0)
+    lose(program)
+    assert "1 metrics are as their backup saw them" in program("restore", "disk", "-c", date)
+    assert path.read_bytes() == held
 
 
 def test_a_manifest_that_is_not_listed_yet_is_read_all_the_same(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,7 @@ def test_a_wrong_tree_is_remembered_also_by_a_run_whose_clock_is_in_doubt(world:
     world.nights(2)
     for name in NAMES:
         (world.tree / f"{name}.wsp").rename(world.tree / f"other{name}.wsp")
+        world.write(f"more{name}")
     world.now += 30 * DAY
     for _ in range(3):
         assert world.run("backup", "-x", "0") == 3
