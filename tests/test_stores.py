@@ -164,7 +164,7 @@ def test_ten_thousand_purged_objects_take_ten_requests(program: Program) -> None
                 (folder / f"2026-01-01T00:00:00+00:00.{end}").touch()
         program.bucket = "planted"
         run = connect(program, Store("s3", [f"endpoint={proxy.url}"], server.environment, 1000, proxy.port))
-        assert "none of 5000 metrics in the store" in run("backup", "-x", "0", status=3)
+        assert "none of 5000 metrics in the store" in run("backup", "-x", "0", "-n", status=3)
         assert proxy.requests["BULKDELETE"] == 0
         assert "5000 purged" in run("purge", "-x", "0", "--purge-anyway")
         assert proxy.requests["BULKDELETE"] == 10
