@@ -35,7 +35,9 @@ def test_an_exclude_that_names_a_folder_ends_what_would_not_spare_it(program: Pr
         is_fatal = command[0] == "purge" or len(command) > 1
         said = program(*command[:1], "disk", *command[1:], "--exclude", "servers.web1", status=int(is_fatal))
         assert "use --exclude 'servers.web1.*'" in said, command
-        for fine in ("servers.web1.cpu", "servers.web1.*", "gone"):
+        braces = program(*command[:1], "disk", *command[1:], "--exclude", "servers.{web1,x}", status=int(is_fatal))
+        assert "use --exclude 'servers.web1.*'" in braces
+        for fine in ("servers.web1.cpu", "servers.web1.*", "gone", "servers..web1", ".servers"):
             assert "excludes nothing" not in program(*command[:1], "disk", *command[1:], "--exclude", fine)
     (program.prefix / "servers/web1.wsp").write_bytes((program.prefix / "top.wsp").read_bytes())
     for command in (["restore", "--overwrite"], ["backup"], ["purge"]):  # it is in no backup, since it is excluded

@@ -894,6 +894,26 @@ def test_only_the_points_of_a_span_are_healed(program: Program, increments: list
     assert "0 points filled" in program("restore", "disk", "--from", since, "--until", until, *increments)
 
 
+def test_a_span_mends_no_file_that_was_cut_off_and_says_that_more_may_be_missing(program: Program) -> None:
+    path = program.write("a.one")
+    content = path.read_bytes()
+    program("backup", "disk")
+    since, until, *_ = window(program)
+    path.unlink()
+    whisper.create(str(path), SCHEMAS[0])
+    for part, status in ((path.read_bytes(), 0), (content[: len(content) // 2], 3)):
+        path.write_bytes(part)
+        os.utime(path, (1, 1))
+        said = program("restore", "disk", "--from", since, "--until", until, status=status)
+        if status:
+            assert "a.one: it was cut off, and has lost more than that time" in said
+            assert path.read_bytes() == part
+        else:
+            assert "WARNING: 1 files were created or healed with the points of --from and --until alone" in said
+    program("restore", "disk")
+    assert path.read_bytes() == content
+
+
 def test_a_missing_file_is_created_only_if_it_has_points_in_the_span(program: Program) -> None:
     path = program.write("a.one")
     full = dict(points_of(path))
@@ -904,7 +924,7 @@ def test_a_missing_file_is_created_only_if_it_has_points_in_the_span(program: Pr
     since, until, begin, length = window(program)
     said = program("restore", "disk", "--from", since, "--until", until)
     assert "1 created" in said
-    assert "WARNING: 1 files were created with the points of --from and --until alone" in said
+    assert "WARNING: 1 files were created or healed with the points of --from and --until alone" in said
     assert re.search(rf"using only points from {re.escape(since)} \(.* here\) until {re.escape(until)} \(", said)
     held = {t: v for t, v in points_of(path) if v is not None}
     assert held == {t: v for t, v in full.items() if begin <= t <= begin + length and v is not None}

@@ -220,6 +220,8 @@ def test_where_the_clock_cannot_tell_a_year_a_fall_counts_whatever_its_stamps() 
     assert {*itertools.chain(*falls(history, can_tell_year=False))} == {*history[:4]}
     assert retain(history, Keep(1)).dropped == [history[0].stamp, history[1].stamp]
     assert retain(history, Keep(1, can_tell_year=False)).dropped == []
+    older = [night(3 * n + m, 9000 - 1000 * m) for n in range(4) for m in (0, 8)]
+    assert not {*history} & {*retain([*older, *history], Keep(1, can_tell_year=False)).dropped}
 
 
 def test_a_year_counts_from_the_first_backup_of_the_new_file() -> None:

@@ -135,7 +135,8 @@ def retain(generations: Sequence[Generation], keep: Keep) -> Retention:
     kept |= _newest_of_each(generations, keep.monthly, lambda day: (day.year, day.month))
     fallen = {
         generation
-        for before, after in falls(generations, keep.can_tell_year)
+        for can_tell_year in {True, keep.can_tell_year}
+        for before, after in falls(generations, can_tell_year)
         if not (keep.can_tell_year and _is_over(after, generations[-1]))
         for generation in (before, after)
     }

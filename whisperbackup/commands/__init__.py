@@ -80,7 +80,10 @@ def check_excluded(options: Options, driver: Driver) -> None:
     """
     for name in options.selection.excluded_names:
         key = f"{options.storage_path}{name}"
-        path = os.path.join(options.prefix, names.metric_path(name))
+        try:
+            path = os.path.join(options.prefix, names.metric_path(name))
+        except names.ForeignName:
+            continue  # no metric has such a name
         if os.path.lexists(path) or next(driver.list(f"{key}/"), None) or next(driver.list(f"{key}."), None) is None:
             continue
         nothing = (

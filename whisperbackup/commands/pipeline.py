@@ -39,9 +39,9 @@ SET_BACK = (
     "%d files were set back: where increments have the points that were removed, a restore would bring them back: "
     "run backup now; if these points were wrong, also delete the backups that have them"
 )
-PART_CREATED = (
-    "%d files were created with the points of --from and --until alone: restore the rest of them, without these "
-    "options, before the next backup"
+IN_PART = (
+    "%d files were created or healed with the points of --from and --until alone: if they lack others, too, restore "
+    "them without these options before the next backup"
 )
 MANY_LINES = 20  # of metrics that fail for the same reason; half a million lines would help nobody
 
@@ -150,9 +150,9 @@ def restorable(
 def _warn_of_changes(options: Options, stats: RunStats, may_have_increments: bool) -> None:
     """Say what must follow a restore to a date or of a span, also one that was stopped."""
     counted = stats.whole_numbers()
-    replaced, created = (counted.get(key_of(count), 0) for count in (Count.REPLACED, Count.CREATED))
-    if created and not options.since is options.until is None and not options.noop:
-        logger.warning(PART_CREATED, created)
+    replaced, created, healed = (counted.get(key_of(n), 0) for n in (Count.REPLACED, Count.CREATED, Count.HEALED))
+    if created + healed and not options.since is options.until is None and not options.noop:
+        logger.warning(IN_PART, created + healed)
     if replaced and options.date and not options.noop and may_have_increments:
         logger.warning(SET_BACK, replaced)
 
@@ -186,7 +186,7 @@ def work_on_backups(
         nonlocal unreadable
         name = key.removeprefix(options.storage_path)[:-1]
         # All of the storage path, or increments; or the disk is dying, which is no matter of one folder's rights.
-        if not name or name.startswith(".") or (unreadable == MANY_LINES and not isinstance(error, AccessDenied)):
+        if not name or name.startswith(".") or (unreadable >= MANY_LINES and not isinstance(error, AccessDenied)):
             raise error
         if name in options.selection and "/" not in name:
             unreadable += 1

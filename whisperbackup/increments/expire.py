@@ -29,7 +29,7 @@ from whisperbackup.increments.window import MAX_AGE
 from whisperbackup.report.counters import Count
 from whisperbackup.report.run_stats import RunStats
 from whisperbackup.repository.stamps import stamp_at
-from whisperbackup.storage.base import Driver, NotFound
+from whisperbackup.storage.base import Driver, NotFound, Unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class _Expiry:
         if self._last_part[0] != key:
             try:
                 self._last_part = (key, self.driver.get(key))
-            except NotFound as error:
+            except (NotFound, Unreadable) as error:
                 raise CorruptIncrement(str(error)) from None
         return self._last_part[1]
 

@@ -145,13 +145,11 @@ def _chains(
         lost = Names(()) if one.reference in there or is_run else _not_backed_up(one, ended, now)
         if one.reference in there:
             begin = min(begin, since)
-        elif not lost.entries or (
-            (begin == math.inf or any(_may_delete(run, one, now) for run in runs))
-            and not _not_backed_up(one, runs, now).entries
-        ):
-            begin = since
         else:
-            _name_lost(one, lost, until, selection, on_damage)
+            may_be_deleted = begin == math.inf or any(_may_delete(run, one, now) for run in runs)
+            if lost.entries and not (may_be_deleted and not _not_backed_up(one, runs, now).entries):
+                _name_lost(one, lost, until, selection, on_damage)
+            begin = since
         if one.records < one.all_records:
             begin = math.inf
         if until is None or one.begin <= until:

@@ -17,7 +17,7 @@ from whisperbackup.repository.backups import BadBackup
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.compression import CorruptPayload
 from whisperbackup.repository.stamps import next_stamp, stamp_of
-from whisperbackup.storage.base import Driver, Exists, NotFound, create_all, holds
+from whisperbackup.storage.base import Driver, Exists, NotFound, Unreadable, create_all, holds
 from whisperbackup.whisper.format import CorruptFile
 
 TOLERANCE = timedelta(days=1)  # errors of clocks and time zones are smaller
@@ -92,7 +92,7 @@ def stamp_anew(driver: Driver, key: str, metric: Metric, now: datetime, max_size
             objects = _copied(driver, key, backup, stamp, max_size)
             if not create_all(driver, objects):  # a run without the lock may have replaced them meanwhile
                 _check(driver, objects)
-        except (BadBackup, CorruptPayload, CorruptFile, NotFound, Exists):
+        except (BadBackup, CorruptPayload, CorruptFile, NotFound, Unreadable, Exists):
             # This backup cannot be moved; that must not prevent a new backup.
             return metric._replace(backups=(*kept, *metric.backups[len(kept) :])), number
         driver.delete([key + suffix for suffix in backup.suffixes()])

@@ -495,6 +495,10 @@ def _heal(
             )
         size = plan.header.file_size
         if len(live) < size:
+            if span != EVER:
+                raise CannotPlace(
+                    "it was cut off, and has lost more than that time: restore it without --from and --until"
+                )
             how = "would be" if noop else "was"
             warning = f"the file was cut off, {len(live)} of {size} bytes; it {how} extended and keeps what it held"
         elif not plan.healing.writes and not points and not warning:

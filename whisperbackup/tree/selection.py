@@ -151,7 +151,7 @@ def select(wanted: Sequence[str], excluded: Sequence[str] = ()) -> Selection:
         # a trailing `*` that may stand for nothing: what matches the folder's own prefix matches all below it
         folders_excluded=_any_of([glob for glob in excludes if glob.endswith("*")]),
         globs=tuple(wanted),
-        excluded_names=tuple(glob for glob in excluded if not WILDCARD.search(glob) and glob in excludes),
+        excluded_names=tuple(glob for glob in excludes if not WILDCARD.search(glob)),
     )
 
 
