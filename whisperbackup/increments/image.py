@@ -109,8 +109,8 @@ def _has_much_more(image: bytearray, other: bytearray) -> bool:
     """Whether an image has points for as many times, which `other` lacks, as `other` has; in each of their archives.
 
     A file from which points of the last days were removed may have none of the image's times in its finest archive, but
-    has its history, in the coarser ones, most of it older than the image.  Two slots are none: one recreated has those
-    of today, as the image has.
+    has its history, in the coarser ones, most of it older than the image.  Two slots are none: a recreated one has
+    those of today, as the image has.
     """
     archives = zip(parse_header(bytes(image)).archives, parse_header(bytes(other)).archives, strict=False)
     for number, (archive, other_archive) in enumerate(archives):

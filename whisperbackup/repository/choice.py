@@ -13,7 +13,7 @@ from whisperbackup.util import Generation
 class Choice:
     """Iterate over the backups to restore a metric from: the newest, and older ones that have what it may lack.
 
-    After a disk was replaced, the newest backup may be that of a file recreated, and a much larger one has the history.
+    After a disk was replaced, the newest backup may be that of a recreated file, and a much larger one has the history.
     Every backup that was yielded counts as good, unless it was replaced before the next one is requested.
     """
 
