@@ -161,6 +161,21 @@ def test_a_wrong_tree_is_remembered_also_by_a_run_whose_clock_is_in_doubt(world:
         world.now += DAY
 
 
+def test_what_is_refused_under_a_clock_that_is_behind_keeps_its_days_of_grace(world: World) -> None:
+    for _ in range(20):  # its files are idle
+        world.now += 3 * DAY
+        assert world.run() == 0
+    for name in NAMES[:12]:
+        (world.tree / f"{name}.wsp").rename(world.tree / f"{name}.away")
+    world.now -= 50 * DAY
+    assert world.run("purge", "-x", "0") == 3
+    world.now += 50 * DAY
+    for name in NAMES[:6]:
+        (world.tree / f"{name}.away").rename(world.tree / f"{name}.wsp")
+    world.nights(3)
+    assert world.stored() == set(NAMES)
+
+
 def test_a_clock_that_is_behind_gives_no_backup_another_stamp(world: World) -> None:
     world.nights(2)
     world.write(NAMES[0])

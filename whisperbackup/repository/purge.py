@@ -134,17 +134,18 @@ class Plan(NamedTuple):
     is_due: bool
 
 
-def plan(metric: Metric, days: int, now: datetime, deletes: bool = True) -> Plan:
+def plan(metric: Metric, days: int, now: datetime, deletes: bool = True, latest: datetime | None = None) -> Plan:
     """The action for a metric that is not in the tree, with `days` of grace (0: none, -1: for ever).
 
     Without `deletes` it gets a tombstone in any case, which is how prune learns that it is missing.  A tombstone that
     is not later than the newest backup is ignored; of several the newest counts.  A metric with half a backup alone
-    needs none: the half is deleted by its age.
+    needs none: the half is deleted by its age.  The tombstone is stamped no earlier than `latest`.
     """
     if days < 0 or not metric.is_canonical:
         return Plan(None, False)
     if not metric.missing_since:
-        return Plan(next_stamp(now, metric.last_stamp) if metric.backups else None, days == 0 and deletes)
+        stamp = next_stamp(max(now, latest or now), metric.last_stamp) if metric.backups else None
+        return Plan(stamp, days == 0 and deletes)
     return Plan(None, (days == 0 and deletes) or is_due(metric, days, now))
 
 
@@ -265,7 +266,8 @@ class Purge:
             together = has_backup and metric.left_with_many
             self._together += together
             try:
-                tombstone, is_due = plan(metric, self._rules.days, self._now, self._rules.deletes)
+                # A mark of a clock that is behind would be old when the clock is right again.
+                tombstone, is_due = plan(metric, self._rules.days, self._now, self._rules.deletes, self._steady.latest)
             except ValueError as error:
                 self._stats.fail(metric.name, str(error))
                 return
@@ -305,7 +307,7 @@ class Purge:
         if self._hidden and not self._rules.deletes:
             self._stats.fail("purge", HIDDEN.format(count=self._hidden))
         body = self._body()
-        is_mistake = self._is_mistake(self._together, self._marked if body else 0)
+        is_mistake = self._is_mistake(self._marked if body else 0)
         keeps_together = self._due_together >= MANY and self._rules.deletes and not self._rules.anyway
         if keeps_together and not is_mistake:
             self._stats.fail("purge", TOGETHER.format(count=self._due_together))
@@ -360,10 +362,10 @@ class Purge:
             return b""
         return b"missing together with %d of %d metrics\n" % (self._marked, known)
 
-    def _is_mistake(self, before: int, now: int) -> bool:
+    def _is_mistake(self, together_now: int) -> bool:
         """Whether the due deletions look like a mistake, which is a failure; warns of one that is not due yet.
 
-        So many metrics are missing that disappeared with many others, `before` this run and `now`.
+        So many metrics disappeared with many others since the last run, beside those before.
         """
         stored = self._here + self._missing
         remedy = "if it is not a mistake, use --purge-anyway"
@@ -375,7 +377,7 @@ class Purge:
                 f"looks like a mistake, nothing was deleted: check -p, -b and --storage-path; {remedy}",
             )
             return True
-        if (looks_wrong(self._due, stored) or (now and not self._rules.days)) and not anyway:
+        if (looks_wrong(self._due, stored) or (together_now and not self._rules.days)) and not anyway:
             self._stats.fail(
                 "purge",
                 f"{self._due} of {stored} metrics in the store are due for deletion, which looks like a mistake, "
@@ -383,7 +385,7 @@ class Purge:
             )
             return True
         days, deletes = self._rules.days, self._rules.deletes
-        together = before + now - (self._due_together if deletes else 0)
+        together = self._together + together_now - (self._due_together if deletes else 0)
         if (together >= MANY or looks_wrong(self._missing, stored)) and (days or not deletes):
             until = f" before they are due, {days} days after they disappeared; {ANYWAY}" if days > 0 else ""
             logger.warning(

@@ -39,13 +39,15 @@ class Steady(NamedTuple):
 
     `since` is when the runs without a leap began, in Unix time, 0 if no leap is known; `pause` are the seconds
     that usually pass between two runs: those since the last one, or half of the pause before, 0 if that is unknown.
-    Runs that become much rarer are doubtful until it has doubled, run by run, to their pause.
+    Runs that become much rarer are doubtful until it has doubled, run by run, to their pause.  `latest` is when a
+    doubtful run or the one before began, by whichever clock says later.
     """
 
     now: datetime
     since: int = 0
     pause: int = 0
     doubt: str = ""
+    latest: datetime | None = None
 
     def covers(self, age: timedelta) -> bool:
         """Whether so much time has passed without a leap of the clock."""
@@ -76,7 +78,7 @@ def judge(last: Last | None, moment: Moment) -> Steady:
     if doubt := _doubt(last, moment, begin, step):
         # The next leap may be as long: that must be no usual pause yet.
         pause = max(half, min(pause, max(2 * last.pause, int(DAY.total_seconds()))))
-        return Steady(now, int(now.timestamp()), pause, doubt)
+        return Steady(now, int(now.timestamp()), pause, doubt, max(now, begin))
     return Steady(now, last.steady_since, pause)
 
 
