@@ -30,6 +30,7 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 KEPT_ATTRIBUTES = ("user.", "system.", "security.selinux")  # not those that vouch for the old content
+BRIEF = 0.2  # seconds: longer than other workers need a folder's lock
 MAX_NAME = 255  # bytes that a file's name may have
 NOT_REGULAR = "there is something that is not a regular file in its place"
 
@@ -185,7 +186,7 @@ class Placer:
         status = os.fstat(parent)
         identity = status.st_dev, status.st_ino
         try:
-            return _make_folder(parent, name, 0.0 if identity in self._locked else reader.LOCK_TIMEOUT)
+            return _make_folder(parent, name, BRIEF if identity in self._locked else reader.LOCK_TIMEOUT)
         except reader.Locked as error:
             self._locked.add(identity)
             raise CannotPlace("no folder can be made for it: another process has locked the one above it") from error
