@@ -255,21 +255,21 @@ def test_no_new_stamp_hides_increments_where_the_file_cannot_be_read(
     add_point(path, 7777.0)
     program("increment", "disk")
     settle()
-    path.write_bytes(path.read_bytes()[:200])
-    os.utime(path, (time.time() - 100, time.time() - 100))
-    assert "stamped anew" not in program("backup", "disk", status=3)
-    path.unlink()
-    program("restore", "disk", "-m", "a.one")
-    assert 7777.0 in newest_points(path)
+
+    def break_and_restore() -> None:
+        path.write_bytes(path.read_bytes()[:200])
+        os.utime(path, (time.time() - 100, time.time() - 100))
+        assert "stamped anew" not in program("backup", "disk", status=3)
+        path.unlink()
+        program("restore", "disk", "-m", "a.one")
+        assert 7777.0 in newest_points(path)
+
+    break_and_restore()
     assert "stamped anew" not in program("backup", "disk"), "within a week"
     for record in (program.store / ".runs").iterdir():
         record.write_text(json.dumps(json.loads(record.read_text()) | {"steady_since": 0}))
     settle()
-    path.write_bytes(path.read_bytes()[:200])
-    os.utime(path, (time.time() - 100, time.time() - 100))
-    assert "stamped anew" not in program("backup", "disk", status=3)
-    path.unlink()
-    program("restore", "disk", "-m", "a.one")
+    break_and_restore()
     assert "2 stamped anew" in program("backup", "disk")
     path.unlink()
     program("restore", "disk", "-m", "a.one")

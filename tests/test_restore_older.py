@@ -165,6 +165,8 @@ def test_a_compressed_backup_between_two_others_hides_no_older_one(program: Prog
         program("backup")
         path.unlink()
         time.sleep(1.1)
+    newest, _, oldest = reversed(program.stamps("m"))
+    assert f"m: would be created, from {newest}, {oldest}\n" in program("restore", "disk", "-n", status=3)
     said = program("restore", status=3)
     assert said.count("a compressed whisper file cannot be filled from it") == 1
     assert len(points(path)) == len(points_of_all)
