@@ -221,6 +221,13 @@ def test_json_has_the_counters_and_list_shows_runs_and_increments(stored: Progra
     run, increment = stored("list", "disk", "--runs").splitlines()
     assert increment.endswith(", 3 records kept, of /its on other")
     assert " on " not in run
+    settle()
+    stored("backup", "disk", "-m", "a.one")
+    partial = max((stored.store / ".runs").iterdir())
+    partial.write_text(json.dumps(json.loads(partial.read_text()) | {"node": "third"}))
+    run, _, last = stored("list", "disk", "--runs").splitlines()
+    assert " on " not in run, "one backup of a part, from another host, makes no other tree the usual one"
+    assert last.endswith(" on third")
 
 
 def test_no_command_takes_increments_and_records_of_runs_for_strangers(stored: Program) -> None:

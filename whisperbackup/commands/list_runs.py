@@ -18,7 +18,7 @@ Fields = dict[str, object]
 def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
     """A line for each run, the oldest first.  Raises StorageError.
 
-    Those of another host or tree than the last backup run say so: no run deletes their increments.
+    Those of another host or tree than the last complete backup run say so: no run deletes their increments.
     """
     found = history.look_at_all(driver, storage_path)
     sizes = dict(found.increments)
@@ -33,7 +33,8 @@ def lines(driver: Driver, storage_path: str, as_json: bool) -> Iterator[str]:
         else:
             begun[same] = run.stamp
         runs[run.stamp] = run
-        usual = run.node, run.prefix
+        if run.is_complete and not run.is_partial:
+            usual = run.node, run.prefix
     for stamp, kind in sorted([*((s, "backup") for s in found.runs), *((s, "increment") for s in found.complete)]):
         if kind == "backup":
             if stamp in runs:

@@ -24,7 +24,7 @@ from whisperbackup.increments.window import counts
 from whisperbackup.repository.stamps import stamp_of
 
 DAY = 86400
-SPARE = 1000  # numbers: frames are recreated, maybe of other sizes
+SPARE = 1000  # numbers: frames are made again, maybe of other sizes
 
 
 class Action(enum.Enum):
