@@ -227,6 +227,8 @@ class Oracle:
         changed = [u for u in below if finer.changes(u)]
         if (t in level.held and not changed) or any(u in finer.sparse for u in below):
             return
+        if t in level.held and self.represents(level, finer, t):
+            return
         value = self.aggregate(finer.after, t, end, finer.step)
         if value is None:
             return
@@ -245,6 +247,13 @@ class Oracle:
                 return
         level.after[t] = value
         level.aggregated.add(t)
+
+    def represents(self, level: Level, finer: Level, t: int) -> bool:
+        """Whether the live file's only point below t is the slot's own value, in the first place, and its own."""
+        first = -(-t // finer.step) * finer.step
+        below = [u for u in finer.held if t <= u < t + level.step and u <= self.now]
+        is_own = self.is_own(self.levels.index(finer), first)
+        return below == [first] and bits(finer.held[first]) == bits(level.held[t]) and is_own
 
     def is_explained(self, stored: float, value: float, held: list[float]) -> bool:
         if self.method in ("max", "min"):

@@ -22,6 +22,7 @@ from test_opaque import compressed
 from whisperbackup import main
 from whisperbackup.repository.stamps import stamp_of
 from whisperbackup.whisper import span
+from whisperbackup.whisper.healing import EVER
 
 METRICS = ("a.one", "a.two", "b.three")
 
@@ -675,7 +676,7 @@ def test_a_span_that_only_an_earlier_layout_has_is_not_skipped(
     program, path, held = resized
     small = path.read_bytes()
     lose(program)
-    span = ["--until", stamp_of(datetime.fromtimestamp(max(held), UTC))]
+    span = ["--until", stamp_of(datetime.fromtimestamp(max(held) + 599, UTC))]
     for options in (["-n"], []):
         assert "1 " + ("would be " if options else "") + "created" in program("restore", "disk", *span, *options)
     assert held.items() <= coarse_points(path).items()
@@ -969,9 +970,123 @@ def test_a_slot_that_a_span_cuts_is_not_aggregated_from_a_part_of_its_points(pro
         return {t - hour: value for t, value in struct.iter_unpack(">Ld", ring) if t}
 
     program("restore", "disk", "--from", begin, "--until", end)
-    assert sums() == dict.fromkeys((300, 600, 900, 1200), 5.0)  # the last is the backup's own
+    assert sums() == dict.fromkeys((300, 600, 900), 5.0)
     program("restore", "disk")
     assert sums() == dict.fromkeys(range(0, 2400, 300), 5.0)
+
+
+def test_a_file_that_was_taken_whole_before_a_gap_in_increments_is_named_and_replaces_none(program: Program) -> None:
+    """No backup is as old as the date."""
+    program.write("a.one")
+    settle()
+    program("backup", "disk")
+    settle()
+    path = program.write("c.new")
+    for number in range(3):
+        settle()
+        add_point(path, 7.0 + number)
+        program("increment", "disk")
+    settle()
+    date = stamp_of(datetime.now(UTC))
+    settle()
+    program("backup", "disk")
+    _, gone, _ = sorted((program.store / ".increments").iterdir())
+    shutil.rmtree(gone)
+    for record in (program.store / ".runs").iterdir():
+        change(record, keep_increments=0)
+    live = path.read_bytes()
+    said = program("restore", "disk", "-m", "c.new", "-c", date, "--overwrite", status=3)
+    assert "c.new: increments have all of it as it was once, but some of those that followed are not kept" in said
+    assert path.read_bytes() == live
+    path.unlink()
+    assert "1 created" in program("restore", "disk", "-m", "c.new", "-c", date, status=3)
+    assert 9.0 in newest_points(path)
+
+
+@pytest.mark.parametrize("method", ["sum", "average", "last"])
+def test_a_slot_that_a_span_cuts_is_right_after_a_restore_of_the_rest(program: Program, method: str) -> None:
+    """carbon was back on a new disk in the hour in which the span ends, and the backup was made in that hour, too."""
+    path = program.prefix / "m.wsp"
+    layout = [(60, 600), (3600, 24)]
+    hour = int(time.time()) // 3600 * 3600 - 4 * 3600
+    values = [(hour + 60 * number, float(number)) for number in range(60)]
+
+    def make(some: list[tuple[int, float]]) -> None:
+        path.unlink(missing_ok=True)
+        whisper.create(str(path), layout, xFilesFactor=0.0, aggregationMethod=method)
+        whisper.update_many(str(path), some)
+
+    def coarse() -> list[float]:
+        ring = path.read_bytes()[16 + 2 * 12 + 600 * 12 :]
+        return [value for t, value in struct.iter_unpack(">Ld", ring) if t]
+
+    make(values[:30])
+    program("backup", "disk")
+    whole = {}
+    for spans in ([], [0], [1200]):
+        make(values[40:])
+        for until in spans:
+            program("restore", "disk", "--until", stamp_of(datetime.fromtimestamp(hour + until, UTC)))
+        program("restore", "disk")
+        whole[str(spans)] = coarse()
+    (expected,) = whole.pop("[]")
+    assert whole == {"[0]": [expected], "[1200]": [expected]}
+
+
+def layers(program: Program, fine: tuple[int, int], method: str = "sum") -> tuple[Path, int]:
+    """Backups of the last four hours, each with one hour in minutes and all in five minutes; 1.0 a minute."""
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 60), (300, 288)], xFilesFactor=0.5, aggregationMethod=method)
+    end = int(time.time()) // 3600 * 3600
+    for hour in range(4, 0, -1):
+        now = end - 3600 * (hour - 1)
+        whisper.update_many(str(path), [(now - 60 * age, 1.0) for age in range(60, 0, -1)], now=now)
+        program("backup", "disk", "-r", 9)
+        settle()
+    path.unlink()
+    whisper.create(str(path), [fine, (300, 2000)], xFilesFactor=0.5, aggregationMethod=method)
+    return path, end
+
+
+def rings_of(path: Path, fine: int) -> list[dict[int, float]]:
+    content = path.read_bytes()[40:]
+    return [
+        {t: v for t, v in struct.iter_unpack(">Ld", ring) if t} for ring in (content[: fine * 12], content[fine * 12 :])
+    ]
+
+
+def test_a_longer_layout_gets_the_single_points_of_all_backups_and_right_aggregates(program: Program) -> None:
+    """Of a coarser point no finer slot is made of which an older backup has the points."""
+    path, end = layers(program, (60, 600))
+    for options in (["-n"], []):
+        assert " 288 points" in program("restore", "disk", "--from", "5h", *options)
+    minutes, fives = rings_of(path, 600)
+    assert minutes == dict.fromkeys(range(end - 4 * 3600, end, 60), 1.0)
+    assert fives == dict.fromkeys(range(end - 4 * 3600, end, 300), 5.0)
+
+
+@pytest.mark.parametrize("method", ["sum", "last"])
+def test_single_points_beside_a_coarser_one_leave_their_aggregate_as_it_is(program: Program, method: str) -> None:
+    """A restore from the newest backup, which has five minutes for one, and then one from those that have minutes."""
+    path, end = layers(program, (60, 600), method)
+    value = 5.0 if method == "sum" else 1.0
+    for options in ([], ["-c", stamp_of(datetime.now(UTC))], ["--from", "5h"]):
+        program("restore", "disk", *options)
+        minutes, fives = rings_of(path, 600)
+        assert fives == dict.fromkeys(range(end - 4 * 3600, end, 300), value)
+    assert len(minutes) == 240
+
+
+def test_a_span_may_be_longer_ago_than_the_backup_s_own_layout_reaches(program: Program) -> None:
+    path, end = layers(program, (60, 600))
+    for number in range(3):
+        path.unlink()
+        whisper.create(str(path), [(60, 600)])
+        begin, until = end - 4 * 3600 + 600, end - 4 * 3600 + 1200 + 60 * number
+        span = [stamp_of(datetime.fromtimestamp(each, UTC)) for each in (begin, until)]
+        program("restore", "disk", "--from", span[0], "--until", span[1])
+        held = {t for t, _ in struct.iter_unpack(">Ld", path.read_bytes()[28:]) if t}
+        assert held == set(range(begin, until + 1, 60))
 
 
 def test_a_gap_that_a_newer_backup_has_is_filled_from_those_of_its_time(program: Program) -> None:
@@ -1029,8 +1144,8 @@ def test_a_dry_run_changes_nothing(node: Program) -> None:
 def test_a_span_of_a_file_has_its_points_alone(program: Program) -> None:
     path = program.write("a.one", 2)
     now = int(time.time())
-    assert span.only(path.read_bytes(), now + 86400, None, now) is None
-    assert span.only(path.read_bytes(), None, None, now) is not None
+    assert not span.has_points(path.read_bytes(), (now + 86400, None), now)
+    assert span.has_points(path.read_bytes(), EVER, now)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

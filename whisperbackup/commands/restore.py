@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -17,6 +18,7 @@ from whisperbackup.increments.image import Image
 from whisperbackup.increments.manifest import Manifest
 from whisperbackup.increments.merge import Share
 from whisperbackup.increments.order import Order, Sorted, orders
+from whisperbackup.increments.overlay import Overlay
 from whisperbackup.increments.record import CorruptIncrement, Record, decode, moment_of, parse
 from whisperbackup.options import Options
 from whisperbackup.report.counters import IN_A_DRY_RUN, Count
@@ -32,7 +34,7 @@ from whisperbackup.tree import names, walk
 from whisperbackup.tree.restore_file import CannotPlace, Differs, Placed
 from whisperbackup.whisper import cwhisper, span
 from whisperbackup.whisper.format import parse_header
-from whisperbackup.whisper.healing import Write
+from whisperbackup.whisper.healing import EVER, Write
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ NOT_LAID = (
 )
 UNREAD = "its older backup of {stamp}, which is much larger than newer ones, could not be read: {reason}"
 OTHER = "another layout"
+PART = "it is restored from what there is, which replaces no file"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
     "only the points of increments are filled in; --overwrite restores the backup instead"
@@ -126,11 +129,14 @@ class RestoreMetric(NamedTuple):
         is_substitute = needed_older = False
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
+        deferred: list[tuple[Backup, set[int]]] = []  # backups of which coarser points are placed in the end
         has_span = options.since is not None or options.until is not None
         choice = Choice(self.candidates, stamp_at(options.since or 0) if has_span else None)
         for backup in choice:
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
-            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors)
+            is_last = not deferred and not choice.has_more(backup)
+            laid_before = set(laid)
+            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors, is_last)
             try:
                 placed = backups.load(context.driver, key, backup, options.max_file_size, context.budget, copies, use)
             except backups.BadBackup as error:
@@ -173,6 +179,8 @@ class RestoreMetric(NamedTuple):
             if is_substitute:
                 errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
             is_substitute = False
+            if placed.is_resampled and not is_last:
+                deferred.append((backup, laid_before))
             restored = _combined(restored, placed)
             if options.overwrite or placed.how == "skipped":
                 break
@@ -183,6 +191,8 @@ class RestoreMetric(NamedTuple):
                 if placed and placed.how:
                     used.append("increments")
                     restored = placed
+        if restored and deferred:
+            restored = self._place_coarser(context, path, restored, deferred, errors)
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
             points = f", {restored.points} points" if restored.how == "healed" else ""
@@ -201,6 +211,32 @@ class RestoreMetric(NamedTuple):
             counts[Count.NEEDED_OLDER] = 1
         return Outcome(self.name, counts, tuple(errors), store_failed=refusal is not None and refusal.store_failed)
 
+    def _place_coarser(
+        self,
+        context: Context,
+        path: bytes,
+        restored: Placed,
+        deferred: list[tuple[Backup, set[int]]],
+        errors: list[str],
+    ) -> Placed:
+        """Once more from backups of another layout, now that the file has what the finer archives of all have.
+
+        Before that, a coarser point could be put in the place of a finer one, of which an older backup has the value.
+        """
+        key = keys.metric_key(context.options.storage_path, self.name)
+        for backup, laid in deferred:
+            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, [], True)
+            try:
+                placed = backups.load(
+                    context.driver, key, backup, context.options.max_file_size, context.budget, HEALING_COPIES, use
+                )
+            except (backups.BadBackup, CannotPlace, StorageError) as error:
+                errors.append(f"the coarser points of its backup of {backup.stamp} could not be filled in: {error}")
+                continue
+            if placed is not None:
+                restored = _combined(restored, placed)
+        return restored
+
     def _place_or_fill(
         self,
         context: Context,
@@ -209,12 +245,14 @@ class RestoreMetric(NamedTuple):
         backup: Backup,
         laid: set[int],
         errors: list[str],
+        places_coarser: bool,
         content: bytes,
     ) -> Placed | None:
         """Place the first good backup of a metric with its records, fill from the others; one is in memory at a time.
 
         An older one gets the records that are not later than a newer one: a disk may have died hours after its last
-        backup.  None: there is nothing in the span of --from and --until, and no file there.
+        backup.  `places_coarser` as for `heal`.  None: there is nothing in the span of --from and --until, and no file
+        there.
         """
         made, source = Image(content, True, None, 0), f"its backup of {backup.stamp}"
         found = self._records(context, backup.stamp, laid, errors) if self.shares else Sorted()
@@ -227,15 +265,17 @@ class RestoreMetric(NamedTuple):
         if restored:
             images = [(made.content, source), *((other, OTHER) for other in made.others)]
             planned = restored.planned
-            placed: Placed | None = self._filled(context, path, Placed("already whole"), images, errors, planned)
+            whole = Placed("already whole")
+            placed: Placed | None = self._filled(context, path, whole, images, errors, planned, places_coarser)
         else:
-            placed = self._place(context, path, made, source, errors)
+            placed = self._place(context, path, made, source, errors, places_coarser)
         if not made.earlier:
             return placed
         if placed is None:  # --from and --until name a time of which only they have points
             first, *rest = made.earlier
-            return self._place(context, path, made._replace(content=first, others=tuple(rest)), "", [])
-        return self._filled(context, path, placed, [(earlier, "") for earlier in made.earlier], [], planned)
+            return self._place(context, path, made._replace(content=first, others=tuple(rest)), "", [], places_coarser)
+        earlier = [(image, "") for image in made.earlier]
+        return self._filled(context, path, placed, earlier, [], planned, places_coarser)
 
     def _place_compressed(
         self, context: Context, path: bytes, made: Image, backup: Backup, found: Sorted, errors: list[str]
@@ -257,22 +297,36 @@ class RestoreMetric(NamedTuple):
         made = self._laid(None, self._records(context, "", laid, errors), context, errors)
         if made is None:
             return Placed("")
+        if made.is_based and self._has_gap(context.overlay):
+            errors.append(
+                "increments have all of it as it was once, but some of those that followed are not kept: " + PART
+            )
+            made = made._replace(is_based=False)
         try:
             return self._place(context, path, made, "its increments", errors)
         except CannotPlace as error:
             errors.append(str(error))
             return Placed("")
 
-    def _place(self, context: Context, path: bytes, made: Image, source: str, errors: list[str]) -> Placed | None:
+    def _has_gap(self, overlay: Overlay) -> bool:
+        """Whether increments are missing after the last one that has the whole file."""
+        for number, content in reversed(self.shares):
+            with contextlib.suppress(CorruptIncrement):
+                if decode(content).is_whole:
+                    return overlay.has_gap_after(overlay.increments[number])
+        return False
+
+    def _place(
+        self, context: Context, path: bytes, made: Image, source: str, errors: list[str], places_coarser: bool = True
+    ) -> Placed | None:
         """Place an image, then fill from those of its other layouts what the file there has room for."""
         placer = context.placer
         images = [(made.content, source), *((other, OTHER) for other in made.others)]
         for number, (content, where) in enumerate(images, 1):
-            chosen = _in_span(content, context)
-            if chosen is not None:
-                placed = placer.place(path, chosen, made.is_based)
-                _name_missing(placed, where, chosen, errors)
-                return self._filled(context, path, placed, images[number:], errors)
+            if _has_points_in_span(content, context):
+                placed = placer.place(path, content, made.is_based, places_coarser)
+                _name_missing(placed, where, content, errors)
+                return self._filled(context, path, placed, images[number:], errors, (), places_coarser)
         return Placed("already whole") if placer.is_occupied(path) else None
 
     def _filled(
@@ -283,16 +337,16 @@ class RestoreMetric(NamedTuple):
         images: list[tuple[bytes, str]],
         errors: list[str],
         planned: tuple[Write, ...] = (),
+        places_coarser: bool = True,
     ) -> Placed:
         """Fill the file that was just placed from images, each with its source; the result of all that.
 
         `planned` are the writes that a dry run left out before it was `placed`.
         """
         for content, source in images:
-            chosen = _in_span(content, context)
-            if chosen is not None:
-                filled = context.placer.fill(path, chosen, planned + placed.planned)
-                _name_missing(filled, source, chosen, errors)
+            if _has_points_in_span(content, context):
+                filled = context.placer.fill(path, content, planned + placed.planned, places_coarser)
+                _name_missing(filled, source, content, errors)
                 placed = _combined(placed, filled)
         return placed
 
@@ -344,10 +398,7 @@ class RestoreMetric(NamedTuple):
         if made is None:
             return None
         if not made.is_based:
-            errors.append(
-                "increments have points of it, but neither they nor a backup have the whole file: "
-                "it is restored from what there is, which replaces no file"
-            )
+            errors.append("increments have points of it, but neither they nor a backup have the whole file: " + PART)
         return made
 
 
@@ -363,22 +414,23 @@ def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]
             errors.append(UNHELD.format(points=placed.unheld, source=source, layout=layout))
 
 
-def _in_span(content: bytes, context: Context) -> bytes | None:
-    """The content's points of --from and --until; None if it has none there.  Raises CannotPlace."""
-    options = context.options
-    if options.since is None and options.until is None:
-        return content
+def _has_points_in_span(content: bytes, context: Context) -> bool:
+    """Whether the content has points of --from and --until; any does without these.  Raises CannotPlace."""
+    chosen = context.placer.span
+    if chosen == EVER:
+        return True
     if cwhisper.is_compressed(content):
         raise CannotPlace("its backup is a compressed whisper file, of which --from and --until can choose no points")
-    return span.only(content, options.since, options.until, int(time.time()))
+    return span.has_points(content, chosen, int(time.time()))
 
 
 def _combined(before: Placed | None, after: Placed) -> Placed:
     """The result for a file restored from two backups; points count only in a file that existed before."""
     if before is None:
         return after
+    planned, is_resampled = before.planned + after.planned, before.is_resampled or after.is_resampled
     if before.how in ("created", "replaced"):
-        return before._replace(planned=before.planned + after.planned)
+        return before._replace(planned=planned, is_resampled=is_resampled)
     how = before.how if after.how == "already whole" or before.how == "healed" else after.how
     warning = "; ".join(filter(None, (before.warning, after.warning)))
-    return Placed(how, before.points + after.points, warning, before.planned + after.planned)
+    return Placed(how, before.points + after.points, warning, planned, is_resampled=is_resampled)

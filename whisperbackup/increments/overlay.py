@@ -56,13 +56,18 @@ class Overlay(NamedTuple):
 
     def without_frames(self) -> Overlay:
         """What a worker needs to judge records."""
-        return Overlay(tuple(replace(one, parts=(), owed=None) for one in self.increments), self.runs, {})
+        return self._replace(increments=tuple(replace(one, parts=(), owed=None) for one in self.increments))
 
     def has_gap(self, stamp: str) -> bool:
         """Whether some increment between the backup of `stamp` and the date is not kept, or not whole any more."""
         moment = seconds(stamp)
         chains = [chain for chain in self.chains.values() if chain.last > stamp]
         return any(moment < chain.begin or not self.increments for chain in chains)
+
+    def has_gap_after(self, increment: Manifest) -> bool:
+        """Whether some increment of the same tree between this one and the date is not kept, or not whole any more."""
+        chain = self.chains.get(_whose(increment), Chain())
+        return chain.last > increment.stamp and increment.begin < chain.begin
 
 
 def _whose(one: Manifest) -> Whose:

@@ -29,17 +29,29 @@ class Choice:
         self._newer: list[Generation] = []
 
     def __iter__(self) -> Iterator[Backup]:
-        is_of_span = self._since is not None
         while self._left:
             backup = self._left.pop(0)
-            generation = generation_of(backup)
-            if is_of_span or backup.stamp in self._lasts or util.dwarfs(generation, self._newer):
+            if self._is_used(backup, self._newer):
                 self._tried.add(backup.stamp)
                 yield backup
             if backup.stamp not in self._useless:
-                self._newer.append(generation)
+                self._newer.append(generation_of(backup))
                 self.saw_good = True
-                is_of_span = is_of_span and self._since is not None and backup.stamp > self._since
+
+    def has_more(self, backup: Backup) -> bool:
+        """Whether others follow the backup that was just yielded, if it is good."""
+        newer = [*self._newer, generation_of(backup)]
+        for other in self._left:
+            if self._is_used(other, newer):
+                return True
+            newer.append(generation_of(other))
+        return False
+
+    def _is_used(self, backup: Backup, newer: Sequence[Generation]) -> bool:
+        """Whether to use a backup, if the `newer` ones are good."""
+        if self._since is not None and all(other.stamp > self._since for other in newer):
+            return True
+        return backup.stamp in self._lasts or util.dwarfs(generation_of(backup), newer)
 
     def replace(self, backup: Backup, candidates: Sequence[Backup] | None = None) -> None:
         """Choose again without `backup`, which is bad; or among the `candidates` that exist now, since it is gone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from whisperbackup.tree.walk import HIDDEN_SIDECAR, SIDECAR
 from whisperbackup.whisper import cwhisper, format, reader
 from whisperbackup.whisper.checked_writes import write_at, write_checked
 from whisperbackup.whisper.healing import EVER, Healing, Span, Write, heal
+from whisperbackup.whisper.span import cut
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
 SETTLING = 5.0  # seconds; a broken file touched more recently is examined again, carbon may be creating it
@@ -50,6 +52,7 @@ class Placed(NamedTuple):
     first is at 0, and has the whole content, if that is all that the file will hold.
     `unheld` counts points of the backup for which the file's layout has no slot of their precision, `blocked` those
     whose slot holds a stamp far ahead of the clock, `ahead` those that are far ahead of it themselves.
+    `is_resampled`: the file has another layout than the backup.
     """
 
     how: str
@@ -59,6 +62,7 @@ class Placed(NamedTuple):
     unheld: int = 0
     blocked: int = 0
     ahead: int = 0
+    is_resampled: bool = False
 
 
 class _Vanished(Exception):
@@ -69,8 +73,8 @@ class Placer:
     """Restores files below `prefix`; may be used by threads.
 
     With `overwrite` existing files are replaced by whole ones instead of healed; with `noop` nothing is changed, only
-    reported.  A live file of more than `max_file_size` bytes is an error.  `span` is the time to which
-    backups were cut.
+    reported.  A live file of more than `max_file_size` bytes is an error.  Of backups, only the points of
+    `span` are used.
     """
 
     def __init__(self, prefix: bytes, overwrite: bool, noop: bool, max_file_size: int, span: Span = EVER) -> None:
@@ -88,14 +92,15 @@ class Placer:
         """Whether there is something at `path` now."""
         return os.path.lexists(os.path.join(self.prefix, path))
 
-    def place(self, path: bytes, content: bytes, is_whole: bool = True) -> Placed:
+    def place(self, path: bytes, content: bytes, is_whole: bool = True, places_coarser: bool = True) -> Placed:
         """Restore `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
 
-        With `overwrite` it is replaced, but by nothing that is not `is_whole`.  Raises CannotPlace and OSError.
+        With `overwrite` it is replaced, but by nothing that is not `is_whole`.  `places_coarser` as for `heal`.  Raises
+        CannotPlace and OSError.
         """
 
         def place(folder: int, name: bytes) -> Placed:
-            placed = self._place(folder, name, content, is_whole)
+            placed = self._place(folder, name, content, is_whole, places_coarser)
             if placed.how in ("created", "replaced") and cwhisper.is_compressed(content):
                 sidecar = _warn_of_sidecar(folder, name)
                 return placed._replace(warning="; ".join(filter(None, (placed.warning, sidecar))))
@@ -103,21 +108,21 @@ class Placer:
 
         placed = self._attempt(path, Placed("created"), place)
         if self.noop and placed.how in ("created", "replaced"):
-            return placed._replace(planned=((0, content),))
+            return placed._replace(planned=((0, self._cut(content)),))
         return placed
 
-    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
+    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = (), places_coarser: bool = True) -> Placed:
         """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
 
         `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
         """
         unmade = Placed("skipped" if cwhisper.is_compressed(content) else "healed")
         if planned and not planned[0][0]:
-            return _fill_unmade(planned, content, self.span)
+            return _fill_unmade(planned, content, self.span, places_coarser)
 
         def fill(folder: int, name: bytes) -> Placed:
             if _exists(folder, name):
-                return self._heal(folder, name, content, planned)
+                return self._heal(folder, name, content, places_coarser, planned)
             if self.noop:
                 return unmade  # it would have been created before
             raise CannotPlace("it was deleted while it was restored; run restore again")
@@ -200,21 +205,35 @@ class Placer:
             self._tidied.add((identity.st_dev, identity.st_ino))
             remove_leftovers(folder)
 
-    def _place(self, folder: int, name: bytes, content: bytes, is_whole: bool) -> Placed:
+    def _place(self, folder: int, name: bytes, content: bytes, is_whole: bool, places_coarser: bool) -> Placed:
         if self.overwrite and is_whole:
             return _replace(folder, name, content, self.noop)
         if not _exists(folder, name):
             if self.noop:
                 return Placed("created")
-            if _create(folder, name, content):
+            if _create(folder, name, self._cut(content)):
                 return Placed("created")
-        return self._heal(folder, name, content)
+        return self._heal(folder, name, content, places_coarser)
 
-    def _heal(self, folder: int, name: bytes, content: bytes, planned: tuple[Write, ...] = ()) -> Placed:
+    def _cut(self, content: bytes) -> bytes:
+        """What a file is created with."""
+        return content if self.span == EVER else cut(content, self.span, int(time.time()))
+
+    def _heal(
+        self, folder: int, name: bytes, content: bytes, places_coarser: bool, planned: tuple[Write, ...] = ()
+    ) -> Placed:
         with _live_file(folder, name) as fd:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
-            return _heal(fd, folder, name, content, self.noop, self.max_file_size, self.span, planned)
+            work_out = functools.partial(
+                _work_out,
+                content=content,
+                max_size=self.max_file_size,
+                span=self.span,
+                places_coarser=places_coarser,
+                planned=planned,
+            )
+            return _heal(fd, folder, name, work_out, self.noop, self.span)
 
 
 def _warn_of_sidecar(folder: int, name: bytes) -> str:
@@ -452,16 +471,7 @@ class Plan(NamedTuple):
     is_same: bool = False  # a compressed file that equals the backup
 
 
-def _heal(
-    fd: int,
-    folder: int,
-    name: bytes,
-    content: bytes,
-    noop: bool,
-    max_size: int,
-    span: Span,
-    planned: tuple[Write, ...] = (),
-) -> Placed:
+def _heal(fd: int, folder: int, name: bytes, work_out: Callable[[bytes], Plan], noop: bool, span: Span) -> Placed:
     """Fill the gaps of the live file, under the exclusive lock that carbon takes; carbon waits as briefly as possible.
 
     So the first attempt reads and computes without the lock, and uses the result if under it the file is the
@@ -469,7 +479,7 @@ def _heal(
     is not to lock: also then the file is compared just before writing, and each part of it once more.
     """
     live = _read_whole(fd)
-    plan = _work_out(live, content, max_size, span, planned)
+    plan = work_out(live)
     points, warning = 0, ""
     reader.acquire(fd, fcntl.LOCK_SH if noop else fcntl.LOCK_EX)
     for _ in range(ATTEMPTS):
@@ -478,7 +488,7 @@ def _heal(
         now = _read_whole(fd)
         if now != live:
             live = now
-            plan = _work_out(live, content, max_size, span, planned)
+            plan = work_out(live)
             continue
         if plan.may_be_new and _is_settling(fd):
             fcntl.flock(fd, fcntl.LOCK_UN)
@@ -519,7 +529,9 @@ def _heal(
     raise CannotPlace("it changes faster than it can be healed; switch on WHISPER_LOCK_WRITES in carbon.conf")
 
 
-def _work_out(live: bytes, content: bytes, max_size: int, span: Span, planned: tuple[Write, ...]) -> Plan:
+def _work_out(
+    live: bytes, content: bytes, max_size: int, span: Span, places_coarser: bool, planned: tuple[Write, ...]
+) -> Plan:
     """What to do about a live file; `planned` are the writes that a dry run left out before."""
     try:
         if cwhisper.is_compressed(live):
@@ -542,15 +554,16 @@ def _work_out(live: bytes, content: bytes, max_size: int, span: Span, planned: t
             broken=f"{len(live)} bytes, its header declares {size} and is not its backup's", may_be_new=may_be_new
         )
     whole = _extended(live, header)[:size]
-    return Plan(heal(_written(whole, planned), content, int(time.time()), span), "", may_be_new, header)
+    healing = heal(_written(whole, planned), content, int(time.time()), span, places_coarser)
+    return Plan(healing, "", may_be_new, header)
 
 
-def _fill_unmade(planned: tuple[Write, ...], content: bytes, span: Span) -> Placed:
+def _fill_unmade(planned: tuple[Write, ...], content: bytes, span: Span, places_coarser: bool) -> Placed:
     """Fill a file that a dry run did not create or replace; the first of the `planned` writes is all of it."""
     live = _written(b"", planned)
     if cwhisper.is_compressed(live) or cwhisper.is_compressed(content):
         return Placed("skipped")
-    healing = heal(live, content, int(time.time()), span)
+    healing = heal(live, content, int(time.time()), span, places_coarser)
     how = "healed" if healing.writes else "already whole"
     return Placed(how, healing.points, "", tuple(healing.writes), *healing[2:])
 

@@ -53,13 +53,14 @@ class Healing(NamedTuple):
     `unheld` counts the backup's points that are within the backup's own retention, but for which the live file's
     layout has no slot of the same or a finer step.  `blocked` counts those whose slot holds a stamp that is far ahead
     of the clock, and so is never overwritten.  `ahead` counts those that are far ahead of the clock themselves, and
-    not in the live file."""
+    not in the live file.  `is_resampled`: the layouts differ."""
 
     writes: list[Write]
     points: int
     unheld: int = 0
     blocked: int = 0
     ahead: int = 0
+    is_resampled: bool = False
 
 
 class Source(NamedTuple):
@@ -70,6 +71,17 @@ class Source(NamedTuple):
     values: Floats
     since: int  # the archive reaches back to this time, not included
     overlaps_finer: Bools  # a finer archive of the backup holds something that overlaps this point's slot
+
+
+class Rules(NamedTuple):
+    """What is the same for all archives of the live file."""
+
+    header: Header
+    sources: list[Source]
+    resample: bool  # the layouts differ
+    places_coarser: bool
+    now: int
+    span: Span
 
 
 @dataclass
@@ -102,26 +114,26 @@ class Window:
         return self.times[self.ahead] + self.span
 
 
-def heal(live: bytes, backup: bytes, now: int, span: Span = EVER) -> Healing:
+def heal(live: bytes, backup: bytes, now: int, span: Span = EVER, places_coarser: bool = True) -> Healing:
     """The writes that fill `live` from `backup` (docs/design.md, "Healing").
 
-    `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  `span` is all that the backup has of a
-    longer time: no slot that reaches out of it is aggregated from a part of its points.  Nothing that `live` holds in
-    its finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
+    `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  Of the backup, only the points of
+    `span` are used (`are_within`).  Where the layouts differ, `places_coarser` says whether coarser points may fill the
+    finer slots that nothing else fills: not yet, while other backups may have their points.  Nothing that `live` holds
+    in its finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
     """
     check(live)
     check(backup)
-    begin, end = span
-    span = begin, None if end is not None and end >= now else end
+    span = until_now(span, now)
     header, other = parse_header(live), parse_header(backup)
     resample = [a[1:] for a in header.archives] != [a[1:] for a in other.archives]
-    sources = read_sources(backup, other, resample, now)
+    sources = read_sources(backup, other, resample, now, span)
+    rules = Rules(header, sources, resample, resample and places_coarser, now, span)
     windows: list[Window] = []
     occupied = np.empty(0, np.int64)  # times held in the archives up to this one
     with np.errstate(all="ignore"):
         for archive in header.archives:
-            finer = windows[-1] if windows else None
-            window = heal_archive(live, archive, None, header, finer, sources, resample, occupied, now, span)
+            window = heal_archive(live, archive, None, windows[-1] if windows else None, rules, occupied)
             if resample:
                 occupied = np.sort(
                     np.concatenate((occupied, window.times[window.known & ~window.sparse], window.times_ahead()))
@@ -130,42 +142,33 @@ def heal(live: bytes, backup: bytes, now: int, span: Span = EVER) -> Healing:
         writes = [write for window in reversed(windows) for write in writes_of(window)]
     unheld = count_unheld(header, other, sources, now) if resample else 0
     points = sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows)
-    ahead = count_ahead(live, header, backup, other, now)
-    return Healing(writes, points, unheld, count_blocked(windows, sources, now), ahead)
+    ahead = count_ahead(live, header, backup, other, now, span)
+    return Healing(writes, points, unheld, count_blocked(windows, sources, now), ahead, resample)
 
 
 def heal_archive(
-    live: bytes,
-    archive: Archive,
-    base: int | None,
-    header: Header,
-    finer: Window | None,
-    sources: list[Source],
-    resample: bool,
-    occupied: Ints,
-    now: int,
-    span: Span,
+    live: bytes, archive: Archive, base: int | None, finer: Window | None, rules: Rules, occupied: Ints
 ) -> Window:
     """The healed window of one archive; `finer` is the healed window of the next finer archive."""
-    window = open_window(live, archive, base, now)
+    window = open_window(live, archive, base, rules.now)
     step = archive.step
     found, copied = np.full(archive.points, np.nan), np.zeros(archive.points, np.bool_)
-    for source in sources:
+    for source in rules.sources:
         if source.step == step:
             copy_points(window, source, found, copied)
     available = copied.copy()
-    if resample:
-        for source in sources:
+    if rules.resample:
+        for source in rules.sources:
             if source.step < step and not available.all():
-                downsample(window, source, header, found, available, span)
+                downsample(window, source, found, available, rules)
     window.own = window.held & ~(available & ~differ(found, window.stored))
     fill = available & ~window.held & window.writable
     np.copyto(window.values, found, where=fill)
     window.known |= fill
     if finer is not None:
-        aggregate_anew(window, finer, header, found, copied, now, span)
-    if resample:
-        for source in sources:
+        aggregate_anew(window, finer, found, copied, rules)
+    if rules.places_coarser:
+        for source in rules.sources:
             if source.step > step:
                 place_coarser_points(window, source, occupied)
     if not window.based and window.known.any():
@@ -176,7 +179,7 @@ def heal_archive(
             return window
         # Repeat with a base: stamps outside the window may then prevent writing some slots.
         base = int(window.times[oldest])
-        return heal_archive(live, archive, base, header, finer, sources, resample, occupied, now, span)
+        return heal_archive(live, archive, base, finer, rules, occupied)
     return window
 
 
@@ -230,8 +233,8 @@ def open_window(live: bytes, archive: Archive, base: int | None, now: int) -> Wi
     )
 
 
-def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> list[Source]:
-    """Every point of the backup that is in its place, on any lap, with 0 < t <= now."""
+def read_sources(backup: bytes, header: Header, resample: bool, now: int, span: Span) -> list[Source]:
+    """Every point of the backup that is in its place, on any lap, with 0 < t <= now, and in the span."""
     sources = []
     starts = ends = np.empty(0, np.int64)  # of all finer points' slots, sorted
     for archive in header.archives:
@@ -254,8 +257,26 @@ def read_sources(backup: bytes, header: Header, resample: bool, now: int) -> lis
             overlaps_finer = np.searchsorted(starts, after) > np.searchsorted(ends, times, side="right")
             starts, ends = np.sort(np.concatenate((starts, times))), np.sort(np.concatenate((ends, after)))
         since = int(times[-1]) - archive.step * archive.points
-        sources.append(Source(archive.step, times, values, since, overlaps_finer))
+        inside = are_within(span, times, archive.step, header.archives[0].step)
+        sources.append(Source(archive.step, times[inside], values[inside], since, overlaps_finer[inside]))
     return sources
+
+
+def until_now(span: Span, now: int) -> Span:
+    """The span, without an end that has not come yet: it cuts nothing."""
+    begin, end = span
+    return begin, None if end is not None and end >= now else end
+
+
+def are_within(span: Span, times: Ints, step: int, finer_step: int) -> Bools:
+    """Which slots, of `step` seconds from these times on, have no point of `finer_step` that is outside of `span`."""
+    begin, end = span
+    inside = np.ones(len(times), np.bool_)
+    if begin is not None:
+        inside &= -(-times // finer_step) * finer_step >= begin  # the first point that a slot can have
+    if end is not None:
+        inside &= (times + step - 1) // finer_step * finer_step <= end  # the last
+    return inside
 
 
 def count_unheld(header: Header, other: Header, sources: list[Source], now: int) -> int:
@@ -287,9 +308,11 @@ def count_blocked(windows: list[Window], sources: list[Source], now: int) -> int
     return count
 
 
-def count_ahead(live: bytes, header: Header, backup: bytes, other: Header, now: int) -> int:
+def count_ahead(live: bytes, header: Header, backup: bytes, other: Header, now: int, span: Span) -> int:
     """How many points of the backup are far ahead of `now`, and not in the live file's archive of the same step."""
     count = 0
+    if span[1] is not None:
+        return count
     for archive in other.archives:
         if np.frombuffer(backup, RECORD, archive.points, archive.offset)["t"].max() <= now + FAR_AHEAD:
             continue
@@ -323,7 +346,7 @@ def copy_points(window: Window, source: Source, found: Floats, copied: Bools) ->
     copied[places] = True
 
 
-def downsample(window: Window, source: Source, header: Header, found: Floats, available: Bools, span: Span) -> None:
+def downsample(window: Window, source: Source, found: Floats, available: Bools, rules: Rules) -> None:
     """Rule 3, first half: values for the remaining slots from a finer archive of the backup.
 
     The archive covers a slot that begins within its span, counted back from its newest point and not from now, because
@@ -334,22 +357,11 @@ def downsample(window: Window, source: Source, header: Header, found: Floats, av
     inside = slice(int(np.searchsorted(source.times, oldest)), None)
     groups = (source.times[inside] - oldest) // step
     total = multiples(window.times, step, source.step)
-    result, count = aggregate(header.aggregation, groups, source.values[inside], total)
-    fill = ~available & (window.times > source.since) & is_enough(result, count, total, header)
-    fill &= are_within(span, window.times, step, source.step)
+    result, count = aggregate(rules.header.aggregation, groups, source.values[inside], total)
+    fill = ~available & (window.times > source.since) & is_enough(result, count, total, rules.header)
+    fill &= are_within(rules.span, window.times, step, source.step)
     np.copyto(found, result, where=fill)
     available |= fill
-
-
-def are_within(span: Span, times: Ints, step: int, finer_step: int) -> Bools:
-    """Which slots, of `step` seconds from these times on, have no finer point that is outside of `span`."""
-    begin, end = span
-    inside = np.ones(len(times), np.bool_)
-    if begin is not None:
-        inside &= -(-times // finer_step) * finer_step >= begin  # the first point that a slot can have
-    if end is not None:
-        inside &= (times + step - 1) // finer_step * finer_step <= end  # the last
-    return inside
 
 
 def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None:
@@ -380,15 +392,14 @@ def place_coarser_points(window: Window, source: Source, occupied: Ints) -> None
 # Rule 4
 
 
-def aggregate_anew(
-    window: Window, finer: Window, header: Header, found: Floats, copied: Bools, now: int, span: Span
-) -> None:
+def aggregate_anew(window: Window, finer: Window, found: Floats, copied: Bools, rules: Rules) -> None:
     """Rule 4: aggregate coarser slots again from the healed next finer archive.
 
-    A slot that reaches out of `span` may lack points that the backup has: it is aggregated only if all are known.
+    An empty slot that reaches out of the span may lack points that the backup has: it is aggregated only if all are
+    known.  A held one goes on being the aggregate of what the file has, as if carbon had received the points late.
     """
-    step = window.archive.step
-    tail = slice(int(np.searchsorted(window.times, now - finer.span, side="right")), None)
+    header, step = rules.header, window.archive.step
+    tail = slice(int(np.searchsorted(window.times, rules.now - finer.span, side="right")), None)
     size = len(window.times[tail])
     if not size:
         return
@@ -423,10 +434,11 @@ def aggregate_anew(
         total,
     )
     asked &= is_enough(result, count, total, header) & (count_of(finer.sparse) == 0)
-    asked &= are_within(span, window.times[tail], step, finer.archive.step) | (count == total)
+    asked &= ~represents_slot(finer, edges, stored, held)
 
     # An empty slot is left to the backup's value if the live file has no points of its own below it.
     take = asked & ~held & (own | ~copied[tail])
+    take &= are_within(rules.span, window.times[tail], step, finer.archive.step) | (count == total)
     # A held slot keeps its value if the backup holds the same and the live file has no points of its own below it, and
     # if it may be the aggregate of more points than are left.
     asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
@@ -443,6 +455,19 @@ def aggregate_anew(
 
     np.copyto(window.values[tail], result, where=take)
     window.known[tail] |= take
+
+
+def represents_slot(finer: Window, edges: Ints, stored: Floats, held: Bools) -> Bools:
+    """Which slots' only point in the live file is the slot's own value, in the first place: rule 3 may have put it
+    there, for all of the slot.  If the backup has the same in that place it is an ordinary point.
+
+    `edges`: where in the finer window each slot begins, and the last ends.
+    """
+    upto = np.concatenate(([0], np.cumsum(finer.held)))
+    is_lone: Bools = held & (np.diff(upto[edges]) == 1)
+    firsts = np.minimum(edges[:-1], len(finer.held) - 1)
+    is_lone &= finer.held[firsts] & finer.own[firsts] & ~differ(finer.stored[firsts], stored)
+    return is_lone
 
 
 def is_explained(method: int, stored: Floats, before: Floats, result: Floats) -> Bools:

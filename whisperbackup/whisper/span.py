@@ -1,31 +1,33 @@
-"""The points of a whisper file that lie in a span of time, as a file of the same layout that holds no others."""
+"""Which points of a whisper file lie in a span of time."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from whisperbackup.whisper.format import parse_header
-from whisperbackup.whisper.healing import RECORD, heal
+from whisperbackup.whisper.healing import RECORD, Span, are_within, count_ahead, read_sources, until_now
 
 
-def only(content: bytes, since: int | None, until: int | None, now: int) -> bytes | None:
-    """`content` with the points of [since, until] alone (None: no bound); None if it has none there.
+def has_points(content: bytes, span: Span, now: int) -> bool:
+    """Whether the file has any point in the span.  Raises CorruptFile."""
+    header, span = parse_header(content), until_now(span, now)
+    if any(source.times.size for source in read_sources(content, header, False, now, span)):
+        return True
+    return count_ahead(b"", header._replace(archives=()), content, header, now, span) > 0
 
-    A coarser archive's point belongs to the span if its own time does.  Raises CorruptFile.
+
+def cut(content: bytes, span: Span, now: int) -> bytes:
+    """`content` without the points that are not in the span.  Raises CorruptFile.
+
+    A coarser archive's point is in it if all of its slot is.
     """
-    header = parse_header(content)
+    header, span = parse_header(content), until_now(span, now)
     kept = bytearray(content)
     for archive in header.archives:
         ring = np.frombuffer(kept, RECORD, archive.points, archive.offset)
         base, laps = int(ring["t"][0]), 2 * archive.step * archive.points
-        outside = np.zeros(archive.points, np.bool_)
-        if since is not None:
-            outside |= ring["t"] < since
-        if until is not None:
-            outside |= ring["t"] > until
+        outside = ~are_within(span, ring["t"].astype(np.int64), archive.step, header.archives[0].step)
         ring[outside] = (0, 0.0)
         if outside[0]:  # the base: it tells where all others are, and so long ago that no reader returns it
             ring[0] = (base - laps if base > laps else base, np.nan)
-    empty = content[: header.archives[0].offset].ljust(len(content), b"\0")
-    healing = heal(empty, bytes(kept), now)
-    return bytes(kept) if healing.writes or healing.ahead else None
+    return bytes(kept)
