@@ -44,15 +44,21 @@ def test_backups_debris_tombstones_and_foreign_keys_are_told_apart() -> None:
             *(f"a.b/{end}" for end in (f"{A}.sha1", f"{A}.wsp.gz", f"{B}.wsp.gz", f"{C}.missing", f"{C}.sha1")),
             *("a.b/notes", "a.b/x/y"),
             *(f"c/{A}.{end}" for end in ("sha1", "wsp.sz", "wsp.zst")),
+            *(f"d/{end}" for end in (f"{A}.recreated", f"{A}.sha1", f"{A}.wsp.gz")),
+            *(f"d/{end}" for end in (f"{B}.recreated", f"{C}.recreated", f"{C}.wsp.gz")),
         ]
     )
-    assert [metric.name for metric in metrics] == ["a.b", "c"]
-    first, second = metrics
+    assert [metric.name for metric in metrics] == ["a.b", "c", "d"]
+    first, second, third = metrics
     assert [backup.stamp for backup in first.backups] == [A]
     assert [(orphan.stamp, orphan.suffixes) for orphan in first.orphans] == [(B, (f"{B}.wsp.gz",)), (C, (f"{C}.sha1",))]
     assert first.tombstones == (C,)
     assert first.last_stamp == C
     assert [payload.codec for payload in second.backups[0].payloads] == ["sz", "zst"]
+    assert [backup.is_recreated for metric in metrics for backup in metric.backups] == [False, False, True]
+    assert third.backups[0].suffixes() == [f"{A}.sha1", f"{A}.wsp.gz", f"{A}.recreated"]
+    halves = [(B, (f"{B}.recreated",)), (C, (f"{C}.recreated", f"{C}.wsp.gz"))]
+    assert [(orphan.stamp, orphan.suffixes) for orphan in third.orphans] == halves
     assert catalog.foreign == 3
 
 

@@ -33,6 +33,7 @@ KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
 DAYS = st.sampled_from([-1, 0, 2, 45])
 HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
+OLD_POINT = struct.pack(">Ld", 60, 1.0)  # so that no backup is kept as the first of a recreated file
 EXAMPLES = budget(25)
 PARTS = 4  # which pytest-xdist's workers share
 SEED = int(os.environ.get("MODEL_SEED", "0"))
@@ -137,7 +138,7 @@ class Store(RuleBasedStateMachine):
     def write(self, metric: str) -> None:
         path = self.prefix / path_of(metric)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.files[metric] = HEADER + os.urandom(120)
+        self.files[metric] = HEADER + OLD_POINT + os.urandom(108)
         path.write_bytes(self.files[metric])
 
     @rule(metric=METRICS)

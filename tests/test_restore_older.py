@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import whisper
-from conftest import Program, contents, install_driver
+from conftest import Program, add_point, contents, install_driver
 from test_faults import mounted
 from test_opaque import compressed
 from test_restore import points
 
 from whisperbackup import main
+from whisperbackup.commands import backup
+from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.runtime import clock
 from whisperbackup.tree.restore_file import CannotPlace, Placer
 
@@ -363,6 +365,7 @@ class Nights:
         with self.monkeypatch.context() as night:
             night.setattr(clock, "utc_now", lambda: datetime.fromtimestamp(then, UTC))
             night.setattr(clock, "boot_id", lambda: "")  # or the uptime would contradict the clock
+            night.setattr(backup, "birth_time", lambda path: None)  # and so would the time of the file's creation
             tree = [] if command == "prune" else ["-p", str(self.program.prefix)]
             files = ["--nolog", "--nolock", "--nostamp", "-f", "1"]
             if command == "backup":
@@ -411,6 +414,69 @@ def test_the_history_of_a_dead_disk_comes_back_whatever_grew_since(nights: Night
     nights.path.unlink()
     assert "1 needed an older backup, 0 failed" in program("restore", "disk", "-c", nights.stamps()[-1])
     assert nights.history().items() == nights.old_history().items()
+
+
+OLD_LAYOUTS = {"coarser": [(3600, 20_000)], "as full": [(60, 90_000)]}
+
+
+@pytest.mark.parametrize("algorithm", ["gz", "sz"])
+@pytest.mark.parametrize("layout", OLD_LAYOUTS)
+def test_the_history_of_a_dead_disk_comes_back_also_if_the_first_backup_of_the_new_file_is_not_small(
+    program: Program, layout: str, algorithm: str
+) -> None:
+    """The layout became finer, or zeros compress no better; the backup is a week late, and others follow."""
+    path, now = program.prefix / "m.wsp", int(time.time()) // 60 * 60
+    schema = OLD_LAYOUTS[layout]
+    step, chance = schema[0][0], random.Random(1)
+    whisper.create(str(path), schema)
+    last_night = now - 86400 * 8
+    whisper.update_many(str(path), [(last_night - step * age, chance.random()) for age in range(1, 9000)])
+    program("backup", "disk", "-a", algorithm)
+    (stamp,) = program.stamps("m")
+    old = stamp_at(last_night)
+    for each in (program.store / "m").iterdir():
+        each.rename(each.with_name(each.name.replace(stamp, old)))
+    held = set(points(path, 0))
+    path.unlink()
+    whisper.create(str(path), [(60, 90_000), (3600, 20_000)])
+    whisper.update_many(str(path), [(now - 60 * age, chance.random()) for age in range(86400 * 7 // 60)])
+    for night in range(4):
+        program("backup", "disk", "-a", algorithm, "-r", 2)
+        add_point(path, 7.0 + night)
+        time.sleep(1)
+    assert len(program.stamps("m")) == 4
+    sizes = [next((program.store / "m").glob(f"{each}.wsp*")).stat().st_size for each in program.stamps("m")]
+    assert sizes[1] * 2 > sizes[0]
+    assert len(list((program.store / "m").glob("*.recreated"))) == 1
+    assert "4 good" in program("verify", "disk", "--all")
+    assert "1 needed an older backup" in program("restore", "disk")
+    restored = {**points(path, 1), **points(path, 0)}
+    assert {when // step for when in held} <= {when // step for when in restored}
+    path.unlink()
+    program("purge", "disk", "-x", "0", "--purge-anyway")
+    assert not (program.store / "m").exists()
+
+
+def test_only_a_file_without_older_points_counts_as_recreated(program: Program) -> None:
+    """A layout that reaches back to no older backup, a file with old points, and one that was there before."""
+    now = int(time.time())
+    names = {"short": [(1, 1)], "resized": [(60, 1440), (300, 2880)], "young": [(60, 2880)]}
+    for name in names:
+        program.write(name)
+    program("backup", "disk")
+    time.sleep(2.1)
+    for name, schema in names.items():
+        path = program.prefix / f"{name}.wsp"
+        if name == "young":
+            whisper.create(str(path.with_suffix(".new")), schema)
+            path.write_bytes(path.with_suffix(".new").read_bytes())
+        else:
+            path.unlink()
+            whisper.create(str(path), schema)
+        late = {"short": 0, "resized": 90_000, "young": 0}[name]
+        whisper.update_many(str(path), [(now + 2, 1.0), (now - late, 2.0)], now=now + 2)
+    assert "3 backed up" in program("backup", "disk")
+    assert not list(program.store.glob("*/*.recreated"))
 
 
 def test_the_history_of_a_dead_disk_comes_back_after_a_change_of_codec(nights: Nights) -> None:

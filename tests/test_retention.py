@@ -195,6 +195,23 @@ def test_neither_a_quiet_week_nor_a_smaller_layout_hides_a_disk_that_died(before
             assert {night(10, 255), night(11, 7, codec)} <= {*stored}
 
 
+def test_what_is_known_to_be_recreated_need_not_be_small() -> None:
+    sizes = [100, 101, 102, 130, 131, 132, 60, 61, 62, 63, 64]
+    stored: list[Generation] = []
+    for number, size in enumerate(sizes):
+        stored = rotated([*stored, night(number, size)._replace(is_recreated=number in (3, 6))], Keep(2))
+    assert [generation.size for generation in stored] == [102, 130, 132, 60, 63, 64]
+
+
+def test_files_that_are_recreated_often_hide_no_disk_that_died() -> None:
+    """The metric of a job that is started every few days."""
+    stored: list[Generation] = []
+    for number, size in enumerate([1000, 5, 200, 300, 400, *[40, 50, 60] * 9]):
+        is_recreated = number > 4 and number % 3 == 2
+        stored = rotated([*stored, night(number, size)._replace(is_recreated=is_recreated)], Keep(2))
+    assert [generation.size for generation in stored] == [1000, 5, 400, 40, 60, 40, 60, 40, 50, 60]
+
+
 def test_an_empty_payload_is_no_fall() -> None:
     """A store that lost power may have one."""
     assert falls(generations(1000, 2, 1000, 0, 1000)) == [(generations(1000)[0], generations(1000, 2)[1])]

@@ -92,13 +92,15 @@ YEAR = timedelta(days=366)
 class Generation(NamedTuple):
     """A complete backup as retention sees it; `size` is in bytes as stored.
 
-    Two backups have equal `content` strings if, and only if, their content is equal.
+    Two backups have equal `content` strings if, and only if, their content is equal.  `is_recreated`: the file has no
+    point from before the backup before it, although its layout would have room for them.
     """
 
     stamp: str
     codec: str
     size: int
     content: str
+    is_recreated: bool = False
 
 
 class Keep(NamedTuple):
@@ -184,18 +186,23 @@ def dwarfs(generation: Generation, newer: Sequence[Generation]) -> bool:
 def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list[tuple[Generation, Generation]]:
     """What may be the last backups of a file before it was recreated, each with the next backup.
 
-    `generations`: the oldest first.  Such a backup dwarfs the next one.  Sizes also fall where a metric becomes quiet,
-    or its layout smaller, so four falls count, at most: the one that lost the most bytes (of those that lost nearly as
-    much, the newest), the one that left the smallest share, the newest, the newest with a change of codec, which may be
-    no loss, and then those that lost the most.  Those of the past year go before older ones, if the clock can tell.
+    `generations`: the oldest first.  The next backup is known to be of a recreated file, or such a backup dwarfs it.
+    Sizes also fall where a metric becomes quiet, or its layout smaller, so four falls count, at most: the newest two
+    before a recreated file, the one that lost the most bytes (of those that lost nearly as much, the newest), the one
+    that left the smallest share, the newest, the newest with a change of codec, which may be no loss, and then those
+    that lost the most.  Those of the past year go before older ones, if the clock can tell.
     """
     stored = [generation for generation in generations if generation.size]
-    found = [(before, after) for before, after in itertools.pairwise(stored) if dwarfs(before, [after])]
+    pairs = itertools.pairwise(stored)
+    found = [(before, after) for before, after in pairs if after.is_recreated or dwarfs(before, [after])]
     if can_tell_year:
         found = [fall for fall in found if not _is_over(fall[1], generations[-1])] or found
     found.reverse()
-    chosen = [fall for fall in found if fall[0].codec != fall[1].codec][:1]
-    same = [fall for fall in found if fall[0].codec == fall[1].codec]
+    recreated = [fall for fall in found if fall[1].is_recreated]
+    smaller = [fall for fall in found if dwarfs(fall[0], fall[1:])]
+    chosen = recreated[:2]
+    chosen += [fall for fall in smaller if fall[0].codec != fall[1].codec][:1]
+    same = [fall for fall in smaller if fall[0].codec == fall[1].codec]
     if same:
         largest = sorted(same, key=lambda fall: fall[1].size - fall[0].size)
         most = largest[0][0].size - largest[0][1].size
@@ -205,7 +212,7 @@ def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list
             same[0],
             *largest,
         ]
-    return list(dict.fromkeys(chosen))[:MOST_FALLS]
+    return list(dict.fromkeys([*chosen, *recreated]))[:MOST_FALLS]
 
 
 def _is_over(after: Generation, newest: Generation) -> bool:

@@ -27,18 +27,23 @@ from whisperbackup.repository.known_bad import KnownBad
 from whisperbackup.repository.outcome import Outcome, PendingDelete
 from whisperbackup.repository.purge import Purge, log_return, needs_new_backup
 from whisperbackup.repository.retention import dropped, may_drop
-from whisperbackup.repository.stamps import stamp_of
+from whisperbackup.repository.stamps import seconds, stamp_of
 from whisperbackup.repository.state import EMPTY, FILLED, MARKED, Record, State, fingerprint, is_settled
 from whisperbackup.repository.steady import Steady
 from whisperbackup.runtime import clock
 from whisperbackup.storage.base import is_marked
+from whisperbackup.tree.birth import birth_time
 from whisperbackup.tree.places import Places
 from whisperbackup.tree.selection import Unmatched
 from whisperbackup.tree.walk import LocalFile, check_tree
 from whisperbackup.util import YEAR, Generation, Keep
 from whisperbackup.whisper import format, reader
+from whisperbackup.whisper.cwhisper import is_compressed
+from whisperbackup.whisper.span import is_all_after
 
 logger = logging.getLogger(__name__)
+
+LATE = 86400  # seconds: points that a sender brings later than this make a recreated file look like an old one
 
 
 def run(options: Options, stats: RunStats) -> int:
@@ -251,15 +256,31 @@ class BackupMetric(NamedTuple):
             if metric is None:
                 backups.check_form(context.driver, key, now)
             stamp, listed_md5 = future_stamps.later_stamp(metric, now) if metric else stamp_of(now), None
-            stamp = given = backups.store_at(context.driver, key, stamp, codec, payload, sha1)
+            is_recreated = bool(existing) and _is_recreated(self.path, reading, existing[-1])
+            stamp = given = backups.store_at(context.driver, key, stamp, codec, payload, sha1, is_recreated)
             did = "would be backed up" if context.noop else f"stored {stamp}"
             _log(context, "%s: %s, %d bytes of %s", self.name, did, len(payload), codec)
             counts |= {Count.BACKED_UP: 1, Count.STORED_BYTES: len(payload)}
-            newer = [Generation(stamp, codec, len(payload), mark_md5(sha1))]
+            newer = [Generation(stamp, codec, len(payload), mark_md5(sha1), is_recreated)]
         record = None
         if is_settled(reading.status, reading.began) and not reading.is_torn:
             record = Record(self.name + "/", fingerprint(reading.status), sha1, stamp, listed_md5 or "")
         return _outcome(self.name, context, existing, counts, record, self.keep, newer)._replace(stamp=given)
+
+
+def _is_recreated(path: bytes, reading: reader.Reading, last: Backup) -> bool:
+    """Whether the file is younger than the `last` backup, and has no points of the time before that.
+
+    If the file system does not report when it was created, no late point counts.
+    """
+    moment, now = seconds(last.stamp), int(reading.moment.timestamp())
+    if is_compressed(reading.content) or not is_all_after(reading.content, moment, now, LATE):
+        return False
+    with contextlib.suppress(OSError):
+        born = birth_time(path)
+        if born is not None:
+            return born >= moment + 1
+    return is_all_after(reading.content, moment, now)
 
 
 def _size(path: bytes) -> int:

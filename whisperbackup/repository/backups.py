@@ -57,15 +57,18 @@ def sha1_of(content: bytes | bytearray) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
-def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> None:
+def store(
+    driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str, is_recreated: bool = False
+) -> None:
     """Create a backup below `key` (storage path, metric, slash).  A stop in between leaves an orphan.
 
     Raises Exists if another run has stored other content under that stamp: the caller must try another stamp.
-    Another run that stores the same content is not a conflict.
+    Another run that stores the same content is not a conflict.  `is_recreated` is stored with it, and first.
     """
+    notes = [(keys.recreated(key, stamp), b"")] if is_recreated else []
     body, mark = (keys.payload(key, stamp, codec), payload), (keys.mark(key, stamp), sha1.encode())
     try:
-        is_sure = create_all(driver, [body, mark])
+        is_sure = create_all(driver, [*notes, body, mark])
     except Exists as conflict:
         if conflict.key == mark[0] and _others(driver, f"{key}{stamp}.", body[0]):
             driver.delete([body[0]])  # the other run uses another codec, so the two payloads did not conflict
@@ -74,11 +77,13 @@ def store(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1
         _check_alone(driver, f"{key}{stamp}.", body, mark)
 
 
-def store_at(driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str) -> str:
+def store_at(
+    driver: Driver, key: str, stamp: str, codec: str, payload: bytes, sha1: str, is_recreated: bool = False
+) -> str:
     """Store a backup and return its stamp, which is later than `stamp` if a run without the lock has used that one."""
     for _ in range(STAMPS):
         try:
-            store(driver, key, stamp, codec, payload, sha1)
+            store(driver, key, stamp, codec, payload, sha1, is_recreated)
             return stamp
         except Exists as error:
             logger.info("%s; retrying with a later stamp", error)
@@ -196,7 +201,7 @@ def generation_of(backup: Backup) -> Generation:
     """A backup as retention sees it, its content treated as different from every other's; empty if its mark is cut."""
     largest = max(backup.payloads, key=lambda payload: payload.size)
     size = largest.size if backup.mark_size >= MARK_SIZE else 0
-    return Generation(backup.stamp, largest.codec, size, backup.stamp)
+    return Generation(backup.stamp, largest.codec, size, backup.stamp, backup.is_recreated)
 
 
 def load(

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 MARK_SIZE = 40
 """Bytes of a mark; some tools end a file with a newline."""
-_OBJECT = re.compile(rf"({STAMP})\.(sha1|missing|wsp\.({'|'.join(CODECS)}))", re.ASCII)
+_OBJECT = re.compile(rf"({STAMP})\.(sha1|missing|recreated|wsp\.({'|'.join(CODECS)}))", re.ASCII)
 _TEMPORARY = re.compile(TEMPORARY, re.ASCII)
 _RECORD = re.compile(r"(.*/)?(\.(?:increments|runs)/.+)", re.DOTALL)
 
@@ -47,21 +47,24 @@ class Payload(NamedTuple):
 class Backup(NamedTuple):
     """A complete backup: at least one payload and the mark.
 
-    `mark_md5` is the MD5 of the mark's content, if the listing shows it.
+    `mark_md5` is the MD5 of the mark's content, if the listing shows it.  `is_recreated`: it is the first of a file
+    that has no point from before the backup before it.
     """
 
     stamp: str
     payloads: tuple[Payload, ...]
     mark_md5: str | None
     mark_size: int = MARK_SIZE
+    is_recreated: bool = False
 
     def suffixes(self) -> list[str]:
         """The ends of its keys."""
-        return [f"{self.stamp}.sha1", *(f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads)]
+        payloads = [f"{self.stamp}.wsp.{payload.codec}" for payload in self.payloads]
+        return [f"{self.stamp}.sha1", *payloads, *([f"{self.stamp}.recreated"] if self.is_recreated else [])]
 
 
 class Orphan(NamedTuple):
-    """An object left by an interrupted run: a payload without its mark, a mark without payload, a temporary file."""
+    """Objects left by an interrupted run: a payload without its mark, a mark without payload, a temporary file."""
 
     stamp: str
     suffixes: tuple[str, ...]
@@ -269,19 +272,20 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
     orphans: list[Orphan] = []
     last_stamp = ""
     mark: Part | None = None
+    recreated: list[Part] = []
     payloads: list[Part] = []
     for part in (*parts, END):
         (stamp, kind, codec), size, _ = part
         if stamp != last_stamp or part is END:
             if mark and payloads:
                 found = tuple([Payload(suffix.codec or "", size) for suffix, size, _ in payloads])
-                backups.append(Backup(last_stamp, found, mark[2], mark[1]))
-            elif halves := payloads or ([mark] if mark else []):
+                backups.append(Backup(last_stamp, found, mark[2], mark[1], bool(recreated)))
+            elif halves := [*recreated, *payloads, *([mark] if mark else [])]:
                 suffixes = tuple(f"{last_stamp}.{suffix.kind}" for suffix, _, _ in halves)
                 orphans.append(Orphan(last_stamp, suffixes, sum(size for _, size, _ in halves)))
             if part is END:
                 break
-            mark, payloads = None, []
+            mark, recreated, payloads = None, [], []
         if kind.startswith("."):
             orphans.append(Orphan(stamp, (kind,), size))
             continue  # a temporary file sorts before all objects, and is none
@@ -290,6 +294,8 @@ def read_metric(name: str, parts: Iterable[Part]) -> Metric:
             payloads.append(part)
         elif kind == "sha1":
             mark = part
+        elif kind == "recreated":
+            recreated.append(part)
         else:
             tombstones.append(stamp)
             if size:

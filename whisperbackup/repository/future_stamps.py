@@ -118,4 +118,5 @@ def _copied(driver: Driver, key: str, backup: Backup, stamp: str, max_size: int)
         payload = driver.get(keys.payload(key, backup.stamp, codec))
         backups.proven_size(codec, payload, max_size, sha1.__eq__)
         objects.append((keys.payload(key, stamp, codec), payload))
-    return [*objects, (keys.mark(key, stamp), sha1.encode())]
+    notes = [(keys.recreated(key, stamp), b"")] if backup.is_recreated else []
+    return [*notes, *objects, (keys.mark(key, stamp), sha1.encode())]

@@ -2,6 +2,7 @@
 
     <storage path><name>/<stamp>.wsp.<codec>     the payload: the whisper file, compressed
     <storage path><name>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file, written last
+    <storage path><name>/<stamp>.recreated       empty: this backup is the first of a file that was recreated
     <storage path><name>/<stamp>.missing         the tombstone
     <storage path>.increments/, .runs/           whisperbackup/increments/manifest.py
 
@@ -40,6 +41,11 @@ def payload(metric_key: str, stamp: str, codec: str) -> str:
 def mark(metric_key: str, stamp: str) -> str:
     """The key of a backup's mark."""
     return f"{metric_key}{stamp}.sha1"
+
+
+def recreated(metric_key: str, stamp: str) -> str:
+    """The key of what says that a backup is the first of a file that was recreated."""
+    return f"{metric_key}{stamp}.recreated"
 
 
 def tombstone(metric_key: str, stamp: str) -> str:

@@ -16,6 +16,25 @@ def has_points(content: bytes, span: Span, now: int) -> bool:
     return count_ahead(b"", header._replace(archives=()), content, header, now, span) > 0
 
 
+def is_all_after(content: bytes | bytearray, moment: int, now: int, late: int = 0) -> bool:
+    """Whether a file has points, and none of the time up to `moment`, though its layout reaches back to that.
+
+    That is none that ended `late` seconds before it.  Only stamps are looked at, those of the coarsest archive first:
+    most files have old ones there.  Raises CorruptFile.
+    """
+    archives = parse_header(content).archives
+    if now - max(archive.step * archive.points for archive in archives) >= moment:
+        return False
+    has_any = False
+    for archive in reversed(archives):
+        stamps = np.frombuffer(content, RECORD, archive.points, archive.offset)["t"]
+        stamps = stamps[stamps > 0]
+        if (stamps <= moment - late - archive.step).any():
+            return False
+        has_any = has_any or stamps.size > 0
+    return has_any
+
+
 def cut(content: bytes, span: Span, now: int) -> bytes:
     """`content` without the points that are not in the span.  Raises CorruptFile.
 
