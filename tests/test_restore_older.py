@@ -452,6 +452,7 @@ def test_the_history_of_a_dead_disk_comes_back_also_if_the_first_backup_of_the_n
     assert "1 needed an older backup" in program("restore", "disk")
     restored = {**points(path, 1), **points(path, 0)}
     assert {when // step for when in held} <= {when // step for when in restored}
+    program.write("other")
     path.unlink()
     program("purge", "disk", "-x", "0", "--purge-anyway")
     assert not (program.store / "m").exists()
