@@ -191,7 +191,7 @@ class RestoreMetric(NamedTuple):
                 if placed and placed.how:
                     used.append("increments")
                     restored = placed
-        if restored and deferred:
+        if restored and deferred and not refusal:
             restored = self._place_coarser(context, path, restored, deferred, errors)
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
