@@ -126,7 +126,7 @@ class Oracle:
     def mark(self, ring: Ring, slots: list[tuple[int, float]]) -> None:
         place = next(t for t in range(self.now // ring.step * ring.step, -(10**20), -ring.step) if not ring.slot_of(t))
         if place - 2 * ring.span > 0:
-            slots[0] = (place - 2 * ring.span, 0.0)
+            slots[0] = (place - 2 * ring.span, math.nan)
         elif ring.step > 1:
             stamp = place - 1
             while stamp >= ring.span:
@@ -134,7 +134,7 @@ class Oracle:
             while stamp < 0:
                 stamp += ring.span
             if stamp < 2**32:
-                slots[0] = (stamp, 0.0)
+                slots[0] = (stamp, math.nan)
 
     def aggregate(self, points: Points, begin: int, end: int, step: int) -> float | None:
         """whisper's __propagate: None where too few are known, or it is no number."""

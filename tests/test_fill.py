@@ -576,8 +576,13 @@ def test_a_base_that_gets_no_point_is_a_time_that_nothing_reads() -> None:
     now = HOUR + 599
     live = make_file([(60, 10)], [ring])
     healed = healed_file(live, make_file([(60, 10)], [[(0, 0.0)] * 10]), now)
-    assert slots_of(healed)[0] == [(HOUR - 1200, 0.0), *ring[1:]]
-    assert read(healed, 60, now) == {HOUR + 60 * k: float(k) for k in range(1, 5)}
+    (base, value), *others = slots_of(healed)[0]
+    assert (base, others) == (HOUR - 1200, ring[1:])
+    assert math.isnan(value)
+    points = {HOUR + 60 * k: float(k) for k in range(1, 5)}
+    assert read(healed, 60, now) == points
+    longer = make_file([(60, 100)], [[(0, 0.0)] * 100])
+    assert read(healed_file(longer, healed, now), 60, now) == points, "nor does a restore into a longer layout"
 
 
 def test_a_really_empty_archive_begins_with_the_oldest_point(tmp_path: Path) -> None:

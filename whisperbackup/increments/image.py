@@ -212,4 +212,4 @@ def lay_rings(image: bytearray, archive: Archive, rings: list[Ring], kept: int =
             times, values, places = times[wins], values[wins], places[wins]
         slots["t"][places], slots["v"][places] = times, values  # where one comes twice, the last stays
     if is_empty and base and not slots["t"][0] and (slots["t"].any() or not is_filling):
-        slots[0] = (base, 0.0)
+        slots[0] = (base, np.nan)

@@ -559,12 +559,13 @@ def writes_of(window: Window) -> list[Write]:
         mark = base_mark(window, int(window.times[slot_0]))
         if mark is not None:
             slots = np.insert(slots, 0, 0)
-            records = np.insert(records, 0, np.array((mark, 0.0), RECORD))
+            records = np.insert(records, 0, np.array((mark, np.nan), RECORD))
     return split_writes(archive.offset + slots * POINT_SIZE, records)
 
 
 def base_mark(window: Window, time: int) -> int | None:
-    """A stamp for a slot 0 that gets no point; `time` belongs there: two laps ago, so that no reader returns it.
+    """A stamp for a slot 0 that gets no point (its value is NaN); `time` belongs there: two laps ago, so that no reader
+    returns it.
 
     Before 1970 that is impossible; then the stamp is a second before a time of slot 0: no multiple of the step, so no
     reader returns it, and whisper's division gives the same slots.
