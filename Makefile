@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # So many tests at once: most of their time they wait. A worker that crashed ends the run: xdist would wait for it for ever.
-JOBS ?= 8
+JOBS ?= 10
 TOGETHER := $(BIN)/pytest --numprocesses $(JOBS) --max-worker-restart=0 --no-loadscope-reorder
 
 .PHONY: demo test quick soak lint bench release-check clean

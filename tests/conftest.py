@@ -187,7 +187,7 @@ class Program:
         self.lock, self.stamp, self.log, self.state = (home / name for name in ("lock", "stamp", "log", "state"))
         self.prefix, self.store = home / "tree", home / "store"
         self.bucket = ""  # in a store that is no directory
-        self.processes = 2  # a process costs more CPU time than most tests have for it to do
+        self.processes = 1  # a process costs more CPU time than most tests have for it to do
         self.environment: dict[str, str] = {}
         self.prefix.mkdir()
 
@@ -271,9 +271,11 @@ class Program:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    """The program with a tree and a store of its own."""
-    return Program(tmp_path)
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Program:
+    """The program with a tree and a store of its own; with several workers where a module's PROCESSES says so."""
+    program = Program(tmp_path)
+    program.processes = getattr(request.module, "PROCESSES", program.processes)
+    return program
 
 
 def add_point(path: Path, value: float = 1.0) -> None:

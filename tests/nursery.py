@@ -36,6 +36,9 @@ CLIENTS = (
     *("boto3", "botocore.session", "s3transfer", "google.cloud.storage", "swiftclient", "keystoneauth1"),
 )
 
+LATE = ("encodings.ascii", "filelock", "isal.igzip", "isal.isal_zlib", "multiprocessing.popen_fork", "snappy")
+"""What the program imports when it comes to it."""
+
 
 class Nursery:
     """That process, as seen by the tests."""
@@ -176,7 +179,7 @@ def main() -> NoReturn:
 
     own = [module.name for module in pkgutil.walk_packages(whisperbackup.__path__, "whisperbackup.")]
     needed = [name for name in own if name not in CLIENTS and not name.endswith("__main__")]
-    for name in [*needed, "filelock", "multiprocessing.popen_fork", "encodings.ascii", *sys.argv[2:]]:
+    for name in [*needed, *LATE, *sys.argv[2:]]:
         importlib.import_module(name)
     sys.argv[2:] = []
     gc.freeze()

@@ -21,6 +21,7 @@ from conftest import Program, contents, wait_for
 
 from whisperbackup.tree.names import metric_name
 
+PROCESSES = 2
 METRICS = [f"servers.web{number}.cpu" for number in range(20)] + ["disk.used;dc=a;host=b"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import Program, add_point, install_driver
 
+PROCESSES = 2
 pytestmark = pytest.mark.slow
 
 DRIVER = """

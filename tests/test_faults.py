@@ -29,6 +29,7 @@ from whisperbackup.repository import state
 from whisperbackup.tree.selection import select
 from whisperbackup.whisper import format
 
+PROCESSES = 2
 pytestmark = pytest.mark.slow
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")

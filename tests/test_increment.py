@@ -47,6 +47,8 @@ from whisperbackup.tree import places
 from whisperbackup.tree.selection import select
 from whisperbackup.tree.walk import walk
 
+PROCESSES = 2
+
 
 @pytest.fixture
 def stored(program: Program) -> Program:

@@ -15,6 +15,7 @@ import pytest
 from conftest import Program, wait_for
 from test_ordinary_user import MACHINE, NOBODY
 
+PROCESSES = 2
 FIRST, LATER = "2026-11-20T02:12:25+00:00", "2026-11-21T02:12:25+00:00"
 
 

@@ -20,6 +20,7 @@ from test_stores import connect, stored
 
 from whisperbackup.repository.stamps import stamp_of
 
+PROCESSES = 2
 NOW = datetime.now(UTC)
 DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 OLD = ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00", "2026-01-03T00:00:00+00:00")

@@ -22,6 +22,7 @@ from test_carbon import Carbon
 from whisperbackup.tree import restore_file
 from whisperbackup.whisper import cwhisper, format
 
+PROCESSES = 2
 LIVE_SECONDS = max(5, budget(12))
 KILLS = budget(20)
 

@@ -19,6 +19,7 @@ from test_restore import placer, points
 
 from whisperbackup.whisper import format
 
+PROCESSES = 2
 pytestmark = pytest.mark.slow
 
 SCHEMA = [(1, 3600), (60, 1440)]

@@ -12,6 +12,7 @@ from conftest import Program, add_point, contents, install_driver
 
 from whisperbackup.storage import disk
 
+PROCESSES = 2
 pytestmark = pytest.mark.slow
 
 # A directory store that lets another run of the program do its work between the listing and the first reading.

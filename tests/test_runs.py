@@ -19,6 +19,7 @@ from whisperbackup.repository.outcome import Outcome, failed
 from whisperbackup.runtime.budget import Budget
 from whisperbackup.runtime.pool import Pool, WorkerLost
 
+PROCESSES = 2
 pytestmark = pytest.mark.slow
 
 

@@ -18,6 +18,7 @@ from conftest import Program, add_point, contents, wait_for
 from servers import Store, TroubleProxy
 from test_storage import open_store
 
+PROCESSES = 2
 KINDS = ["disk", "s3-rclone", "s3-swift", "swift-v1", "swift-v3", "gcs"]
 NETWORK = ["s3-rclone", "swift-v1", "gcs"]
 NAMES = [

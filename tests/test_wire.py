@@ -25,6 +25,7 @@ from test_stores import connect, plant
 from whisperbackup.storage import gcs, s3, s3wire, wire
 from whisperbackup.storage.base import Driver, Unavailable
 
+PROCESSES = 2
 pytestmark = pytest.mark.servers
 CLIENTS = {"s3-rclone": b"boto", "swift-v1": b"python-swiftclient", "gcs": b"gcloud-python"}
 
