@@ -490,6 +490,52 @@ def test_a_date_for_which_not_all_increments_are_kept_gives_what_the_backup_saw(
     assert paths[1].read_bytes() == states[5][1]
 
 
+def test_a_backup_that_is_deleted_meanwhile_leaves_no_hole_before_later_increments(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older one that replaces it is before increments that are not kept."""
+    path = program.write("a.one")
+    states = []
+    for number, command in enumerate(("backup", "increment", "backup", "increment")):
+        settle()
+        add_point(path, 7.0 + number)
+        program(command, "disk", *(["-r", 5] if command == "backup" else ["--lag", 0]))
+        states.append(path.read_bytes())
+    settle()
+    date = stamp_of(datetime.now(UTC))
+    settle()
+    add_point(path, 70.0)
+    program("backup", "disk", "-r", 5)
+    gone, _ = sorted((program.store / ".increments").iterdir())
+    shutil.rmtree(gone)
+    chosen = program.store / "a.one" / program.stamps("a.one")[1]
+    install_driver(
+        program,
+        monkeypatch,
+        f"""
+import pathlib
+from whisperbackup.storage import disk
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, [])
+    real = driver.get
+    def get(key):
+        if key.startswith("a.one/"):
+            for suffix in (".sha1", ".wsp.gz"):
+                pathlib.Path("{chosen}" + suffix).unlink(missing_ok=True)
+        return real(key)
+    driver.get = get
+    return driver
+""",
+    )
+    lose(program)
+    said = program("restore", "shelf", "-c", date, status=3)
+    assert "was deleted during this run, and not all increments since" in said
+    assert path.read_bytes() == states[0]
+    lose(program)
+    assert "1 metrics are as their backup saw them" in program("restore", "disk", "-c", date)
+    assert path.read_bytes() == states[0]
+
+
 @pytest.mark.parametrize("what", ["gone", "rewritten", "whole"])
 @pytest.mark.parametrize("is_before_the_next", [True, False])
 def test_increments_that_are_gone_or_rewritten_make_no_hole_before_a_date_and_are_told(
@@ -1033,6 +1079,24 @@ def test_a_slot_that_a_span_cuts_is_right_after_a_restore_of_the_rest(program: P
     assert whole == {"[0]": [expected], "[1200]": [expected]}
 
 
+@pytest.mark.parametrize("until", range(450, 690, 60))
+def test_a_slot_that_a_span_cuts_is_not_aggregated_from_slots_that_it_cuts_too(program: Program, until: int) -> None:
+    """Of three archives: the span ends in a minute, of which it has some of ten seconds; ten minutes need all."""
+    path = program.prefix / "m.wsp"
+    layout = [(10, 1000), (60, 1000), (600, 200)]
+    hour = int(time.time()) // 3600 * 3600 - 3600
+    whisper.create(str(path), layout, aggregationMethod="sum")
+    whisper.update_many(str(path), [(hour + 10 * number, 1.0) for number in range(360)])
+    program("backup", "disk")
+    path.unlink()
+    whisper.create(str(path), layout, aggregationMethod="sum")
+    program("restore", "disk", "--until", stamp_of(datetime.fromtimestamp(hour + until, UTC)))
+    tens, minutes, coarse = all_rings(path)
+    assert len(tens) == until // 10 + 1
+    assert minutes == dict.fromkeys(range(hour, hour + until // 60 * 60, 60), 6.0)
+    assert coarse == dict.fromkeys(range(hour, hour + until // 600 * 600, 600), 60.0)
+
+
 def layers(program: Program, fine: tuple[int, int], method: str = "sum") -> tuple[Path, int]:
     """Backups of the last four hours, each with one hour in minutes and all in five minutes; 1.0 a minute."""
     path = program.prefix / "m.wsp"
@@ -1063,6 +1127,92 @@ def test_a_longer_layout_gets_the_single_points_of_all_backups_and_right_aggrega
     minutes, fives = rings_of(path, 600)
     assert minutes == dict.fromkeys(range(end - 4 * 3600, end, 60), 1.0)
     assert fives == dict.fromkeys(range(end - 4 * 3600, end, 300), 5.0)
+
+
+def test_of_coarser_points_the_finest_of_all_backups_come_first(program: Program) -> None:
+    """Not those of ten minutes of a newer backup, where an older one has minutes."""
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(10, 360), (60, 120), (600, 1000)], xFilesFactor=0.5, aggregationMethod="sum")
+    end = int(time.time()) // 3600 * 3600
+    for hour in range(4, 0, -1):
+        now = end - 3600 * (hour - 1)
+        whisper.update_many(str(path), [(now - 10 * age, 1.0) for age in range(360, 0, -1)], now=now)
+        if hour % 2:
+            program("backup", "disk", "-r", 9)
+            settle()
+    path.unlink()
+    whisper.create(str(path), [(10, 4000), (60, 4000), (600, 4000)], xFilesFactor=0.5, aggregationMethod="sum")
+    for options in (["-n"], [], []):
+        said = program("restore", "disk", "--from", "5h", *options)
+    assert " 0 points" in said
+    tens, minutes, coarse = (dict(ring) for ring in all_rings(path))
+    assert len(tens) == 840
+    begin = end - 4 * 3600
+    expected = {}
+    for hour in range(4):
+        step, value = (10, 1.0) if hour % 2 else (60, 6.0)
+        expected |= dict.fromkeys(range(begin + 3600 * hour, begin + 3600 * (hour + 1), step), value)
+    assert tens == expected
+    assert minutes == dict.fromkeys(range(begin, end, 60), 6.0)
+    assert coarse == dict.fromkeys(range(begin, end, 600), 60.0)
+
+
+def all_rings(path: Path) -> list[dict[int, float]]:
+    """The points of all archives."""
+    content = path.read_bytes()
+    rings = []
+    for archive in whisper.info(str(path))["archives"]:
+        ring = content[archive["offset"] :][: archive["size"]]
+        rings.append({t: v for t, v in struct.iter_unpack(">Ld", ring) if t})
+    return rings
+
+
+def test_a_longer_layout_gets_the_single_points_of_all_backups_also_if_an_increment_has_it(program: Program) -> None:
+    path, end = layers(program, (60, 600))
+    add_point(path, 1.0)
+    program("increment", "disk")
+    assert "1 needed an older backup" in program("restore", "disk", "--from", "5h")
+    minutes, fives = rings_of(path, 600)
+    hours = range(end - 4 * 3600, end, 60)
+    assert {t: v for t, v in minutes.items() if t < end} == dict.fromkeys(hours, 1.0)
+    assert {t: v for t, v in fives.items() if t < end} == dict.fromkeys(hours[::5], 5.0)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-increments"]])
+def test_increments_push_nothing_of_a_backup_out_of_a_longer_layout(program: Program, options: list[str]) -> None:
+    """The next hour's minutes are in the slots of those that the backup has."""
+    path = program.prefix / "m.wsp"
+    whisper.create(str(path), [(60, 60), (300, 288)], xFilesFactor=0.5, aggregationMethod="sum")
+    end = int(time.time()) // 3600 * 3600
+    for command, now in (("backup", end - 3600), ("increment", end)):
+        whisper.update_many(str(path), [(now - 60 * age, 1.0) for age in range(60, 0, -1)], now=now)
+        settle()
+        program(command, "disk", *(["--lag", 3 * 3600] if command == "increment" else []))
+    path.unlink()
+    whisper.create(str(path), [(60, 600), (300, 2000)], xFilesFactor=0.5, aggregationMethod="sum")
+    program("restore", "disk", *options)
+    minutes, fives = rings_of(path, 600)
+    until = end - 3600 if options else end
+    assert minutes == dict.fromkeys(range(end - 2 * 3600, until, 60), 1.0)
+    assert fives == dict.fromkeys(range(end - 2 * 3600, until, 300), 5.0)
+
+
+def test_a_layout_that_became_shorter_after_the_backup_displaces_none_of_its_points(program: Program) -> None:
+    """What comes back in the earlier layout has its minutes, not the later one's five minutes."""
+    path = program.prefix / "m.wsp"
+    end = int(time.time()) // 3600 * 3600
+    points = [(end - 60 * age, 1.0) for age in range(240, 0, -1)]
+    for command, layout in (("backup", [(60, 600)]), ("increment", [(60, 30), (300, 100)])):
+        path.unlink(missing_ok=True)
+        whisper.create(str(path), layout, xFilesFactor=0.5, aggregationMethod="sum")
+        for _ in layout:  # the minutes of which there is no room are summed up
+            whisper.update_many(str(path), [(t, 1.0 if len(layout) == 1 else 5.0) for t, _ in points[::5]], now=end)
+        whisper.update_many(str(path), points[-30:] if len(layout) > 1 else points, now=end)
+        settle()
+        program(command, "disk")
+    lose(program)
+    program("restore", "disk")
+    assert all_rings(path) == [dict(points)]
 
 
 @pytest.mark.parametrize("method", ["sum", "last"])

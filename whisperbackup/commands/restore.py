@@ -67,6 +67,7 @@ NOT_LAID = (
 )
 UNREAD = "its older backup of {stamp}, which is much larger than newer ones, could not be read: {reason}"
 OTHER = "another layout"
+BARE = "the backup as it was stored"
 PART = "it is restored from what there is, which replaces no file"
 LEFT_OUT = (
     "its backup of {stamp} is a compressed whisper file, which the ordinary file there cannot be filled from; "
@@ -91,6 +92,17 @@ def run(options: Options, stats: RunStats) -> int:
         return [RestoreMetric(metric.name, tuple(candidates), shares, is_newest)]
 
     return work_on_backups(options, stats, jobs, reads_records=True)
+
+
+Images = list[tuple[bytes, str]]
+"""Whole whisper files, and what each is, for messages; nothing is named of BARE and of what has no name."""
+
+
+class Deferred(NamedTuple):
+    """A backup of which coarser points are to be filled in; these records were laid over newer ones."""
+
+    backup: Backup
+    laid: frozenset[int]
 
 
 class RestoreMetric(NamedTuple):
@@ -129,21 +141,24 @@ class RestoreMetric(NamedTuple):
         is_substitute = needed_older = False
         laid: set[int] = set()  # the shares that were laid over a backup
         has_nothing_there = False  # in the span of --from and --until
-        deferred: list[tuple[Backup, set[int]]] = []  # backups of which coarser points are placed in the end
+        deferred: list[Deferred] = []
         has_span = options.since is not None or options.until is not None
         choice = Choice(self.candidates, stamp_at(options.since or 0) if has_span else None)
         for backup in choice:
             copies = HEALING_COPIES if restored or placer.is_occupied(path) else CREATING_COPIES
             is_last = not deferred and not choice.has_more(backup)
             laid_before = set(laid)
-            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, errors, is_last)
+            use = functools.partial(self._restore_backup, context, path, restored, backup, laid, errors, is_last)
             try:
                 placed = backups.load(context.driver, key, backup, options.max_file_size, context.budget, copies, use)
             except backups.BadBackup as error:
                 if isinstance(error, backups.GoneBackup) and (
                     metric := backups.look_again(context.driver, options.storage_path, self.name, backup)
                 ):
-                    choice.replace(backup, newest_at(metric, options.date))
+                    candidates = newest_at(metric, options.date)
+                    choice.replace(backup, candidates)
+                    if candidates and candidates[0].stamp < self.candidates[0].stamp:
+                        self._leave_alone_later(candidates[0], context, laid, errors)
                 else:
                     errors.append(error.of(backup.stamp))
                     is_substitute = True
@@ -179,8 +194,8 @@ class RestoreMetric(NamedTuple):
             if is_substitute:
                 errors.append(f"{placed.how} from the older backup of {backup.stamp} instead")
             is_substitute = False
-            if placed.is_resampled and not is_last:
-                deferred.append((backup, laid_before))
+            if placed.coarser:
+                deferred.append(Deferred(backup, frozenset(laid_before)))
             restored = _combined(restored, placed)
             if options.overwrite or placed.how == "skipped":
                 break
@@ -191,8 +206,8 @@ class RestoreMetric(NamedTuple):
                 if placed and placed.how:
                     used.append("increments")
                     restored = placed
-        if restored and deferred and not refusal:
-            restored = self._place_coarser(context, path, restored, deferred, errors)
+        if restored and not refusal:
+            restored = self._fill_coarser(context, path, restored, deferred, errors)
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
             points = f", {restored.points} points" if restored.how == "healed" else ""
@@ -211,33 +226,60 @@ class RestoreMetric(NamedTuple):
             counts[Count.NEEDED_OLDER] = 1
         return Outcome(self.name, counts, tuple(errors), store_failed=refusal is not None and refusal.store_failed)
 
-    def _place_coarser(
+    def _leave_alone_later(self, backup: Backup, context: Context, laid: set[int], errors: list[str]) -> None:
+        """Leave out the records after an older backup, which replaces a deleted one, if some between are not kept."""
+        overlay = context.overlay
+        later = {number for number, _ in self.shares if overlay.increments[number].stamp > backup.stamp} - laid
+        if later and overlay.has_gap(backup.stamp):
+            laid |= later
+            errors.append(
+                f"its backup of {self.candidates[0].stamp} was deleted during this run, and not all increments since "
+                f"that of {backup.stamp} are kept: what they have is not restored; run it again"
+            )
+
+    def _fill_coarser(
+        self, context: Context, path: bytes, restored: Placed, deferred: list[Deferred], errors: list[str]
+    ) -> Placed:
+        """Fill once more from backups of another layout, by ascending steps of their coarser points.
+
+        So no coarser point is put in the place of a finer one, of which any of them has the value.
+        """
+        options = context.options
+        key = keys.metric_key(options.storage_path, self.name)
+        bad: set[str] = set()
+        while restored.coarser:
+            step = min(restored.coarser)
+            restored = restored._replace(coarser=frozenset())
+            for backup, laid in deferred:
+                if backup.stamp in bad:
+                    continue
+                use = functools.partial(self._fill_from, context, path, restored, backup, laid, step)
+                try:
+                    filled = backups.load(
+                        context.driver, key, backup, options.max_file_size, context.budget, HEALING_COPIES, use
+                    )
+                except (backups.BadBackup, CannotPlace, StorageError) as error:
+                    bad.add(backup.stamp)
+                    errors.append(f"the coarser points of its backup of {backup.stamp} could not be filled in: {error}")
+                else:
+                    restored = _combined(restored, filled)
+        return restored
+
+    def _fill_from(
         self,
         context: Context,
         path: bytes,
         restored: Placed,
-        deferred: list[tuple[Backup, set[int]]],
-        errors: list[str],
+        backup: Backup,
+        laid: frozenset[int],
+        step: int,
+        content: bytes,
     ) -> Placed:
-        """Once more from backups of another layout, now that the file has what the finer archives of all have.
+        """Fill the restored file from a backup with its records, points of up to `step` seconds also in finer slots."""
+        images, _ = self._images(context, backup, set(laid), [], content)
+        return self._filled(context, path, Placed("already whole"), images, [], restored.planned, step)
 
-        Before that, a coarser point could be put in the place of a finer one, of which an older backup has the value.
-        """
-        key = keys.metric_key(context.options.storage_path, self.name)
-        for backup, laid in deferred:
-            use = functools.partial(self._place_or_fill, context, path, restored, backup, laid, [], True)
-            try:
-                placed = backups.load(
-                    context.driver, key, backup, context.options.max_file_size, context.budget, HEALING_COPIES, use
-                )
-            except (backups.BadBackup, CannotPlace, StorageError) as error:
-                errors.append(f"the coarser points of its backup of {backup.stamp} could not be filled in: {error}")
-                continue
-            if placed is not None:
-                restored = _combined(restored, placed)
-        return restored
-
-    def _place_or_fill(
+    def _restore_backup(
         self,
         context: Context,
         path: bytes,
@@ -245,50 +287,51 @@ class RestoreMetric(NamedTuple):
         backup: Backup,
         laid: set[int],
         errors: list[str],
-        places_coarser: bool,
+        is_last: bool,
         content: bytes,
     ) -> Placed | None:
         """Place the first good backup of a metric with its records, fill from the others; one is in memory at a time.
 
         An older one gets the records that are not later than a newer one: a disk may have died hours after its last
-        backup.  `places_coarser` as for `heal`.  None: there is nothing in the span of --from and --until, and no file
-        there.
+        backup.  None: there is nothing in the span of --from and --until, and no file there.
         """
-        made, source = Image(content, True, None, 0), f"its backup of {backup.stamp}"
+        if cwhisper.is_compressed(content) and not restored:
+            return self._place_compressed(context, path, backup, laid, errors, content)
+        images, is_based = self._images(context, backup, laid, errors, content)
+        return self._placed(context, path, restored, images, is_based, errors, is_last)
+
+    def _images(
+        self, context: Context, backup: Backup, laid: set[int], errors: list[str], content: bytes
+    ) -> tuple[Images, bool]:
+        """A backup with its records, to be used in this order; whether all that the file had is among it.
+
+        Records can push points out of an archive for which the file there, if its archives are longer, has room: so the
+        backup as it was stored follows.
+        """
+        source = f"its backup of {backup.stamp}"
         found = self._records(context, backup.stamp, laid, errors) if self.shares else Sorted()
-        if cwhisper.is_compressed(content):
-            if not restored and (found.later or found.unsure):
-                return self._place_compressed(context, path, made, backup, found, errors)
-        elif found != Sorted():
-            made = self._laid(content, found, context, errors) or made
-        planned: tuple[Write, ...] = ()
-        if restored:
-            images = [(made.content, source), *((other, OTHER) for other in made.others)]
-            planned = restored.planned
-            whole = Placed("already whole")
-            placed: Placed | None = self._filled(context, path, whole, images, errors, planned, places_coarser)
-        else:
-            placed = self._place(context, path, made, source, errors, places_coarser)
-        if not made.earlier:
-            return placed
-        if placed is None:  # --from and --until name a time of which only they have points
-            first, *rest = made.earlier
-            return self._place(context, path, made._replace(content=first, others=tuple(rest)), "", [], places_coarser)
-        earlier = [(image, "") for image in made.earlier]
-        return self._filled(context, path, placed, earlier, [], planned, places_coarser)
+        made = None
+        if found != Sorted() and not cwhisper.is_compressed(content):
+            made = self._laid(content, found, context, errors)
+        if made is None:
+            return [(content, source)], True
+        return [*_images_of(made, source), (content, BARE)], made.is_based
 
     def _place_compressed(
-        self, context: Context, path: bytes, made: Image, backup: Backup, found: Sorted, errors: list[str]
+        self, context: Context, path: bytes, backup: Backup, laid: set[int], errors: list[str], content: bytes
     ) -> Placed | None:
         """Place a compressed backup, which cannot take records; they alone can be filled into an ordinary file."""
+        found = self._records(context, backup.stamp, laid, errors) if self.shares else Sorted()
+        has_records = bool(found.later or found.unsure)
         try:
-            placed = self._place(context, path, made, "", errors)
-            errors.append(NOT_LAID.format(stamp=backup.stamp))
+            placed = self._placed(context, path, None, [(content, "")], True, errors)
+            if has_records:
+                errors.append(NOT_LAID.format(stamp=backup.stamp))
         except Differs:
-            laid = self._laid(None, found, context, errors)
-            if laid is None:
+            made = self._laid(None, found, context, errors) if has_records else None
+            if made is None:
                 raise
-            placed = self._place(context, path, laid, "its increments", errors)
+            placed = self._placed(context, path, None, _images_of(made, "its increments"), made.is_based, errors)
             errors.append(LEFT_OUT.format(stamp=backup.stamp))
         return placed
 
@@ -303,7 +346,7 @@ class RestoreMetric(NamedTuple):
             )
             made = made._replace(is_based=False)
         try:
-            return self._place(context, path, made, "its increments", errors)
+            return self._placed(context, path, None, _images_of(made, "its increments"), made.is_based, errors)
         except CannotPlace as error:
             errors.append(str(error))
             return Placed("")
@@ -316,36 +359,57 @@ class RestoreMetric(NamedTuple):
                     return overlay.has_gap_after(overlay.increments[number])
         return False
 
-    def _place(
-        self, context: Context, path: bytes, made: Image, source: str, errors: list[str], places_coarser: bool = True
+    def _placed(
+        self,
+        context: Context,
+        path: bytes,
+        restored: Placed | None,
+        images: Images,
+        is_based: bool,
+        errors: list[str],
+        is_last: bool = True,
     ) -> Placed | None:
-        """Place an image, then fill from those of its other layouts what the file there has room for."""
+        """Place the first of the images that has something of the span, fill the file from the others.
+
+        All are filled into one that was `restored` from a newer backup.  Only of the metric's last backup are coarser
+        points put in finer slots, by ascending steps: what others have for them comes before.  `is_based`: the images
+        have all of the file.
+        """
         placer = context.placer
-        images = [(made.content, source), *((other, OTHER) for other in made.others)]
-        for number, (content, where) in enumerate(images, 1):
-            if _has_points_in_span(content, context):
-                placed = placer.place(path, content, made.is_based, places_coarser)
-                _name_missing(placed, where, content, errors)
-                return self._filled(context, path, placed, images[number:], errors, (), places_coarser)
-        return Placed("already whole") if placer.is_occupied(path) else None
+        if restored:
+            placed, planned, others = Placed("already whole"), restored.planned, images
+        else:
+            placeable = [image for image in images if image[1] != BARE and _has_points_in_span(image[0], context)]
+            if not placeable:
+                return Placed("already whole") if placer.is_occupied(path) else None
+            (content, source), planned = placeable[0], ()
+            placed = placer.place(path, content, is_based, 0)
+            _name_missing(placed, source, content, errors)
+            others = images[images.index(placeable[0]) + 1 :]
+        placed = self._filled(context, path, placed, others, errors, planned)
+        while is_last and placed.coarser:
+            step = min(placed.coarser)
+            placed = self._filled(context, path, placed._replace(coarser=frozenset()), images, [], planned, step)
+        return placed
 
     def _filled(
         self,
         context: Context,
         path: bytes,
         placed: Placed,
-        images: list[tuple[bytes, str]],
+        images: Images,
         errors: list[str],
         planned: tuple[Write, ...] = (),
-        places_coarser: bool = True,
+        coarsest: int = 0,
     ) -> Placed:
-        """Fill the file that was just placed from images, each with its source; the result of all that.
+        """Fill the file that was just placed from images; the result of all that.
 
-        `planned` are the writes that a dry run left out before it was `placed`.
+        `planned` are the writes that a dry run left out before it was `placed`; `coarsest` as for `heal`.
         """
         for content, source in images:
-            if _has_points_in_span(content, context):
-                filled = context.placer.fill(path, content, planned + placed.planned, places_coarser)
+            is_needed = source != BARE or placed.is_resampled
+            if is_needed and _has_points_in_span(content, context):
+                filled = context.placer.fill(path, content, planned + placed.planned, coarsest)
                 _name_missing(filled, source, content, errors)
                 placed = _combined(placed, filled)
         return placed
@@ -402,8 +466,15 @@ class RestoreMetric(NamedTuple):
         return made
 
 
+def _images_of(made: Image, source: str) -> Images:
+    """An image, those of its other layouts, and those of earlier records, of which nothing is named."""
+    return [(made.content, source), *((other, OTHER) for other in made.others), *((each, "") for each in made.earlier)]
+
+
 def _name_missing(placed: Placed, source: str, content: bytes, errors: list[str]) -> None:
     """Name the points of `content` that could not be filled in."""
+    if source in ("", BARE):
+        return
     if placed.blocked:
         errors.append(BLOCKED.format(points=placed.blocked, source=source))
     if placed.ahead:
@@ -429,8 +500,10 @@ def _combined(before: Placed | None, after: Placed) -> Placed:
     if before is None:
         return after
     planned, is_resampled = before.planned + after.planned, before.is_resampled or after.is_resampled
+    coarser = before.coarser | after.coarser
     if before.how in ("created", "replaced"):
-        return before._replace(planned=planned, is_resampled=is_resampled)
+        return before._replace(planned=planned, is_resampled=is_resampled, coarser=coarser)
     how = before.how if after.how == "already whole" or before.how == "healed" else after.how
     warning = "; ".join(filter(None, (before.warning, after.warning)))
-    return Placed(how, before.points + after.points, warning, planned, is_resampled=is_resampled)
+    points = before.points + after.points
+    return Placed(how, points, warning, planned, is_resampled=is_resampled, coarser=coarser)

@@ -43,9 +43,9 @@ class Image(NamedTuple):
     `is_based`: there was a backup, or a record of all the file's points; without either, only what was written since a
     window began is in it, and whoever restores it must be told.  `read`: when the latest record was read, None if none
     was laid.  `others`: images of the metric's other layouts.  What of them fitted at `read` is in `content`, but not
-    the rest, nor what was ahead of the clock then; and `content` may keep points for a shorter time than they do.  So
-    restore fills from them, too, and from those of `earlier` records, of which it names nothing: what was wanted since
-    is the backup's layout.
+    the rest (coarser points where finer ones would fit, what was ahead of the clock then); and `content` may keep
+    points for a shorter time than they do.  So restore fills from them, too, and from those of `earlier` records, of
+    which it names nothing: what was wanted since is the backup's layout.
     """
 
     content: bytes
@@ -160,8 +160,11 @@ def _lay_group(image: bytearray, archives: Layout, group: list[Record], is_filli
 
 
 def heal_in(image: bytearray, other: bytearray, now: int) -> bool:
-    """Heal the points of `other` into `image`; False if it has no room for some of them, or no free slot."""
-    healing = heal(bytes(image), bytes(other), now)
+    """Heal the points of `other` into `image`; False if it has no room for some of them, or no free slot.
+
+    Coarser points are not put in the place of finer ones: other images, or older backups, may have these.
+    """
+    healing = heal(bytes(image), bytes(other), now, coarsest=0)
     for offset, content in healing.writes:
         image[offset : offset + len(content)] = content
     return not (healing.unheld or healing.blocked or healing.ahead)

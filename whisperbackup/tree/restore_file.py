@@ -22,7 +22,7 @@ from typing import NamedTuple
 from whisperbackup.tree.walk import HIDDEN_SIDECAR, SIDECAR
 from whisperbackup.whisper import cwhisper, format, reader
 from whisperbackup.whisper.checked_writes import write_at, write_checked
-from whisperbackup.whisper.healing import EVER, Healing, Span, Write, heal
+from whisperbackup.whisper.healing import END_OF_TIME, EVER, Healing, Span, Write, heal
 from whisperbackup.whisper.span import cut
 
 TEMPORARY = re.compile(rb"\.whisper-restore-[0-9a-f]{16}")
@@ -52,7 +52,7 @@ class Placed(NamedTuple):
     first is at 0, and has the whole content, if that is all that the file will hold.
     `unheld` counts points of the backup for which the file's layout has no slot of their precision, `blocked` those
     whose slot holds a stamp far ahead of the clock, `ahead` those that are far ahead of it themselves.
-    `is_resampled`: the file has another layout than the backup.
+    `is_resampled` and `coarser` as in `Healing`.
     """
 
     how: str
@@ -63,6 +63,7 @@ class Placed(NamedTuple):
     blocked: int = 0
     ahead: int = 0
     is_resampled: bool = False
+    coarser: frozenset[int] = frozenset()
 
 
 class _Vanished(Exception):
@@ -92,15 +93,15 @@ class Placer:
         """Whether there is something at `path` now."""
         return os.path.lexists(os.path.join(self.prefix, path))
 
-    def place(self, path: bytes, content: bytes, is_whole: bool = True, places_coarser: bool = True) -> Placed:
+    def place(self, path: bytes, content: bytes, is_whole: bool = True, coarsest: int = END_OF_TIME) -> Placed:
         """Restore `content`, a checked whisper file, to `path`; an existing file keeps every point that it holds.
 
-        With `overwrite` it is replaced, but by nothing that is not `is_whole`.  `places_coarser` as for `heal`.  Raises
+        With `overwrite` it is replaced, but by nothing that is not `is_whole`.  `coarsest` as for `heal`.  Raises
         CannotPlace and OSError.
         """
 
         def place(folder: int, name: bytes) -> Placed:
-            placed = self._place(folder, name, content, is_whole, places_coarser)
+            placed = self._place(folder, name, content, is_whole, coarsest)
             if placed.how in ("created", "replaced") and cwhisper.is_compressed(content):
                 sidecar = _warn_of_sidecar(folder, name)
                 return placed._replace(warning="; ".join(filter(None, (placed.warning, sidecar))))
@@ -111,18 +112,18 @@ class Placer:
             return placed._replace(planned=((0, self._cut(content)),))
         return placed
 
-    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = (), places_coarser: bool = True) -> Placed:
+    def fill(self, path: bytes, content: bytes, planned: tuple[Write, ...] = (), coarsest: int = END_OF_TIME) -> Placed:
         """Fill the file at `path`, just placed, from the older backup `content`; it is never created from that.
 
         `planned` are the writes that a dry run left out before.  Raises CannotPlace and OSError.
         """
         unmade = Placed("skipped" if cwhisper.is_compressed(content) else "healed")
         if planned and not planned[0][0]:
-            return _fill_unmade(planned, content, self.span, places_coarser)
+            return _fill_unmade(planned, content, self.span, coarsest)
 
         def fill(folder: int, name: bytes) -> Placed:
             if _exists(folder, name):
-                return self._heal(folder, name, content, places_coarser, planned)
+                return self._heal(folder, name, content, coarsest, planned)
             if self.noop:
                 return unmade  # it would have been created before
             raise CannotPlace("it was deleted while it was restored; run restore again")
@@ -205,7 +206,7 @@ class Placer:
             self._tidied.add((identity.st_dev, identity.st_ino))
             remove_leftovers(folder)
 
-    def _place(self, folder: int, name: bytes, content: bytes, is_whole: bool, places_coarser: bool) -> Placed:
+    def _place(self, folder: int, name: bytes, content: bytes, is_whole: bool, coarsest: int) -> Placed:
         if self.overwrite and is_whole:
             return _replace(folder, name, content, self.noop)
         if not _exists(folder, name):
@@ -213,15 +214,13 @@ class Placer:
                 return Placed("created")
             if _create(folder, name, self._cut(content)):
                 return Placed("created")
-        return self._heal(folder, name, content, places_coarser)
+        return self._heal(folder, name, content, coarsest)
 
     def _cut(self, content: bytes) -> bytes:
         """What a file is created with."""
         return content if self.span == EVER else cut(content, self.span, int(time.time()))
 
-    def _heal(
-        self, folder: int, name: bytes, content: bytes, places_coarser: bool, planned: tuple[Write, ...] = ()
-    ) -> Placed:
+    def _heal(self, folder: int, name: bytes, content: bytes, coarsest: int, planned: tuple[Write, ...] = ()) -> Placed:
         with _live_file(folder, name) as fd:
             if os.fstat(fd).st_size > self.max_file_size:
                 raise CannotPlace(f"the file has {os.fstat(fd).st_size} bytes, more than --max-file-size")
@@ -230,7 +229,7 @@ class Placer:
                 content=content,
                 max_size=self.max_file_size,
                 span=self.span,
-                places_coarser=places_coarser,
+                coarsest=coarsest,
                 planned=planned,
             )
             return _heal(fd, folder, name, work_out, self.noop, self.span)
@@ -530,7 +529,7 @@ def _heal(fd: int, folder: int, name: bytes, work_out: Callable[[bytes], Plan], 
 
 
 def _work_out(
-    live: bytes, content: bytes, max_size: int, span: Span, places_coarser: bool, planned: tuple[Write, ...]
+    live: bytes, content: bytes, max_size: int, span: Span, coarsest: int, planned: tuple[Write, ...]
 ) -> Plan:
     """What to do about a live file; `planned` are the writes that a dry run left out before."""
     try:
@@ -554,16 +553,16 @@ def _work_out(
             broken=f"{len(live)} bytes, its header declares {size} and is not its backup's", may_be_new=may_be_new
         )
     whole = _extended(live, header)[:size]
-    healing = heal(_written(whole, planned), content, int(time.time()), span, places_coarser)
+    healing = heal(_written(whole, planned), content, int(time.time()), span, coarsest)
     return Plan(healing, "", may_be_new, header)
 
 
-def _fill_unmade(planned: tuple[Write, ...], content: bytes, span: Span, places_coarser: bool) -> Placed:
+def _fill_unmade(planned: tuple[Write, ...], content: bytes, span: Span, coarsest: int) -> Placed:
     """Fill a file that a dry run did not create or replace; the first of the `planned` writes is all of it."""
     live = _written(b"", planned)
     if cwhisper.is_compressed(live) or cwhisper.is_compressed(content):
         return Placed("skipped")
-    healing = heal(live, content, int(time.time()), span, places_coarser)
+    healing = heal(live, content, int(time.time()), span, coarsest)
     how = "healed" if healing.writes else "already whole"
     return Placed(how, healing.points, "", tuple(healing.writes), *healing[2:])
 

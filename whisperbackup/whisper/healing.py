@@ -53,7 +53,8 @@ class Healing(NamedTuple):
     `unheld` counts the backup's points that are within the backup's own retention, but for which the live file's
     layout has no slot of the same or a finer step.  `blocked` counts those whose slot holds a stamp that is far ahead
     of the clock, and so is never overwritten.  `ahead` counts those that are far ahead of the clock themselves, and
-    not in the live file.  `is_resampled`: the layouts differ."""
+    not in the live file.  `is_resampled`: the layouts differ.  `coarser`: the steps of those archives of the backup
+    whose points may still fill finer slots, if they are allowed to."""
 
     writes: list[Write]
     points: int
@@ -61,6 +62,7 @@ class Healing(NamedTuple):
     blocked: int = 0
     ahead: int = 0
     is_resampled: bool = False
+    coarser: frozenset[int] = frozenset()
 
 
 class Source(NamedTuple):
@@ -79,7 +81,8 @@ class Rules(NamedTuple):
     header: Header
     sources: list[Source]
     resample: bool  # the layouts differ
-    places_coarser: bool
+    coarsest: int  # the greatest step of points that may be placed in finer slots
+    finest: int  # the smallest step of both files
     now: int
     span: Span
 
@@ -114,13 +117,13 @@ class Window:
         return self.times[self.ahead] + self.span
 
 
-def heal(live: bytes, backup: bytes, now: int, span: Span = EVER, places_coarser: bool = True) -> Healing:
+def heal(live: bytes, backup: bytes, now: int, span: Span = EVER, coarsest: int = END_OF_TIME) -> Healing:
     """The writes that fill `live` from `backup` (docs/design.md, "Healing").
 
     `live` and `backup` are whole whisper files; `now` is Unix time in seconds.  Of the backup, only the points of
-    `span` are used (`are_within`).  Where the layouts differ, `places_coarser` says whether coarser points may fill the
-    finer slots that nothing else fills: not yet, while other backups may have their points.  Nothing that `live` holds
-    in its finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
+    `span` are used (`are_within`).  Where the layouts differ, points of archives with steps up to `coarsest` may fill
+    the finer slots that nothing else fills: not yet, while other backups may have finer points for them.  Nothing that
+    `live` holds in its finest archive is among the writes.  Raises CorruptFile for a broken header or a wrong length.
     """
     check(live)
     check(backup)
@@ -128,7 +131,8 @@ def heal(live: bytes, backup: bytes, now: int, span: Span = EVER, places_coarser
     header, other = parse_header(live), parse_header(backup)
     resample = [a[1:] for a in header.archives] != [a[1:] for a in other.archives]
     sources = read_sources(backup, other, resample, now, span)
-    rules = Rules(header, sources, resample, resample and places_coarser, now, span)
+    finest = min(header.archives[0].step, other.archives[0].step)
+    rules = Rules(header, sources, resample, coarsest if resample else 0, finest, now, span)
     windows: list[Window] = []
     occupied = np.empty(0, np.int64)  # times held in the archives up to this one
     with np.errstate(all="ignore"):
@@ -143,7 +147,9 @@ def heal(live: bytes, backup: bytes, now: int, span: Span = EVER, places_coarser
     unheld = count_unheld(header, other, sources, now) if resample else 0
     points = sum(int(np.count_nonzero(w.known & ~w.held)) for w in windows)
     ahead = count_ahead(live, header, backup, other, now, span)
-    return Healing(writes, points, unheld, count_blocked(windows, sources, now), ahead, resample)
+    coarser = frozenset(each.step for each in sources if each.step > max(coarsest, header.archives[0].step))
+    blocked = count_blocked(windows, sources, now)
+    return Healing(writes, points, unheld, blocked, ahead, resample, coarser if resample else frozenset())
 
 
 def heal_archive(
@@ -167,10 +173,9 @@ def heal_archive(
     window.known |= fill
     if finer is not None:
         aggregate_anew(window, finer, found, copied, rules)
-    if rules.places_coarser:
-        for source in rules.sources:
-            if source.step > step:
-                place_coarser_points(window, source, occupied)
+    for source in rules.sources:
+        if step < source.step <= rules.coarsest:
+            place_coarser_points(window, source, occupied)
     if not window.based and window.known.any():
         # An empty archive: its base is the oldest filled time.
         oldest = int(np.argmax(window.known))
@@ -359,7 +364,7 @@ def downsample(window: Window, source: Source, found: Floats, available: Bools, 
     total = multiples(window.times, step, source.step)
     result, count = aggregate(rules.header.aggregation, groups, source.values[inside], total)
     fill = ~available & (window.times > source.since) & is_enough(result, count, total, rules.header)
-    fill &= are_within(rules.span, window.times, step, source.step)
+    fill &= are_within(rules.span, window.times, step, rules.finest)
     np.copyto(found, result, where=fill)
     available |= fill
 
@@ -438,7 +443,7 @@ def aggregate_anew(window: Window, finer: Window, found: Floats, copied: Bools, 
 
     # An empty slot is left to the backup's value if the live file has no points of its own below it.
     take = asked & ~held & (own | ~copied[tail])
-    take &= are_within(rules.span, window.times[tail], step, finer.archive.step) | (count == total)
+    take &= are_within(rules.span, window.times[tail], step, rules.finest) | (count == total)
     # A held slot keeps its value if the backup holds the same and the live file has no points of its own below it, and
     # if it may be the aggregate of more points than are left.
     asked &= held & ~(copied[tail] & ~differ(found[tail], stored) & ~own)
