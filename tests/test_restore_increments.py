@@ -490,6 +490,44 @@ def test_a_date_for_which_not_all_increments_are_kept_gives_what_the_backup_saw(
     assert paths[1].read_bytes() == states[5][1]
 
 
+@pytest.mark.parametrize("command", ["restore", "verify"])
+def test_workers_are_forked_when_no_thread_that_ended_can_hold_a_lock(
+    node: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """What reads manifests has ended for Python, but not yet for the C libraries: OpenSSL's end of a thread locks."""
+    counts = node.home / "counts"
+    install_driver(
+        node,
+        monkeypatch,
+        f"""
+import ctypes, os, threading
+from whisperbackup.storage import disk
+libc, at_the_end = ctypes.CDLL(None), ctypes.c_uint()
+libc.pthread_key_create(ctypes.byref(at_the_end), ctypes.cast(libc.usleep, ctypes.c_void_p))
+
+def note():
+    with open_file("{counts}", "a") as file:
+        file.write(f"{{len(os.listdir('/proc/self/task'))}} ")
+
+open_file = open
+os.register_at_fork(before=note)
+
+def open(bucket, create, arguments):
+    driver = disk.open(bucket, create, [])
+    real = driver.get
+    def get(key):
+        if threading.current_thread() is not threading.main_thread():
+            libc.pthread_setspecific(at_the_end, ctypes.c_void_p(200_000))
+        return real(key)
+    driver.get = get
+    return driver
+""",
+    )
+    node.environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's, which stays, and does no more than wait
+    node(command, "shelf")
+    assert {*counts.read_text().split()} == {"1"}
+
+
 def test_a_backup_that_is_deleted_meanwhile_leaves_no_hole_before_later_increments(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from whisperbackup.increments.record import CorruptIncrement, moment_of
 from whisperbackup.increments.window import counts
 from whisperbackup.repository.catalog import Backup, Metric
 from whisperbackup.repository.stamps import seconds, stamp_at
+from whisperbackup.runtime.threads import passing_threads
 from whisperbackup.storage.base import Driver, NotFound, Unreadable, get_range
 from whisperbackup.tree.selection import Selection
 
@@ -108,7 +109,7 @@ def open_overlay(
     def run_of(stamp: str) -> Run | Unread:
         return _checked(stamp, run_key(stamp), read(run_key(stamp), read_run))
 
-    with ThreadPoolExecutor(driver.threads) as pool:
+    with passing_threads(driver.threads) as pool:  # the workers are forked after this
         manifests = list(pool.map(manifest_of, found.stamps))
         runs = list(pool.map(run_of, found.runs))
     unlisted = {increment_key(stamp) for stamp in set(found.stamps).difference(found.complete)}

@@ -82,7 +82,8 @@ class Pool(Generic[C, R]):
     """`processes` workers with `threads` threads each.
 
     `prepare` runs once in each worker and returns the context for its jobs.  `failed` turns an exception into a
-    result.  Use the pool as a context manager, and before any thread is started.
+    result.  Use the pool as a context manager, and before any thread is started but those
+    of `passing_threads`.
     """
 
     def __init__(
