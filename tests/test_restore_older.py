@@ -458,26 +458,44 @@ def test_the_history_of_a_dead_disk_comes_back_also_if_the_first_backup_of_the_n
     assert not (program.store / "m").exists()
 
 
+FILES_OF_NOW = {
+    # name: (the layout, whether the file is another one than before, its points: so many seconds before the backup)
+    "short": ([(1, 1)], True, [0, -2]),  # a layout that reaches back to no older backup
+    "resized": ([(60, 1440), (300, 2880)], True, [90_000, -2]),
+    "filled": ([(60, 2880)], False, [120, -2]),
+    "new": ([(60, 2880)], False, [0, -2]),  # one that was created just before the last backup
+    "recreated": ([(60, 2880)], True, [120, -2]),
+    "copied": ([(60, 2880)], False, [-62]),
+    "empty": ([(60, 2880)], True, []),
+    "spanned": ([(60, 2880)], True, [-62]),
+}
+
+
 def test_only_a_file_without_older_points_counts_as_recreated(program: Program) -> None:
-    """A layout that reaches back to no older backup, a file with old points, and one that was there before."""
-    now = int(time.time())
-    names = {"short": [(1, 1)], "resized": [(60, 1440), (300, 2880)], "young": [(60, 2880)]}
-    for name in names:
+    """Whatever its birth says, which a clock that was behind or a copy into the old file makes a false one."""
+    for name in FILES_OF_NOW:
         program.write(name)
     program("backup", "disk")
+    backed_up = int(time.time())
     time.sleep(2.1)
-    for name, schema in names.items():
+    for name, (layout, is_another, ages) in FILES_OF_NOW.items():
         path = program.prefix / f"{name}.wsp"
-        if name == "young":
-            whisper.create(str(path.with_suffix(".new")), schema)
-            path.write_bytes(path.with_suffix(".new").read_bytes())
+        new = path.with_suffix(".new")
+        whisper.create(str(new), layout)
+        for age in ages:
+            whisper.update(str(new), 1.0, backed_up - age, now=backed_up - age if name == "short" else backed_up + 120)
+        if name == "spanned":
+            with new.open("r+b") as file:
+                file.seek(28)
+                file.write(struct.pack(">Ld", backed_up // 60 * 60 - 60 * 2880 * 2, float("nan")))
+        if is_another:
+            new.replace(path)
         else:
-            path.unlink()
-            whisper.create(str(path), schema)
-        late = {"short": 0, "resized": 90_000, "young": 0}[name]
-        whisper.update_many(str(path), [(now + 2, 1.0), (now - late, 2.0)], now=now + 2)
-    assert "3 backed up" in program("backup", "disk")
-    assert not list(program.store.glob("*/*.recreated"))
+            path.write_bytes(new.read_bytes())
+            new.unlink()
+    assert f"{len(FILES_OF_NOW)} backed up" in program("backup", "disk")
+    found = {each.parent.name for each in program.store.glob("*/*.recreated")}
+    assert found == {"recreated", "copied", "empty", "spanned"}
 
 
 def test_the_history_of_a_dead_disk_comes_back_after_a_change_of_codec(nights: Nights) -> None:

@@ -203,6 +203,14 @@ def test_what_is_known_to_be_recreated_need_not_be_small() -> None:
     assert [generation.size for generation in stored] == [102, 130, 132, 60, 63, 64]
 
 
+def test_a_change_of_codec_comes_after_what_is_more_likely_a_loss() -> None:
+    sizes = [9000, 100, 60_000, 25_000, 26_000, 3000, 3000, 2900, 2900, 2900, 2900]
+    history = [night(number, size, "gz" if number < 5 else "zst") for number, size in enumerate(sizes)]
+    for number in (7, 9):
+        history[number] = history[number]._replace(is_recreated=True)
+    assert [before for before, _ in falls(history)] == [history[number] for number in (8, 6, 2, 0)]
+
+
 def test_files_that_are_recreated_often_hide_no_disk_that_died() -> None:
     """The metric of a job that is started every few days."""
     stored: list[Generation] = []

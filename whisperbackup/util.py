@@ -201,17 +201,17 @@ def falls(generations: Sequence[Generation], can_tell_year: bool = True) -> list
     recreated = [fall for fall in found if fall[1].is_recreated]
     smaller = [fall for fall in found if dwarfs(fall[0], fall[1:])]
     chosen = recreated[:2]
-    chosen += [fall for fall in smaller if fall[0].codec != fall[1].codec][:1]
     same = [fall for fall in smaller if fall[0].codec == fall[1].codec]
+    largest = sorted(same, key=lambda fall: fall[1].size - fall[0].size)
     if same:
-        largest = sorted(same, key=lambda fall: fall[1].size - fall[0].size)
         most = largest[0][0].size - largest[0][1].size
         chosen += [
             next((before, after) for before, after in same if (before.size - after.size) * 8 >= most * 7),
             min(same, key=lambda fall: fall[1].size / fall[0].size),
             same[0],
-            *largest,
         ]
+    chosen += [fall for fall in smaller if fall[0].codec != fall[1].codec][:1]
+    chosen += largest
     return list(dict.fromkeys([*chosen, *recreated]))[:MOST_FALLS]
 
 

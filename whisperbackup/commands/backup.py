@@ -269,18 +269,20 @@ class BackupMetric(NamedTuple):
 
 
 def _is_recreated(path: bytes, reading: reader.Reading, last: Backup) -> bool:
-    """Whether the file is younger than the `last` backup, and has no points of the time before that.
+    """Whether the file has no points of the time before the `last` backup.
 
-    If the file system does not report when it was created, no late point counts.
+    If it was created after that, a few late points do not count.  If before, it may have been new then, or empty.
     """
     moment, now = seconds(last.stamp), int(reading.moment.timestamp())
     if is_compressed(reading.content) or not is_all_after(reading.content, moment, now, LATE):
         return False
+    born = None
     with contextlib.suppress(OSError):
         born = birth_time(path)
-        if born is not None:
-            return born >= moment + 1
-    return is_all_after(reading.content, moment, now)
+    if born is not None and born >= moment + 1:
+        return True
+    finest = format.parse_header(reading.content).archives[0].step
+    return is_all_after(reading.content, moment, now, 0 if born is None else -finest)
 
 
 def _size(path: bytes) -> int:

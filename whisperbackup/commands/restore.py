@@ -66,6 +66,7 @@ NOT_LAID = (
     "them; the backup is restored; contrib/read-increment.py can print the increments' points for carbon"
 )
 UNREAD = "its older backup of {stamp}, which is much larger than newer ones, could not be read: {reason}"
+COARSER = "the coarser points of its backup of {stamp} could not be filled in: {reason}"
 OTHER = "another layout"
 BARE = "the backup as it was stored"
 PART = "it is restored from what there is, which replaces no file"
@@ -207,7 +208,7 @@ class RestoreMetric(NamedTuple):
                     used.append("increments")
                     restored = placed
         if restored and not refusal:
-            restored = self._fill_coarser(context, path, restored, deferred, errors)
+            restored, refusal = self._fill_coarser(context, path, restored, deferred, errors)
         counts = {Count.EXAMINED: 1}
         if restored and options.noop and Count(restored.how) in IN_A_DRY_RUN:
             points = f", {restored.points} points" if restored.how == "healed" else ""
@@ -239,10 +240,11 @@ class RestoreMetric(NamedTuple):
 
     def _fill_coarser(
         self, context: Context, path: bytes, restored: Placed, deferred: list[Deferred], errors: list[str]
-    ) -> Placed:
+    ) -> tuple[Placed, Outcome | None]:
         """Fill once more from backups of another layout, by ascending steps of their coarser points.
 
-        So no coarser point is put in the place of a finer one, of which any of them has the value.
+        So no coarser point is put in the place of a finer one, of which any of them has the value.  Also returns the
+        failure of the store or the disk that ended it: what was written so far is counted all the same.
         """
         options = context.options
         key = keys.metric_key(options.storage_path, self.name)
@@ -258,12 +260,16 @@ class RestoreMetric(NamedTuple):
                     filled = backups.load(
                         context.driver, key, backup, options.max_file_size, context.budget, HEALING_COPIES, use
                     )
-                except (backups.BadBackup, CannotPlace, StorageError) as error:
+                except backups.BadBackup as error:
                     bad.add(backup.stamp)
-                    errors.append(f"the coarser points of its backup of {backup.stamp} could not be filled in: {error}")
+                    errors.append(COARSER.format(stamp=backup.stamp, reason=error))
+                except (CannotPlace, StorageError, OSError) as error:
+                    refusal = failed(self, error)
+                    errors.append(COARSER.format(stamp=backup.stamp, reason=refusal.errors[0]))
+                    return restored, refusal
                 else:
                     restored = _combined(restored, filled)
-        return restored
+        return restored, None
 
     def _fill_from(
         self,

@@ -87,7 +87,7 @@ class RemoveOrphan(NamedTuple):
         stamp = self.orphan.stamp
         mark = keys.mark(self.metric_key, stamp)
         payloads = [keys.payload(self.metric_key, stamp, codec) for codec in CODECS]
-        for key in payloads if self.orphan.suffixes == (f"{stamp}.sha1",) else [mark]:
+        for key in payloads if f"{stamp}.sha1" in self.orphan.suffixes else [mark]:
             try:
                 driver.get(key)
                 return True

@@ -17,22 +17,21 @@ def has_points(content: bytes, span: Span, now: int) -> bool:
 
 
 def is_all_after(content: bytes | bytearray, moment: int, now: int, late: int = 0) -> bool:
-    """Whether a file has points, and none of the time up to `moment`, though its layout reaches back to that.
+    """Whether a file has no points of the time up to `moment`, though its layout reaches back to that.
 
-    That is none that ended `late` seconds before it.  Only stamps are looked at, those of the coarsest archive first:
-    most files have old ones there.  Raises CorruptFile.
+    That is none whose slot ended `late` seconds before it.  The coarsest archive comes first: most files have old
+    points there.  Raises CorruptFile.
     """
     archives = parse_header(content).archives
     if now - max(archive.step * archive.points for archive in archives) >= moment:
         return False
-    has_any = False
     for archive in reversed(archives):
-        stamps = np.frombuffer(content, RECORD, archive.points, archive.offset)["t"]
-        stamps = stamps[stamps > 0]
-        if (stamps <= moment - late - archive.step).any():
+        ring = np.frombuffer(content, RECORD, archive.points, archive.offset)
+        stamps = ring["t"]
+        old = (stamps > 0) & (stamps <= moment - late - archive.step)
+        if old.any() and not np.isnan(ring["v"][old]).all():  # one without a value tells where the others are
             return False
-        has_any = has_any or stamps.size > 0
-    return has_any
+    return True
 
 
 def cut(content: bytes, span: Span, now: int) -> bytes:
