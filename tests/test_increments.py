@@ -460,6 +460,23 @@ def test_rubbish_in_a_manifest_is_one_kind_of_error(data: st.DataObject) -> None
             read_one(content[:-1])
 
 
+def test_no_flipped_bit_makes_another_manifest_or_run() -> None:
+    """A run that confirms what it did not store lets retention delete the increments that have it."""
+    made, _ = increment([simple("m/")], owed={"a.b/": NOW})
+    run = manifest.Run(stamp="x", node="n", prefix="/", begin=1, end=2, status=3, is_complete=True, unconfirmed=("f.",))
+    for one, read_one in ((made, manifest.read_manifest), (run, manifest.read_run)):
+        content = one.to_json()
+        refused = 0
+        for bit in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            try:
+                assert read_one(bytes(flipped)) == one
+            except CorruptIncrement:
+                refused += 1
+        assert 8 * len(content) - refused < 8 * len(b',"sha256":"'), "that name alone is not in the sum"
+
+
 def test_many_increments_are_joined_by_metric() -> None:
     made = []
     for number in range(30):

@@ -5,11 +5,13 @@
     <storage path>.runs/<stamp>.json                     Run; written at the end of each backup
 
 Moments are whole seconds of Unix time; a begin is rounded down, an end up.  What is read is foreign: every type, name
-and bound is checked, and CorruptIncrement is the only error.  Names that this version does not know are left out.
+and bound is checked, and CorruptIncrement is the only error.  Names that this version does not know are left out.  The last name
+is the SHA-256 of what is before it; what has none is read all the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -26,6 +28,8 @@ INCREMENTS = ".increments/"
 RUNS = ".runs/"
 MANIFEST = "manifest.json"
 DAYS = 7  # of --keep-increments, where a record does not tell
+SUM, END = b',"sha256":"', b'"}'
+"""Before and behind the SHA-256 of all that is before; no string has quotes that are not escaped."""
 _PART = re.compile(r"\d{6}\.wbi", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -216,10 +220,14 @@ def read_run(content: bytes) -> Run:
 
 
 def _dump(values: dict[str, Any]) -> bytes:
-    return json.dumps({"format": FORMAT, **values}, separators=(",", ":")).encode()
+    text = json.dumps({"format": FORMAT, **values}, separators=(",", ":")).encode()[:-1]
+    return text + b"".join((SUM, hashlib.sha256(text).hexdigest().encode(), END))
 
 
 def _load(content: bytes, kind: str) -> dict[str, Any]:
+    text, name, found = content.rpartition(SUM)
+    if name and found != hashlib.sha256(text).hexdigest().encode() + END:
+        raise CorruptIncrement(f"{kind}: its content is not that of its SHA-256")
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
