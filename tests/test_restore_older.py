@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -468,6 +469,7 @@ FILES_OF_NOW = {
     "copied": ([(60, 2880)], False, [-62]),
     "empty": ([(60, 2880)], True, []),
     "spanned": ([(60, 2880)], True, [-62]),
+    "misdated": ([(60, 2880)], True, [-62]),
 }
 
 
@@ -484,10 +486,14 @@ def test_only_a_file_without_older_points_counts_as_recreated(program: Program) 
         whisper.create(str(new), layout)
         for age in ages:
             whisper.update(str(new), 1.0, backed_up - age, now=backed_up - age if name == "short" else backed_up + 120)
-        if name == "spanned":
+        record = {
+            "spanned": (backed_up // 60 * 60 - 60 * 2880 * 2, math.nan),
+            "misdated": (1_262_304_000, 1.0),  # by a clock that began in 2010
+        }.get(name)
+        if record:
             with new.open("r+b") as file:
-                file.seek(28)
-                file.write(struct.pack(">Ld", backed_up // 60 * 60 - 60 * 2880 * 2, float("nan")))
+                file.seek(28 + 12 * 7)
+                file.write(struct.pack(">Ld", *record))
         if is_another:
             new.replace(path)
         else:
@@ -495,7 +501,7 @@ def test_only_a_file_without_older_points_counts_as_recreated(program: Program) 
             new.unlink()
     assert f"{len(FILES_OF_NOW)} backed up" in program("backup", "disk")
     found = {each.parent.name for each in program.store.glob("*/*.recreated")}
-    assert found == {"recreated", "copied", "empty", "spanned"}
+    assert found == {"recreated", "copied", "empty", "misdated", "spanned"}
 
 
 def test_the_history_of_a_dead_disk_comes_back_after_a_change_of_codec(nights: Nights) -> None:

@@ -5,8 +5,8 @@
     <storage path>.runs/<stamp>.json                     Run; written at the end of each backup
 
 Moments are whole seconds of Unix time; a begin is rounded down, an end up.  What is read is foreign: every type, name
-and bound is checked, and CorruptIncrement is the only error.  Names that this version does not know are left out.  The last name
-is the SHA-256 of what is before it; what has none is read all the same.
+and bound is checked, and CorruptIncrement is the only error.  Names that this version does not know are left out.  The
+last name is the SHA-256 of what is before it; what has none is read all the same.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     <storage path><metric>/<stamp>.wsp.<codec>     the whisper file, compressed
     <storage path><metric>/<stamp>.sha1            the mark: SHA-1 of the uncompressed file
+    <storage path><metric>/<stamp>.recreated       empty: the file has no points from before the last backup
     <storage path><metric>/<stamp>.missing         the tombstone; not empty: one of many at once
     <storage path><metric>/.whisper-backup-<stamp>-<hex>    left in a directory by a killed write
 

@@ -23,12 +23,14 @@ def is_all_after(content: bytes | bytearray, moment: int, now: int, late: int = 
     points there.  Raises CorruptFile.
     """
     archives = parse_header(content).archives
-    if now - max(archive.step * archive.points for archive in archives) >= moment:
+    begin = now - max(archive.step * archive.points for archive in archives)
+    if begin >= moment:
         return False
     for archive in reversed(archives):
         ring = np.frombuffer(content, RECORD, archive.points, archive.offset)
         stamps = ring["t"]
-        old = (stamps > 0) & (stamps <= moment - late - archive.step)
+        # What was written by a clock years behind is no history.
+        old = (stamps > max(begin, 0)) & (stamps <= moment - late - archive.step)
         if old.any() and not np.isnan(ring["v"][old]).all():  # one without a value tells where the others are
             return False
     return True
