@@ -32,8 +32,9 @@ from whisperbackup.tree.selection import select
 KEEP = 3
 METRICS = st.sampled_from(["a", "a.b", "a-b", "web1.cpu", "x%25.y"])
 DAYS = st.sampled_from([-1, 0, 2, 45])
-HEADER = struct.pack(">2LfL3L", 1, 600, 0.5, 1, 28, 60, 10)
-OLD_POINT = struct.pack(">Ld", 60, 1.0)  # so that no backup is kept as the first of a recreated file
+REACH = 2**32 // 10 * 10
+HEADER = struct.pack(">2LfL3L", 1, REACH, 0.5, 1, 28, REACH // 10, 10)
+OLD_POINT = struct.pack(">Ld", 60, 1.0)  # of the time before all backups: none is kept as the first of a recreated file
 EXAMPLES = budget(25)
 PARTS = 4  # which pytest-xdist's workers share
 SEED = int(os.environ.get("MODEL_SEED", "0"))

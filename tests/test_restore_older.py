@@ -25,6 +25,7 @@ from whisperbackup.commands import backup
 from whisperbackup.repository.stamps import stamp_at
 from whisperbackup.runtime import clock
 from whisperbackup.tree.restore_file import CannotPlace, Placer
+from whisperbackup.whisper.span import is_all_after
 
 pytestmark = pytest.mark.slow
 
@@ -502,6 +503,18 @@ def test_only_a_file_without_older_points_counts_as_recreated(program: Program) 
     assert f"{len(FILES_OF_NOW)} backed up" in program("backup", "disk")
     found = {each.parent.name for each in program.store.glob("*/*.recreated")}
     assert found == {"recreated", "copied", "empty", "misdated", "spanned"}
+
+
+def test_a_sender_that_brings_too_few_points_for_coarser_archives_recreates_no_file(tmp_path: Path) -> None:
+    """A point in five minutes, for minutes: the finest archive has those of its day alone, the coarser one has none."""
+    path, now = tmp_path / "m.wsp", 1_796_083_230
+    found = {}
+    for name, step, count in (("few", 300, 288), ("enough", 60, 180), ("none", 60, 0)):
+        whisper.create(str(path), [(60, 1440), (3600, 8760)])
+        whisper.update_many(str(path), [(now - step * number, 1.0) for number in range(count)], now=now)
+        found[name] = is_all_after(path.read_bytes(), now - 86_400 - 600, now)
+        path.unlink()
+    assert found == {"few": False, "enough": True, "none": True}
 
 
 def test_the_history_of_a_dead_disk_comes_back_after_a_change_of_codec(nights: Nights) -> None:

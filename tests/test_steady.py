@@ -280,8 +280,9 @@ def test_an_additional_run_does_not_make_the_usual_pause_a_leap() -> None:
 
 
 def anew(world: World, points: int) -> None:
-    header = struct.pack(">2LfL3L", 1, 60 * points, 0.5, 1, 28, 60, points)
-    (world.tree / "a.wsp").write_bytes(header + os.urandom(12 * points))
+    step = 2**32 // points  # so the first of them is older than all backups: none is known to be of a recreated file
+    header = struct.pack(">2LfL3L", 1, step * points, 0.5, 1, 28, step, points)
+    (world.tree / "a.wsp").write_bytes(header + struct.pack(">Ld", 60, 1.0) + os.urandom(12 * points - 12))
 
 
 @pytest.mark.parametrize("command", ["backup", "prune"])

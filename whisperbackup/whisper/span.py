@@ -19,21 +19,25 @@ def has_points(content: bytes, span: Span, now: int) -> bool:
 def is_all_after(content: bytes | bytearray, moment: int, now: int, late: int = 0) -> bool:
     """Whether a file has no points of the time up to `moment`, though its layout reaches back to that.
 
-    That is none whose slot ended `late` seconds before it.  The coarsest archive comes first: most files have old
-    points there.  Raises CorruptFile.
+    That is none whose slot ended `late` seconds before it.  An archive that reaches back must have points, if any has:
+    if a sender brings too few for xFilesFactor, the finest archive has all, and those of its own span alone.  The
+    coarsest comes first: most files have old points there.  Raises CorruptFile.
     """
     archives = parse_header(content).archives
     begin = now - max(archive.step * archive.points for archive in archives)
     if begin >= moment:
         return False
+    has_any = is_told = False
     for archive in reversed(archives):
         ring = np.frombuffer(content, RECORD, archive.points, archive.offset)
-        stamps = ring["t"]
-        # What was written by a clock years behind is no history.
-        old = (stamps > max(begin, 0)) & (stamps <= moment - late - archive.step)
+        there = ring["t"] > max(begin, 0)  # what was written by a clock years behind is no history
+        old = there & (ring["t"] <= moment - late - archive.step)
         if old.any() and not np.isnan(ring["v"][old]).all():  # one without a value tells where the others are
             return False
-    return True
+        if there.any() and not np.isnan(ring["v"][there]).all():
+            has_any = True
+            is_told = is_told or now - archive.step * archive.points < moment
+    return is_told or not has_any
 
 
 def cut(content: bytes, span: Span, now: int) -> bytes:
